@@ -1,0 +1,345 @@
+"""The frozen description of an experiment: everything that decides its result, and nothing else.
+
+Owns the configuration classes, their checks, the dict round trip and the digest. Where an experiment
+runs (workers, storage, cluster) is not part of it: results do not depend on that. Imports neither torch
+nor Ray, so a search space can be checked anywhere before anything starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+C = TypeVar("C")
+
+
+def _check(condition: bool, where: str, found: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{where} is {found!r}; expected {expected}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The part of an error message that offers the names closest to `name`, or else all of them."""
+    names = sorted(known)
+    folded = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(folded[match]) for match in close) + "?"
+    return "known names: " + ", ".join(names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which samples, at which size, with which augmentation.
+
+    Args:
+        name: "cityscapes" (segmentation and inverse depth) or "office31" (one task a domain).
+        path: folder in the community's layout; None renders procedural street scenes (cityscapes only).
+        height, width: pixels; None takes the stored size (office31: 224).
+        augment: random scale-crop and flip of the training samples (docs/guide.md, augmentation).
+        num_train, num_val: rendered scenes only; how many.
+        scene_seed: rendered scenes only; which streets.
+        domains: office31 only; which domains, in which order.
+        eval_split: "val" or "test"; the split that the epoch metrics are computed on.
+    """
+
+    name: str
+    path: str | None = None
+    height: int | None = None
+    width: int | None = None
+    augment: bool = False
+    num_train: int = 2975
+    num_val: int = 500
+    scene_seed: int = 0
+    domains: tuple[str, ...] = ("amazon", "dslr", "webcam")
+    eval_split: Literal["val", "test"] = "val"
+
+    def __post_init__(self) -> None:
+        known = ("cityscapes", "office31")
+        if self.name not in known:
+            raise ValueError(f"data.name is {self.name!r}; {nearest(self.name, known)}")
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            _check(size is None or size >= 8, f"data.{name}", size, "at least 8 pixels, or None")
+        _check(
+            (self.height is None) == (self.width is None),
+            "data.(height, width)",
+            (self.height, self.width),
+            "both or neither",
+        )
+        _check(self.num_train >= 1, "data.num_train", self.num_train, "at least 1")
+        _check(self.num_val >= 1, "data.num_val", self.num_val, "at least 1")
+        _check(len(set(self.domains)) == len(self.domains), "data.domains", self.domains, "no repeats")
+        _check(bool(self.domains), "data.domains", self.domains, "at least one domain")
+        _check(
+            not (self.name == "office31" and self.path is None),
+            "data.path",
+            self.path,
+            "the Office-31 folder (only cityscapes can be rendered without one)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One shared timm encoder and one head for every task.
+
+    Args:
+        encoder: a timm model name.
+        features: what the encoder hands over: "map" [B, C, H', W'] (its last feature map), "pooled" [B, C]
+            or "tokens" [B, N, C].
+        output_stride: of the feature map; 8 gives dilated ResNets. Encoders that cannot dilate refuse it.
+        pretrained: load timm's published weights from the hub (needs the network or its cache).
+        weights: path of a local state dict (.pth, .safetensors) for the encoder; takes the hub's place.
+        representation: where saliency is taken: "encoder" (its output), or the dotted name of a module on
+            every task's path, for example "encoder.layer4" of `MultiTaskModel`.
+        head: "aspp" (dense tasks) or "linear" (1x1 convolution for dense tasks, affine map for vectors).
+        head_channels, atrous_rates, dropout: of the ASPP head.
+        batch_norm: "global" normalises with the statistics of the whole global batch, so that results do not
+            depend on the number of workers; "local" with each worker's own, as DistributedDataParallel does.
+    """
+
+    encoder: str = "resnet50"
+    features: Literal["map", "pooled", "tokens"] = "map"
+    output_stride: int | None = 8
+    pretrained: bool = False
+    weights: str | None = None
+    representation: str = "encoder"
+    head: Literal["aspp", "linear"] = "aspp"
+    head_channels: int = 256
+    atrous_rates: tuple[int, ...] = (12, 24, 36)
+    dropout: float = 0.5
+    batch_norm: Literal["global", "local"] = "global"
+
+    def __post_init__(self) -> None:
+        _check(self.output_stride in (None, 4, 8, 16, 32), "model.output_stride", self.output_stride, "4, 8, 16, 32 or None")
+        _check(self.head_channels >= 1, "model.head_channels", self.head_channels, "at least 1")
+        _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        _check(all(rate >= 1 for rate in self.atrous_rates), "model.atrous_rates", self.atrous_rates, "all at least 1")
+        _check(
+            not (self.pretrained and self.weights is not None),
+            "model.(pretrained, weights)",
+            (self.pretrained, self.weights),
+            "one of the two: the hub's weights or a local file",
+        )
+        _check(
+            not (self.head == "aspp" and self.features != "map"),
+            "model.(head, features)",
+            (self.head, self.features),
+            "features 'map' for an ASPP head, or head 'linear'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """How task losses become one update.
+
+    Args:
+        name: a name from `repmtl_ray.policies.names()`.
+        arguments: the policy's own arguments; checked against its signature.
+        log_losses: train on log L_t, as the paper does; policies that need positive losses take L_t itself
+            and only the saliency sees the logarithm (docs/guide.md, log losses).
+        gradients: gradient policies only: task gradients at the shared "parameters" (one encoder backward a
+            task) or at the "representation" (one in all, where the method allows).
+    """
+
+    name: str = "EW"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    log_losses: bool = True
+    gradients: Literal["parameters", "representation"] = "parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegularizerConfig:
+    """Rep-MTL's two penalties: lambda_tsr * TSR + lambda_csa * CSA (equation 10); 0 turns one off.
+
+    Args:
+        lambda_tsr, lambda_csa: weights; the paper's centre is 0.9 each.
+        temperature: of CSA's softmax; the paper gives none. 0.5 is this project's default (docs/methods.md).
+    """
+
+    lambda_tsr: float = 0.9
+    lambda_csa: float = 0.9
+    temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("lambda_tsr", "lambda_csa"):
+            value = getattr(self, name)
+            _check(math.isfinite(value) and value >= 0, f"regularizer.{name}", value, "a finite number >= 0")
+        _check(
+            math.isfinite(self.temperature) and self.temperature > 0,
+            "regularizer.temperature",
+            self.temperature,
+            "a finite number > 0",
+        )
+
+    @property
+    def active(self) -> bool:
+        return self.lambda_tsr > 0 or self.lambda_csa > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimiser of model parameters and its schedule.
+
+    Args:
+        name: "adam", "adamw" or "sgd".
+        learning_rate, weight_decay, momentum: as in torch.optim (momentum: sgd only).
+        halve_at_epoch: the learning rate halves once this many epochs are done; None keeps it.
+        max_gradient_norm: clip the total gradient norm; None does not.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-5
+    momentum: float = 0.9
+    halve_at_epoch: int | None = None
+    max_gradient_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        _check(math.isfinite(rate) and rate > 0, "optimizer.learning_rate", rate, "a finite number > 0")
+        _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+        _check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+        epoch, norm = self.halve_at_epoch, self.max_gradient_norm
+        _check(epoch is None or epoch >= 1, "optimizer.halve_at_epoch", epoch, "at least 1, or None")
+        _check(norm is None or norm > 0, "optimizer.max_gradient_norm", norm, "above 0, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that decides a result.
+
+    Args:
+        data, model, policy, regularizer, optimizer: the parts.
+        tasks: which of the data set's tasks, by name; None means all.
+        epochs: passes over the training split (over the longest domain's).
+        batch_size: samples a step over **all** workers; for office31 of each domain.
+        seed: of initial weights, epoch order, augmentation, dropout and random policies.
+        precision: "float32", "bfloat16" (autocast; losses, saliency and penalties stay in float32) or "float64".
+        protocol: recorded with every result; rows of different protocols are never compared.
+    """
+
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    regularizer: RegularizerConfig = field(default_factory=RegularizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    tasks: tuple[str, ...] | None = None
+    epochs: int = 200
+    batch_size: int = 64
+    seed: int = 0
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    protocol: str = "libmtl"
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _check(self.seed >= 0, "seed", self.seed, "at least 0")
+        tasks = self.tasks
+        _check(tasks is None or len(set(tasks)) == len(tasks) > 0, "tasks", tasks, "names without repeats")
+        if self.regularizer.lambda_csa > 0 and self.batch_size < 2:
+            raise ValueError(
+                f"batch_size is {self.batch_size} with regularizer.lambda_csa {self.regularizer.lambda_csa}: CSA "
+                "contrasts samples and needs at least 2 in the global batch; raise batch_size or set lambda_csa to 0."
+            )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain, JSON-compatible values; `from_dict` reads it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """Builds a configuration class from nested plain values.
+
+    Args:
+        cls: Experiment or one of its parts.
+        values: field names to values, nested like the classes.
+        where: dotted prefix for messages.
+
+    Raises:
+        ValueError: an unknown key (the nearest valid ones are offered), a missing or ill-typed value.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in fields:
+            raise ValueError(f"{path} is not a field of {cls.__name__}; {nearest(key, fields)}")
+        arguments[key] = _convert(hints[key], value, path)
+    for name, entry in fields.items():
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and name not in arguments:
+            raise ValueError(f"{where + '.' if where else ''}{name} is missing from {cls.__name__}.")
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        _check(isinstance(value, Mapping), path, value, f"the fields of {hint.__name__}")
+        return from_dict(hint, value, path)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        return _convert(next(option for option in inner if option is not type(None)), value, path)
+    if origin is Literal:
+        _check(value in inner, path, value, "one of " + ", ".join(map(repr, inner)))
+        return value
+    if origin is tuple:
+        _check(isinstance(value, list | tuple), path, value, "a list")
+        return tuple(_convert(inner[0], item, path) for item in value)
+    if hint is float:
+        _check(isinstance(value, int | float) and not isinstance(value, bool), path, value, "a number")
+        return float(value)
+    if hint in (int, str, bool):
+        _check(type(value) is hint, path, value, f"a value of type {hint.__name__}")
+        return value
+    _check(isinstance(value, Mapping), path, value, "a mapping")
+    return dict(value)
+
+
+def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
+    """A copy with some values changed, named by dotted path.
+
+    Args:
+        experiment: stays as it is.
+        overrides: for example {"regularizer.lambda_tsr": 1.1, "policy.name": "UW", "epochs": 20}.
+
+    Raises:
+        ValueError: a path that names no field (the nearest are offered), or a value that its class refuses.
+    """
+    values = to_dict(experiment)
+    for path, value in overrides.items():
+        *parents, last = path.split(".")
+        target: Any = values
+        for depth, name in enumerate(parents):
+            if not isinstance(target, dict) or name not in target:
+                _unknown_path(path, ".".join(parents[: depth + 1]), target)
+            target = target[name]
+        free_form = parents[-1:] == ["arguments"]
+        if not isinstance(target, dict) or (last not in target and not free_form):
+            _unknown_path(path, path, target)
+        target[last] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return from_dict(Experiment, values)
+
+
+def _unknown_path(path: str, at: str, target: Any) -> typing.NoReturn:
+    choices = target if isinstance(target, dict) else {}
+    raise ValueError(f"override {path!r}: {at!r} names no field; {nearest(at.split('.')[-1], choices)}")
+
+
+def digest(config: Any) -> str:
+    """Twelve hexadecimal digits that identify a configuration; equal configurations have equal digests."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,201 @@
+"""Rep-MTL's two penalties: TSR (equations 4 to 6) and CSA (equations 7 to 9), exact and small.
+
+Owns pure functions of saliency and the two-line way into anybody's training loop, `RepMTL`. Both penalties depend on the
+direction of saliencies and not on their scale, which is used to compute them: whatever the scale and the autocast dtype,
+the arithmetic below happens on numbers around 1, in float32 at least. Across workers the batch is the global one
+(collectives.py). No Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from repmtl_ray.collectives import ALONE, Workers
+from repmtl_ray.saliency import arrange, task_saliency
+
+
+def tsr_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
+    """Entropy of the task distribution at each position, averaged.
+
+    Low when every position matters to one task; log(T) when all tasks weigh the same everywhere.
+
+    Args:
+        saliency: [tasks, batch, channels, *positions]; loss per feature unit; any scale.
+        workers: whose rows together are the global batch; every worker passes its own.
+
+    Returns:
+        Scalar in nats, in [0, log(tasks)], float32 at least; differentiable twice; 0 if no position carries saliency.
+
+    Raises:
+        ValueError: fewer than two tasks, or no channel axis.
+
+    Source:
+        Rep-MTL, arXiv:2507.21049, equations 4 to 6. Positions where every task's channel mean is zero carry no
+        information and are left out of the mean (the paper does not say). Where a single task's mean is exactly zero,
+        |x| has derivative 0 and x log x counts as 0 with derivative 0.
+    """
+    _check_saliency(saliency)
+    with torch.autocast(saliency.device.type, enabled=False):
+        magnitude = _at_least_float32(saliency).mean(dim=2).abs()
+        peak = magnitude.detach().amax(dim=0)
+        carries = peak > 0
+        magnitude = magnitude / torch.where(carries, peak, 1.0)
+        total = torch.where(carries, magnitude.sum(dim=0), 1.0)
+        positive = torch.where(magnitude > 0, magnitude, 1.0)
+        entropy = total.log() - (positive * positive.log()).sum(dim=0) / total
+        return _global_mean(entropy, carries, workers)
+
+
+def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = ALONE) -> Tensor:
+    """Contrast of each task's channel affinity with the sample's cross-task anchor against other samples' anchors.
+
+    Low when the affinities of all tasks at a sample agree with that sample's anchor, and anchors of different samples differ.
+
+    Args:
+        saliency: [tasks, batch, channels, *positions], any number of position axes, none included; any scale.
+        temperature: of the softmax over samples, above 0. The paper gives none; 0.5 is this project's default.
+        workers: whose rows together are the global batch; every worker passes its own, equally many.
+
+    Returns:
+        Scalar in nats, float32 at least; differentiable twice; 0 if no (sample, task) pair can be contrasted.
+
+    Raises:
+        ValueError: fewer than two tasks, no channel axis, fewer than two samples in the global batch, or a temperature
+            that is not above 0.
+
+    Source:
+        Rep-MTL, arXiv:2507.21049, equations 7 to 9, without their C x C matrices: with S_t in [C, N] and the anchor's
+        columns A in [C, T], <S_t S_t^T, A A^T> = |S_t^T A|^2, |S_t S_t^T| = |S_t^T S_t| (the smaller of the two is built)
+        and <A_b A_b^T, A_k A_k^T> = |A_b^T A_k|^2, all Frobenius. The denominator leaves out the sample itself, as printed.
+        Deviation for data with gaps, on which the paper is silent: a pair whose saliency is zero, or whose anchor is, is
+        left out of the mean, and so is a zero anchor among the negatives.
+    """
+    _check_saliency(saliency)
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature!r}; expected a number above 0.")
+    num_samples = saliency.shape[1] * workers.size
+    if num_samples < 2:
+        raise ValueError(
+            "csa_loss got a global batch of 1 sample; it contrasts samples and needs at least 2: raise the batch size or "
+            "set lambda_csa to 0."
+        )
+    with torch.autocast(saliency.device.type, enabled=False):
+        own = _at_least_float32(saliency).flatten(3) if saliency.dim() > 3 else _at_least_float32(saliency).unsqueeze(3)
+        anchors, has_anchor = _unit_anchors(own)
+        alignment, has_affinity = _alignment(own, anchors)
+        similarity, is_negative = _similarity(anchors, has_anchor, workers)
+        logits = (similarity / temperature).masked_fill(~is_negative, -torch.inf)
+        has_negative = is_negative.any(dim=1)
+        denominator = torch.logsumexp(torch.where(has_negative[:, None], logits, 0.0), dim=1)
+        valid = has_affinity & (has_anchor & has_negative)
+        return _global_mean(denominator - alignment / temperature, valid, workers)
+
+
+def _unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
+    """Equation 8: [batch, tasks, channels] with |A A^T| = 1, and which samples have one; zero rows where not."""
+    anchors = saliency.mean(dim=3).transpose(0, 1)
+    peak = anchors.detach().abs().amax(dim=(1, 2), keepdim=True)
+    exists = peak > 0
+    anchors = anchors / torch.where(exists, peak, 1.0)
+    squared_norm = (anchors @ anchors.transpose(1, 2)).square().sum(dim=(1, 2), keepdim=True)
+    return anchors / torch.where(exists, squared_norm, 1.0).pow(0.25), exists.flatten()
+
+
+def _alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine between affinity (equation 7) and anchor: [tasks, batch], and where the affinity is not zero."""
+    peak = torch.linalg.vector_norm(saliency.detach(), torch.inf, dim=(2, 3), keepdim=True)
+    exists = peak > 0
+    saliency = saliency / torch.where(exists, peak, 1.0)
+    channels, positions = saliency.shape[2:]
+    transposed = saliency.transpose(2, 3)
+    gramian = saliency @ transposed if channels < positions else transposed @ saliency
+    squared_norm = gramian.square().sum(dim=(2, 3))
+    projection = (anchors @ saliency).square().sum(dim=(2, 3))
+    exists = exists.flatten(1)
+    return projection / torch.where(exists, squared_norm, 1.0).sqrt(), exists
+
+
+def _similarity(anchors: Tensor, has_anchor: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
+    """Cosines between own anchors and everyone's: [batch, global batch], and which of them are negatives."""
+    batch, tasks, channels = anchors.shape
+    everyone = workers.spread(workers.gather(anchors))
+    everyone_has = workers.gather(has_anchor.to(anchors.dtype)) > 0
+    products = anchors.reshape(batch * tasks, channels) @ everyone.reshape(-1, channels).T
+    similarity = products.reshape(batch, tasks, -1, tasks).square().sum(dim=(1, 3))
+    own_index = torch.arange(batch, device=anchors.device) + workers.rank * batch
+    is_self = own_index[:, None] == torch.arange(everyone.shape[0], device=anchors.device)
+    return similarity, everyone_has & ~is_self
+
+
+def _global_mean(values: Tensor, valid: Tensor, workers: Workers) -> Tensor:
+    """The mean of the valid values over all workers' rows; 0 if there is none."""
+    parts = torch.where(valid, values, 0.0).sum()
+    count = workers.total(valid.sum().to(values.dtype))
+    return workers.total(parts) / count.clamp(min=1)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _check_saliency(saliency: Tensor) -> None:
+    if saliency.dim() < 3:
+        raise ValueError(
+            f"saliency has shape {tuple(saliency.shape)}; expected [tasks, batch, channels, *positions] as task_saliency "
+            "returns it."
+        )
+    if saliency.shape[0] < 2:
+        raise ValueError(f"saliency has {saliency.shape[0]} task; Rep-MTL's penalties compare at least 2.")
+
+
+@dataclass(frozen=True)
+class RepMTL:
+    """Both penalties, weighted, for anybody's training loop; needs neither Ray nor this project's trainer.
+
+    >>> regularizer = RepMTL(lambda_tsr=0.9, lambda_csa=0.9, temperature=0.5)
+    >>> representation = encoder(images)
+    >>> losses = [criterion(head(representation), target) for criterion, head, target in tasks]
+    >>> (sum(losses) + regularizer(losses, representation)).backward()
+
+    Args:
+        lambda_tsr, lambda_csa: weights of the two penalties; 0 leaves one out, without its cost or its demands.
+        temperature: of CSA.
+        channel_axis: of the representation; 1 for [B, C, ...], -1 for tokens [B, N, C].
+        workers: for data-parallel loops whose losses are global means (collectives.py); by default one worker.
+    """
+
+    lambda_tsr: float = 0.9
+    lambda_csa: float = 0.9
+    temperature: float = 0.5
+    channel_axis: int = 1
+    workers: Workers = ALONE
+
+    def __call__(self, losses: Sequence[Tensor], representation: Tensor) -> Tensor:
+        """The penalty of equation 10: lambda_tsr * TSR + lambda_csa * CSA.
+
+        Args:
+            losses: T scalars; log L_t as in the paper, or L_t. T >= 2.
+            representation: [B, C, *positions] (or as `channel_axis` says), part of the losses' graph.
+
+        Returns:
+            Scalar, differentiable.
+        """
+        terms = self.terms(arrange(task_saliency(losses, representation), self.channel_axis))
+        return sum(terms.values(), representation.new_zeros((), dtype=torch.promote_types(representation.dtype, torch.float32)))
+
+    def terms(self, saliency: Tensor) -> dict[str, Tensor]:
+        """The weighted penalties by name ("tsr", "csa"), those that are on.
+
+        Args:
+            saliency: [tasks, batch, channels, *positions].
+        """
+        terms = {}
+        if self.lambda_tsr:
+            terms["tsr"] = self.lambda_tsr * tsr_loss(saliency, workers=self.workers)
+        if self.lambda_csa:
+            terms["csa"] = self.lambda_csa * csa_loss(saliency, temperature=self.temperature, workers=self.workers)
+        return terms
