@@ -1,0 +1,30 @@
+# The two commands of this project: `make tune` and `make test`. VENV and PYTHON may be given: make test VENV=/somewhere.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+
+.PHONY: tune test lint install clean
+
+tune: install
+	$(BIN)/python pipelines/tune_cityscapes.py
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Dependencies once per pyproject.toml; the link to this checkout every time (an environment may be shared by clones).
+install: $(VENV)/dependencies-installed
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+
+$(VENV)/dependencies-installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77"
+	$(BIN)/pip install --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,101 @@
+"""The experiment's description: round trip, overrides by path, and messages for every kind of mistake."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from repmtl_ray.config import (
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    PolicyConfig,
+    RegularizerConfig,
+    digest,
+    from_dict,
+    replace,
+    to_dict,
+)
+
+BASE = Experiment(data=DataConfig(name="cityscapes"))
+
+
+def test_round_trip_keeps_everything():
+    experiment = Experiment(
+        data=DataConfig(name="office31", path="/data", domains=("a", "b"), height=64, width=48),
+        model=ModelConfig(encoder="resnet18", features="pooled", head="linear", atrous_rates=(1, 2)),
+        policy=PolicyConfig(name="CAGrad", arguments={"c": 0.4}),
+        tasks=("a", "b"),
+    )
+    assert from_dict(Experiment, to_dict(experiment)) == experiment
+    assert digest(from_dict(Experiment, to_dict(experiment))) == digest(experiment)
+
+
+def test_digest_follows_every_value():
+    assert digest(BASE) == digest(Experiment(data=DataConfig(name="cityscapes")))
+    assert digest(BASE) != digest(replace(BASE, {"regularizer.lambda_tsr": 0.91}))
+
+
+def test_replace_reaches_any_depth_and_leaves_the_original():
+    changed = replace(BASE, {"regularizer.lambda_tsr": 1, "policy.arguments.c": 0.4, "epochs": 3, "tasks": ["depth"]})
+    assert changed.regularizer.lambda_tsr == 1.0
+    assert changed.policy.arguments == {"c": 0.4}
+    assert changed.tasks == ("depth",)
+    assert BASE == Experiment(data=DataConfig(name="cityscapes"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        changed.epochs = 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"policy.nam": "EW"}, "did you mean 'name'"),
+        ({"regulariser.lambda_tsr": 1.0}, "did you mean 'regularizer'"),
+        ({"epochs.more": 1}, "names no field"),
+        ({"regularizer.lambda_tsr": -1.0}, r"regularizer.lambda_tsr is -1.0; expected a finite number >= 0"),
+        ({"regularizer.lambda_csa": float("inf")}, "expected a finite number >= 0"),
+        ({"regularizer.temperature": 0.0}, "expected a finite number > 0"),
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"epochs": 2.5}, "epochs is 2.5; expected a value of type int"),
+        ({"epochs": True}, "expected a value of type int"),
+        ({"batch_size": 1}, "CSA contrasts samples and needs at least 2"),
+        ({"data.name": "citiscapes"}, "did you mean 'cityscapes'"),
+        ({"data.name": "office31"}, "data.path is None; expected the Office-31 folder"),
+        ({"data.height": 64}, "both or neither"),
+        ({"model.pretrained": True, "model.weights": "w.pth"}, "one of the two"),
+        ({"model.features": "pooled"}, "features 'map' for an ASPP head"),
+        ({"model.features": "maps"}, "one of 'map', 'pooled', 'tokens'"),
+        ({"model.output_stride": 7}, "4, 8, 16, 32 or None"),
+        ({"optimizer.name": "adamm"}, "one of 'adam', 'adamw', 'sgd'"),
+        ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0"),
+        ({"precision": "fp16"}, "one of 'float32', 'bfloat16', 'float64'"),
+        ({"tasks": []}, "names without repeats"),
+    ],
+)
+def test_mistakes_get_one_message_each(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        replace(BASE, overrides)
+
+
+def test_unknown_and_missing_keys_are_named():
+    with pytest.raises(ValueError, match=r"regularizer.lamda_tsr is not a field of RegularizerConfig; did you mean 'lambda_tsr'"):
+        from_dict(Experiment, {"data": {"name": "cityscapes"}, "regularizer": {"lamda_tsr": 1}})
+    with pytest.raises(ValueError, match="data is missing from Experiment"):
+        from_dict(Experiment, {})
+
+
+def test_active_says_whether_a_penalty_is_on():
+    assert RegularizerConfig().active
+    assert not RegularizerConfig(lambda_tsr=0, lambda_csa=0).active
+
+
+def test_configuration_imports_neither_torch_nor_ray():
+    program = (
+        "import sys, importlib.util, types\n"
+        "package = types.ModuleType('repmtl_ray'); package.__path__ = ['repmtl_ray']\n"
+        "sys.modules['repmtl_ray'] = package\n"
+        "import repmtl_ray.config\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
