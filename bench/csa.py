@@ -62,23 +62,39 @@ def _peak_mib(device: str) -> float:
 
 
 def _in_fresh_process(form: str, shape: str, device: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.csa", "--one", form, "--shapes", shape, "--device", device]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.csa",
+        "--one",
+        form,
+        "--shapes",
+        shape,
+        "--device",
+        device,
+    ]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="tasks,batch,channels,positions")
+    parser.add_argument(
+        "--shapes", nargs="+", default=SHAPES, help="tasks,batch,channels,positions"
+    )
     parser.add_argument("--one", choices=tuple(FORMS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         shape = tuple(int(size) for size in arguments.shapes[0].split(","))
         print(json.dumps(measure(arguments.one, shape, arguments.device)))
         return
-    print("| [T, B, C, N] | literal ms | factored ms | time ratio | literal MiB | factored MiB | memory ratio |")
+    print(
+        "| [T, B, C, N] | literal ms | factored ms | time ratio | literal MiB | factored MiB | memory ratio |"
+    )
     print("|---|---|---|---|---|---|---|")
     for shape in arguments.shapes:
         runs: dict[str, list[dict[str, float]]] = {form: [] for form in FORMS}

@@ -93,7 +93,9 @@ class Workers:
         for group in by_dtype.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
             dist.all_reduce(flat)
-            for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+            for tensor, part in zip(
+                group, flat.split([tensor.numel() for tensor in group]), strict=True
+            ):
                 tensor.copy_(part.view_as(tensor))
 
     @torch.no_grad()

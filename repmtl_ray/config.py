@@ -77,7 +77,9 @@ class DataConfig:
         )
         _check(self.num_train >= 1, "data.num_train", self.num_train, "at least 1")
         _check(self.num_val >= 1, "data.num_val", self.num_val, "at least 1")
-        _check(len(set(self.domains)) == len(self.domains), "data.domains", self.domains, "no repeats")
+        _check(
+            len(set(self.domains)) == len(self.domains), "data.domains", self.domains, "no repeats"
+        )
         _check(bool(self.domains), "data.domains", self.domains, "at least one domain")
         _check(
             not (self.name == "office31" and self.path is None),
@@ -95,7 +97,8 @@ class ModelConfig:
         encoder: a timm model name.
         features: what the encoder hands over: "map" [B, C, H', W'] (its last feature map), "pooled" [B, C]
             or "tokens" [B, N, C].
-        output_stride: of the feature map; 8 gives dilated ResNets. Encoders that cannot dilate refuse it.
+        output_stride: of the feature map (features "map" only); 8 gives dilated ResNets. Encoders that cannot dilate
+            refuse it.
         pretrained: load timm's published weights from the hub (needs the network or its cache).
         weights: path of a local state dict (.pth, .safetensors) for the encoder; takes the hub's place.
         representation: where saliency is taken: "encoder" (its output), or the dotted name of a module on
@@ -119,10 +122,20 @@ class ModelConfig:
     batch_norm: Literal["global", "local"] = "global"
 
     def __post_init__(self) -> None:
-        _check(self.output_stride in (None, 4, 8, 16, 32), "model.output_stride", self.output_stride, "4, 8, 16, 32 or None")
+        _check(
+            self.output_stride in (None, 4, 8, 16, 32),
+            "model.output_stride",
+            self.output_stride,
+            "4, 8, 16, 32 or None",
+        )
         _check(self.head_channels >= 1, "model.head_channels", self.head_channels, "at least 1")
         _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
-        _check(all(rate >= 1 for rate in self.atrous_rates), "model.atrous_rates", self.atrous_rates, "all at least 1")
+        _check(
+            all(rate >= 1 for rate in self.atrous_rates),
+            "model.atrous_rates",
+            self.atrous_rates,
+            "all at least 1",
+        )
         _check(
             not (self.pretrained and self.weights is not None),
             "model.(pretrained, weights)",
@@ -172,7 +185,12 @@ class RegularizerConfig:
     def __post_init__(self) -> None:
         for name in ("lambda_tsr", "lambda_csa"):
             value = getattr(self, name)
-            _check(math.isfinite(value) and value >= 0, f"regularizer.{name}", value, "a finite number >= 0")
+            _check(
+                math.isfinite(value) and value >= 0,
+                f"regularizer.{name}",
+                value,
+                "a finite number >= 0",
+            )
         _check(
             math.isfinite(self.temperature) and self.temperature > 0,
             "regularizer.temperature",
@@ -205,11 +223,15 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
-        _check(math.isfinite(rate) and rate > 0, "optimizer.learning_rate", rate, "a finite number > 0")
+        _check(
+            math.isfinite(rate) and rate > 0, "optimizer.learning_rate", rate, "a finite number > 0"
+        )
         _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
         _check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
         epoch, norm = self.halve_at_epoch, self.max_gradient_norm
-        _check(epoch is None or epoch >= 1, "optimizer.halve_at_epoch", epoch, "at least 1, or None")
+        _check(
+            epoch is None or epoch >= 1, "optimizer.halve_at_epoch", epoch, "at least 1, or None"
+        )
         _check(norm is None or norm > 0, "optimizer.max_gradient_norm", norm, "above 0, or None")
 
 
@@ -243,8 +265,19 @@ class Experiment:
         _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         _check(self.seed >= 0, "seed", self.seed, "at least 0")
+        if self.policy.gradients == "representation" and self.model.representation != "encoder":
+            raise ValueError(
+                f"policy.gradients is 'representation' with model.representation {self.model.representation!r}: "
+                "shared layers behind the representation would follow no policy; take them at the 'parameters', or "
+                "the representation at the 'encoder'."
+            )
         tasks = self.tasks
-        _check(tasks is None or len(set(tasks)) == len(tasks) > 0, "tasks", tasks, "names without repeats")
+        _check(
+            tasks is None or len(set(tasks)) == len(tasks) > 0,
+            "tasks",
+            tasks,
+            "names without repeats",
+        )
         if self.regularizer.lambda_csa > 0 and self.batch_size < 2:
             raise ValueError(
                 f"batch_size is {self.batch_size} with regularizer.lambda_csa {self.regularizer.lambda_csa}: CSA "
@@ -277,9 +310,13 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
             raise ValueError(f"{path} is not a field of {cls.__name__}; {nearest(key, fields)}")
         arguments[key] = _convert(hints[key], value, path)
     for name, entry in fields.items():
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        required = (
+            entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        )
         if required and name not in arguments:
-            raise ValueError(f"{where + '.' if where else ''}{name} is missing from {cls.__name__}.")
+            raise ValueError(
+                f"{where + '.' if where else ''}{name} is missing from {cls.__name__}."
+            )
     return cls(**arguments)
 
 
@@ -301,7 +338,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         _check(isinstance(value, list | tuple), path, value, "a list")
         return tuple(_convert(inner[0], item, path) for item in value)
     if hint is float:
-        _check(isinstance(value, int | float) and not isinstance(value, bool), path, value, "a number")
+        _check(
+            isinstance(value, int | float) and not isinstance(value, bool), path, value, "a number"
+        )
         return float(value)
     if hint in (int, str, bool):
         _check(type(value) is hint, path, value, f"a value of type {hint.__name__}")
@@ -337,7 +376,9 @@ def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
 
 def _unknown_path(path: str, at: str, target: Any) -> typing.NoReturn:
     choices = target if isinstance(target, dict) else {}
-    raise ValueError(f"override {path!r}: {at!r} names no field; {nearest(at.split('.')[-1], choices)}")
+    raise ValueError(
+        f"override {path!r}: {at!r} names no field; {nearest(at.split('.')[-1], choices)}"
+    )
 
 
 def digest(config: Any) -> str:

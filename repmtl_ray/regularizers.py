@@ -84,7 +84,11 @@ def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = A
             "set lambda_csa to 0."
         )
     with torch.autocast(saliency.device.type, enabled=False):
-        own = _at_least_float32(saliency).flatten(3) if saliency.dim() > 3 else _at_least_float32(saliency).unsqueeze(3)
+        own = (
+            _at_least_float32(saliency).flatten(3)
+            if saliency.dim() > 3
+            else _at_least_float32(saliency).unsqueeze(3)
+        )
         anchors, has_anchor = _unit_anchors(own)
         alignment, has_affinity = _alignment(own, anchors)
         similarity, is_negative = _similarity(anchors, has_anchor, workers)
@@ -149,7 +153,9 @@ def _check_saliency(saliency: Tensor) -> None:
             "returns it."
         )
     if saliency.shape[0] < 2:
-        raise ValueError(f"saliency has {saliency.shape[0]} task; Rep-MTL's penalties compare at least 2.")
+        raise ValueError(
+            f"saliency has {saliency.shape[0]} task; Rep-MTL's penalties compare at least 2."
+        )
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,12 @@ class RepMTL:
             Scalar, differentiable.
         """
         terms = self.terms(arrange(task_saliency(losses, representation), self.channel_axis))
-        return sum(terms.values(), representation.new_zeros((), dtype=torch.promote_types(representation.dtype, torch.float32)))
+        return sum(
+            terms.values(),
+            representation.new_zeros(
+                (), dtype=torch.promote_types(representation.dtype, torch.float32)
+            ),
+        )
 
     def terms(self, saliency: Tensor) -> dict[str, Tensor]:
         """The weighted penalties by name ("tsr", "csa"), those that are on.
@@ -197,5 +208,7 @@ class RepMTL:
         if self.lambda_tsr:
             terms["tsr"] = self.lambda_tsr * tsr_loss(saliency, workers=self.workers)
         if self.lambda_csa:
-            terms["csa"] = self.lambda_csa * csa_loss(saliency, temperature=self.temperature, workers=self.workers)
+            terms["csa"] = self.lambda_csa * csa_loss(
+                saliency, temperature=self.temperature, workers=self.workers
+            )
         return terms

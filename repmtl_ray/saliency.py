@@ -48,7 +48,9 @@ def task_saliency(losses: Sequence[Tensor], representation: Tensor) -> Tensor:
             raise ValueError(f"losses[{index}] has shape {tuple(loss.shape)}; expected a scalar.")
         saliency: Tensor | None = None
         if loss.requires_grad:
-            (saliency,) = torch.autograd.grad(loss, representation, create_graph=True, allow_unused=True)
+            (saliency,) = torch.autograd.grad(
+                loss, representation, create_graph=True, allow_unused=True
+            )
         if saliency is None:
             raise ValueError(
                 f"losses[{index}] does not depend on the representation; compute it from this very tensor "

@@ -56,8 +56,8 @@ def small(names: Sequence[str] = ("EW", "UW", "GLS")) -> dict[str, Any]:
     """A coarse version of `joint` at a fixed learning rate, for demonstrations of a few trials."""
     return {
         "policy.name": tune.choice(list(names)),
-        "policy.log_losses": tune.choice([True]),
-        TSR: tune.choice([0.1, 0.5, 0.9]),
-        CSA: tune.choice([0.1, 0.5, 0.9]),
+        "policy.log_losses": tune.choice([True, False]),
+        TSR: tune.choice([0.0, 0.1, 0.5, 0.9]),
+        CSA: tune.choice([0.0, 0.1, 0.5, 0.9]),
         TAU: tune.choice([0.5, 1.0]),
     }

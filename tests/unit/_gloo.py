@@ -37,7 +37,9 @@ class Pool:
         self.connections, self.processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, f"file://{rendezvous}", theirs), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, size, f"file://{rendezvous}", theirs), daemon=True
+            )
             process.start()
             self.connections.append(ours)
             self.processes.append(process)

@@ -22,5 +22,7 @@ def literal_csa(saliency: Tensor, temperature: float) -> Tensor:
     z_anchor = normalize(anchor.flatten(1), dim=1, eps=0)
     positive = (z_task * z_anchor).sum(dim=2)
     to_others = (z_anchor @ z_anchor.T) / temperature
-    others = to_others.masked_fill(torch.eye(len(to_others), dtype=torch.bool, device=flat.device), -torch.inf)
+    others = to_others.masked_fill(
+        torch.eye(len(to_others), dtype=torch.bool, device=flat.device), -torch.inf
+    )
     return -((positive / temperature).exp() / others.exp().sum(dim=1)).log().mean()

@@ -13,7 +13,10 @@ def own_rows(tensor, workers, dim=0):
 
 def rows_and_weights():
     generator = torch.Generator().manual_seed(5)
-    return (torch.randn(4, 3, dtype=torch.float64, generator=generator), torch.randn(4, 3, dtype=torch.float64, generator=generator))
+    return (
+        torch.randn(4, 3, dtype=torch.float64, generator=generator),
+        torch.randn(4, 3, dtype=torch.float64, generator=generator),
+    )
 
 
 def curved(rows, weights, workers):
@@ -42,7 +45,9 @@ def test_value_gradient_and_second_gradient_equal_one_process(pool_of, size):
     for value, _, _ in found:
         torch.testing.assert_close(value, expected[0], rtol=1e-12, atol=0)
     for order in (1, 2):
-        torch.testing.assert_close(torch.cat([parts[order] for parts in found]), expected[order], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            torch.cat([parts[order] for parts in found]), expected[order], rtol=1e-10, atol=1e-12
+        )
 
 
 def penalties(workers, saliency):
@@ -55,7 +60,9 @@ def penalties(workers, saliency):
 
 @pytest.mark.parametrize("gap", ["none", "sample", "worker"])
 def test_penalties_are_those_of_the_global_batch(pool_of, gap):
-    saliency = torch.randn(2, 4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    saliency = torch.randn(
+        2, 4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     if gap == "sample":
         saliency[:, 3] = 0
         saliency[0, 1] = 0
@@ -67,12 +74,19 @@ def test_penalties_are_those_of_the_global_batch(pool_of, gap):
         torch.testing.assert_close(found[0][0], expected[0], rtol=1e-12, atol=1e-14)
         for order in (1, 2):
             torch.testing.assert_close(
-                torch.cat([parts[order] for parts in found], dim=1), expected[order], rtol=1e-9, atol=1e-12
+                torch.cat([parts[order] for parts in found], dim=1),
+                expected[order],
+                rtol=1e-9,
+                atol=1e-12,
             )
 
 
 def sums_in_place(workers):
-    mixed = [torch.full((2,), 1.0 + workers.rank), torch.tensor(3, dtype=torch.int64), torch.ones(1, 2)]
+    mixed = [
+        torch.full((2,), 1.0 + workers.rank),
+        torch.tensor(3, dtype=torch.int64),
+        torch.ones(1, 2),
+    ]
     workers.total_(mixed)
     told = [torch.tensor([float(workers.rank)])]
     workers.broadcast_(told)

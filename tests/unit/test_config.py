@@ -24,7 +24,9 @@ BASE = Experiment(data=DataConfig(name="cityscapes"))
 def test_round_trip_keeps_everything():
     experiment = Experiment(
         data=DataConfig(name="office31", path="/data", domains=("a", "b"), height=64, width=48),
-        model=ModelConfig(encoder="resnet18", features="pooled", head="linear", atrous_rates=(1, 2)),
+        model=ModelConfig(
+            encoder="resnet18", features="pooled", head="linear", atrous_rates=(1, 2)
+        ),
         policy=PolicyConfig(name="CAGrad", arguments={"c": 0.4}),
         tasks=("a", "b"),
     )
@@ -38,11 +40,14 @@ def test_digest_follows_every_value():
 
 
 def test_replace_reaches_any_depth_and_leaves_the_original():
-    changed = replace(BASE, {"regularizer.lambda_tsr": 1, "policy.arguments.c": 0.4, "epochs": 3, "tasks": ["depth"]})
+    changed = replace(
+        BASE,
+        {"regularizer.lambda_tsr": 1, "policy.arguments.c": 0.4, "epochs": 3, "tasks": ["depth"]},
+    )
     assert changed.regularizer.lambda_tsr == 1.0
     assert changed.policy.arguments == {"c": 0.4}
     assert changed.tasks == ("depth",)
-    assert BASE == Experiment(data=DataConfig(name="cityscapes"))
+    assert Experiment(data=DataConfig(name="cityscapes")) == BASE
     with pytest.raises(dataclasses.FrozenInstanceError):
         changed.epochs = 4
 
@@ -53,7 +58,10 @@ def test_replace_reaches_any_depth_and_leaves_the_original():
         ({"policy.nam": "EW"}, "did you mean 'name'"),
         ({"regulariser.lambda_tsr": 1.0}, "did you mean 'regularizer'"),
         ({"epochs.more": 1}, "names no field"),
-        ({"regularizer.lambda_tsr": -1.0}, r"regularizer.lambda_tsr is -1.0; expected a finite number >= 0"),
+        (
+            {"regularizer.lambda_tsr": -1.0},
+            r"regularizer.lambda_tsr is -1.0; expected a finite number >= 0",
+        ),
         ({"regularizer.lambda_csa": float("inf")}, "expected a finite number >= 0"),
         ({"regularizer.temperature": 0.0}, "expected a finite number > 0"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
@@ -79,7 +87,10 @@ def test_mistakes_get_one_message_each(overrides, message):
 
 
 def test_unknown_and_missing_keys_are_named():
-    with pytest.raises(ValueError, match=r"regularizer.lamda_tsr is not a field of RegularizerConfig; did you mean 'lambda_tsr'"):
+    with pytest.raises(
+        ValueError,
+        match=r"regularizer.lamda_tsr is not a field of RegularizerConfig; did you mean 'lambda_tsr'",
+    ):
         from_dict(Experiment, {"data": {"name": "cityscapes"}, "regularizer": {"lamda_tsr": 1}})
     with pytest.raises(ValueError, match="data is missing from Experiment"):
         from_dict(Experiment, {})

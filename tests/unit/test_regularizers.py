@@ -10,7 +10,10 @@ from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
 from tests.unit._literal import literal_csa, literal_tsr
 
 SHAPES = [(2, 3, 8, 5), (3, 4, 6, 1), (2, 2, 4, 3, 3), (3, 4, 6), (2, 3, 4, 9), (2, 2, 3, 2, 2, 2)]
-PENALTIES = {"tsr": (tsr_loss, literal_tsr), "csa": (lambda s: csa_loss(s, temperature=0.3), lambda s: literal_csa(s, 0.3))}
+PENALTIES = {
+    "tsr": (tsr_loss, literal_tsr),
+    "csa": (lambda s: csa_loss(s, temperature=0.3), lambda s: literal_csa(s, 0.3)),
+}
 
 
 def random_saliency(shape, dtype=torch.float64, seed=0):
@@ -49,7 +52,9 @@ def test_derivatives_agree_with_finite_differences(name, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_neither_depends_on_the_scale_of_a_sample(shape):
     saliency = random_saliency(shape).detach()
-    scale = torch.logspace(-8, 8, shape[1], dtype=torch.float64).reshape(1, -1, *[1] * (len(shape) - 2))
+    scale = torch.logspace(-8, 8, shape[1], dtype=torch.float64).reshape(
+        1, -1, *[1] * (len(shape) - 2)
+    )
     torch.testing.assert_close(csa_loss(saliency * scale), csa_loss(saliency))
     torch.testing.assert_close(tsr_loss(saliency * scale), tsr_loss(saliency))
 
@@ -104,7 +109,10 @@ def test_a_task_far_smaller_than_another_keeps_its_affinity():
     saliency = random_saliency((2, 4, 16, 10), seed=4).detach().clone()
     saliency[1] *= 1e-25
     torch.testing.assert_close(
-        csa_loss(saliency.float(), temperature=0.3).double(), literal_csa(saliency, 0.3), rtol=1e-5, atol=1e-6
+        csa_loss(saliency.float(), temperature=0.3).double(),
+        literal_csa(saliency, 0.3),
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
@@ -202,7 +210,10 @@ def test_csa_never_builds_the_larger_matrix(monkeypatch):
         (lambda: csa_loss(torch.ones(2, 4)), r"shape \(2, 4\); expected \[tasks, batch, channels"),
         (lambda: tsr_loss(torch.ones(1, 2, 4)), "has 1 task"),
         (lambda: csa_loss(torch.ones(1, 2, 4)), "has 1 task"),
-        (lambda: csa_loss(torch.ones(2, 2, 4), temperature=0.0), "temperature is 0.0; expected a number above 0"),
+        (
+            lambda: csa_loss(torch.ones(2, 2, 4), temperature=0.0),
+            "temperature is 0.0; expected a number above 0",
+        ),
     ],
 )
 def test_bad_input_is_explained(call, message):
@@ -219,7 +230,9 @@ def test_rep_mtl_in_a_plain_training_loop():
     from repmtl_ray.saliency import task_saliency
 
     saliency = task_saliency(losses, representation)
-    torch.testing.assert_close(penalty, 0.9 * tsr_loss(saliency) + 0.7 * csa_loss(saliency, temperature=0.5))
+    torch.testing.assert_close(
+        penalty, 0.9 * tsr_loss(saliency) + 0.7 * csa_loss(saliency, temperature=0.5)
+    )
     (sum(losses) + penalty).backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 

@@ -1,0 +1,245 @@
+"""Batch normalisation over the global batch: results do not depend on how many workers share it.
+
+Owns one normalisation layer and the replacement of a model's BatchNorm layers by it. torch's
+SyncBatchNorm is not used: it needs CUDA and cannot be differentiated twice. Every worker must run
+the same layers in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, TypeVar, final
+
+import torch
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from repmtl_ray.collectives import ALONE, Workers
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _dims(x: Tensor) -> list[int]:
+    return [0, *range(2, x.ndim)]
+
+
+def _as_channels(vector: Tensor, x: Tensor) -> Tensor:
+    return vector.reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class _Moments(Function):
+    """Each channel's mean and sum of squared deviations; two passes; keeps nothing but its input
+    for backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        count = x.numel() // x.shape[1]
+        if count == 0:
+            zeros = _wide(x).new_zeros(2, x.shape[1])
+            mean, squares = zeros[0].clone(), zeros[1].clone()
+        else:
+            variance, mean = torch.var_mean(_wide(x), _dims(x), correction=0)
+            squares = variance * count
+        ctx.save_for_backward(x, mean)
+        return mean, squares
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        for_mean, for_squares = (_as_channels(cotangent, x) for cotangent in cotangents)
+        count = max(x.numel() // x.shape[1], 1)
+        return (for_mean / count + 2 * (_wide(x) - _as_channels(mean, x)) * for_squares).to(x.dtype)
+
+
+class _Normalise(Function):
+    """(x - mean) * scale + bias; keeps only x, in its own dtype, and vectors for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, mean, scale)
+        y = (_wide(x) - _as_channels(mean, x)) * _as_channels(scale, x) + _as_channels(bias, x)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, ...]:
+        x, mean, scale = ctx.saved_tensors
+        cotangent = _wide(cotangents[0])
+        for_bias = cotangent.sum(_dims(x))
+        for_scale = (cotangent * (_wide(x) - _as_channels(mean, x))).sum(_dims(x))
+        return (
+            (cotangent * _as_channels(scale, x)).to(x.dtype),
+            -for_bias * scale,
+            for_scale,
+            for_bias,
+        )
+
+
+@final
+class GlobalBatchNorm(_BatchNorm):
+    """Takes a BatchNorm layer's place, parameters and names; statistics are of all workers' rows.
+
+    In eval mode, and with one worker, it is `F.batch_norm`. A single value a channel (one row of a
+    pooled branch, one worker), for which torch raises an error, is normalised by the running
+    statistics and does not change them.
+
+    Args:
+        replaced: BatchNorm1d, 2d or 3d, or timm's BatchNormAct2d, whose activation comes along.
+        workers: whose batches are one.
+    """
+
+    def __init__(self, replaced: _BatchNorm, workers: Workers) -> None:
+        super().__init__(
+            replaced.num_features,
+            eps=replaced.eps,
+            momentum=replaced.momentum,
+            affine=replaced.affine,
+            track_running_stats=replaced.track_running_stats,
+        )
+        for name in ("weight", "bias"):
+            setattr(self, name, getattr(replaced, name))
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self._buffers[name] = getattr(replaced, name)
+        self.drop: nn.Module = getattr(replaced, "drop", nn.Identity())
+        self.act: nn.Module = getattr(replaced, "act", nn.Identity())
+        self.workers = workers
+        self.training = replaced.training
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises, and in training updates the running statistics.
+
+        Args:
+            input: [rows, channels, *positions]; rows may differ between workers.
+
+        Returns:
+            The same shape and dtype; differentiable twice.
+        """
+        if not self.training and self.running_mean is not None:
+            output = self._with_running_statistics(input)
+        elif self.workers.size == 1:
+            output = self._with_own_statistics(input)
+        else:
+            output = self._with_global_statistics(input)
+        return self.act(self.drop(output))
+
+    def _with_running_statistics(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def _with_own_statistics(self, x: Tensor) -> Tensor:
+        if x.numel() == x.shape[1] and self.running_mean is not None:
+            return self._with_running_statistics(x)
+        updating = self.training and self.track_running_stats
+        momentum = self._count_batch() if updating else 0.0
+        mean, var = (self.running_mean, self.running_var) if updating else (None, None)
+        return functional.batch_norm(x, mean, var, self.weight, self.bias, True, momentum, self.eps)
+
+    def _with_global_statistics(self, x: Tensor) -> Tensor:
+        mean, variance, count = _global_moments(x, self.workers)
+        if self.training and self.track_running_stats and self.running_mean is not None:
+            self._update(mean.detach(), variance.detach() * (count / (count - 1).clamp_min(1)))
+        mean, variance = self.workers.spread(torch.stack([mean, variance]))
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        bias = torch.zeros_like(scale) if self.bias is None else self.bias
+        return _Normalise.apply(x, mean, scale, bias)
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        momentum = self._count_batch()
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), momentum)
+
+    def _count_batch(self) -> float:
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert input.ndim >= 2
+
+
+def _global_moments(x: Tensor, workers: Workers) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance and number of values of a channel over all workers, in one message.
+
+    Each worker sends its own mean, squared deviations and count; they are combined as Chan, Golub
+    and LeVeque do, so that a mean much larger than the deviation costs no digits.
+    """
+    own_mean, own_squares = _Moments.apply(x)
+    own_count = own_mean.new_full((1,), x.numel() // x.shape[1])
+    gathered = workers.gather(torch.cat([own_mean, own_squares, own_count]).unsqueeze(0))
+    num_channels = x.shape[1]
+    means, squares, counts = gathered.split([num_channels, num_channels, 1], dim=1)
+    count = counts.sum()
+    mean = (counts * means).sum(dim=0) / count
+    variance = (squares.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)) / count
+    return mean, variance, count
+
+
+_REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d, GlobalBatchNorm)
+
+
+def use_global_statistics(module: M, workers: Workers = ALONE) -> M:
+    """Replaces every BatchNorm layer in place by one with the statistics of all workers' batches.
+
+    Parameters stay the same objects, so an optimizer may already hold them. With `ALONE` every
+    worker keeps to its own batch, as DistributedDataParallel does.
+
+    Args:
+        module: searched through; may itself be a BatchNorm layer, so use what is returned.
+        workers: whose batches are one.
+
+    Returns:
+        The module, or its replacement.
+
+    Raises:
+        ValueError: a BatchNorm subclass of unknown behaviour, with more than one worker.
+    """
+    done: dict[nn.Module, nn.Module] = {}
+
+    def convert(old: nn.Module, name: str) -> nn.Module:
+        if old not in done:
+            done[old] = old
+            if type(old) in _REPLACED:
+                assert isinstance(old, _BatchNorm)
+                done[old] = GlobalBatchNorm(old, workers)
+            elif isinstance(old, _BatchNorm) and workers.size > 1:
+                raise ValueError(
+                    f"{name or 'module'} is a {type(old).__name__}, whose statistics cannot be "
+                    "made global; choose another encoder or batch_norm 'local'."
+                )
+            for child_name, child in done[old].named_children():
+                setattr(done[old], child_name, convert(child, f"{name}.{child_name}".lstrip(".")))
+        return done[old]
+
+    return convert(module, "")  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Forwards inside normalise as the mode says but leave all running statistics as they are.
+
+    Args:
+        model: in training mode, for a second look at a batch; in eval mode nothing changes.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    before = [layer.track_running_stats for layer in layers]
+    try:
+        for layer in layers:
+            layer.track_running_stats = False
+        yield
+    finally:
+        for layer, tracks in zip(layers, before, strict=True):
+            layer.track_running_stats = tracks

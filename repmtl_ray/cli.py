@@ -1,0 +1,230 @@
+"""What the recipes in `pipelines/` share: options, and what a search prints and leaves behind.
+
+Owns the command line of a search; the recipes own their data sets' experiments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from repmtl_ray import storage
+from repmtl_ray.cluster import Placement
+from repmtl_ray.config import Experiment, digest, to_dict
+from repmtl_ray.report.heatmap import delta_p_heatmap
+from repmtl_ray.report.table import results_text
+from repmtl_ray.search import SearchResult, tune
+
+EW_PLAIN = {
+    "policy.name": "EW",
+    "policy.log_losses": False,
+    "regularizer.lambda_tsr": 0.0,
+    "regularizer.lambda_csa": 0.0,
+}
+EW_LOG = {**EW_PLAIN, "policy.log_losses": True}
+REFERENCES = (EW_PLAIN, EW_LOG)
+"""Tried first by every search whose space has these values: what the logarithm gives is not the penalties' merit."""
+
+
+def search_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every search recipe has."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_argument_group("what is searched")
+    what.add_argument(
+        "--samples",
+        type=int,
+        help="trials in all; for grids, how often the grid is run (default: the preset's)",
+    )
+    what.add_argument(
+        "--space",
+        help="a function of search_spaces (small, joint, paper_grid, sensitivity) or package.module:function (default: the preset's)",
+    )
+    what.add_argument(
+        "--policies",
+        nargs="+",
+        metavar="NAME",
+        help="policies to search over, if the space takes names",
+    )
+    what.add_argument(
+        "--searcher", choices=("random", "optuna"), default="random", help="default: %(default)s"
+    )
+    what.add_argument(
+        "--scheduler",
+        choices=("none", "asha"),
+        default="none",
+        help="asha stops weak trials early (default: %(default)s)",
+    )
+    what.add_argument(
+        "--no-references",
+        action="store_true",
+        help="do not try plain EW and EW on log losses first",
+    )
+    training = parser.add_argument_group("how a trial trains")
+    training.add_argument("--epochs", type=int, help="default: the preset's")
+    training.add_argument(
+        "--batch-size", type=int, help="samples a step over all workers (default: the preset's)"
+    )
+    training.add_argument("--encoder", help="a timm model name (default: the preset's)")
+    training.add_argument("--weights", help="local file with the encoder's weights")
+    training.add_argument(
+        "--pretrained", action="store_true", help="the encoder's published weights from the hub"
+    )
+    training.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    where = parser.add_argument_group("where it runs (no result depends on it)")
+    where.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="data-parallel processes a trial (default: %(default)s)",
+    )
+    where.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
+    where.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
+    where.add_argument(
+        "--max-concurrent", type=int, help="trials at once (default: what the cluster has room for)"
+    )
+    where.add_argument(
+        "--storage", help=f"folder or URI that all nodes share (default: {storage.DEFAULT_STORAGE})"
+    )
+    where.add_argument("--name", help="of the search (default: a new one)")
+    where.add_argument(
+        "--resume",
+        metavar="NAME",
+        help="continue the search of this name; finished trials do not run again",
+    )
+    where.add_argument(
+        "--out",
+        default="results",
+        help="folder for table, CSV, picture and best configuration (default: %(default)s)",
+    )
+    return parser
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that change the experiment, as `config.replace` takes them."""
+    chosen: dict[str, Any] = {"seed": arguments.seed}
+    for path, value in {
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+        "model.encoder": arguments.encoder,
+        "model.weights": arguments.weights,
+    }.items():
+        if value is not None:
+            chosen[path] = value
+    if arguments.pretrained:
+        chosen["model.pretrained"] = True
+    return chosen
+
+
+def search_space(name: str, policies: Sequence[str] | None) -> dict[str, Any]:
+    """Calls a space function by name.
+
+    Raises:
+        ValueError: no such function, or policies for one that takes none.
+    """
+    module_name, _, function_name = name.rpartition(":")
+    module = importlib.import_module(module_name or "search_spaces")
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        known = ", ".join(getattr(module, "__all__", ()))
+        raise ValueError(
+            f"--space {name!r}: {module.__name__} has no function {function_name!r}; it has {known}."
+        )
+    if policies is None:
+        return function()
+    if "names" not in inspect.signature(function).parameters:
+        raise ValueError(
+            f"--policies: the space {name!r} takes no policy names; use 'small', 'joint' or 'policies'."
+        )
+    return function(tuple(policies))
+
+
+def run_search(
+    experiment: Experiment,
+    arguments: argparse.Namespace,
+    *,
+    space: str,
+    samples: int,
+    metrics: Sequence[str],
+    data_title: str,
+) -> SearchResult:
+    """Searches, prints the table, and writes the results.
+
+    Args:
+        experiment: with the options applied.
+        arguments: from `search_parser`.
+        space, samples: the preset's, where the options say nothing.
+        metrics: columns of the table.
+        data_title: names the data in table and figure.
+    """
+    param_space = search_space(arguments.space or space, arguments.policies)
+    result = tune(
+        experiment,
+        param_space,
+        num_samples=arguments.samples or samples,
+        searcher=arguments.searcher,
+        scheduler=arguments.scheduler,
+        references=[] if arguments.no_references else references_for(param_space),
+        placement=Placement(
+            num_workers=arguments.workers,
+            cpus_per_worker=arguments.cpus_per_worker,
+            gpus_per_worker=arguments.gpus_per_worker,
+        ),
+        max_concurrent=arguments.max_concurrent,
+        storage_path=arguments.storage,
+        name=arguments.resume or arguments.name,
+        resume=arguments.resume is not None,
+    )
+    write_results(result, Path(arguments.out), metrics=metrics, title=data_title)
+    return result
+
+
+def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reference points of a space: EW without penalties, on plain losses and on their logarithms.
+
+    A space that is a grid, or that searches no policy, has none.
+    """
+    if (
+        any(isinstance(domain, Mapping) for domain in param_space.values())
+        or "policy.name" not in param_space
+    ):
+        return []
+    return [{path: reference[path] for path in reference} for reference in REFERENCES]
+
+
+def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], title: str) -> None:
+    """Prints the table and writes results.csv, results.md, delta_p.png and best.json into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"\n{title}\n\n{results_text(result.table, result.baseline, metrics)}\n")
+    table = result.table.drop(columns="config")
+    table.to_csv(out / "results.csv", index=False)
+    markdown = results_text(result.table, result.baseline, metrics, markdown=True)
+    (out / "results.md").write_text(f"{title}\n\n{markdown}\n")
+    delta_p_heatmap(result.table, out / "delta_p.png", title=title)
+    print(
+        f"table      {out / 'results.csv'}, {out / 'results.md'}\npicture    {out / 'delta_p.png'}"
+    )
+    if result.best is None:
+        print("no trial finished an epoch; the reasons are in the table", file=sys.stderr)
+    else:
+        (out / "best.json").write_text(json.dumps(to_dict(result.best), indent=2) + "\n")
+        print(
+            f"best       {out / 'best.json'} ({digest(result.best)}); run it again: python pipelines/train.py {out / 'best.json'}"
+        )
+    print(f"all runs   {result.directory}; continue with --resume {Path(result.directory).name}")
+
+
+def main(run: Any) -> None:
+    """Runs a recipe; a user's mistake ends it with one line and exit code 2."""
+    try:
+        run()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

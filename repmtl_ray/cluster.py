@@ -1,0 +1,128 @@
+"""Joining or starting Ray, and what the cluster has.
+
+Owns the settings that Ray 2.60 needs for our runs not to hang, and the check that a request fits. Imports Ray, nothing of
+torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+logger = logging.getLogger(__name__)
+
+LOCAL_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # at most one report is seen in an interval; the default is 2 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",  # a trial that waits for its turn longer counts as failed
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_worker_maximum_startup_concurrency": "8",  # else warnings about every trial's few processes
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
+"""Set where the user has not: Ray reads them in the driver and passes them on."""
+
+
+def connect(*, num_cpus: int | None = None) -> None:
+    """Joins the Ray cluster that RAY_ADDRESS names or this machine is part of, or starts a local one.
+
+    Does nothing if this process is connected already. RAY_ADDRESS=local always starts one.
+
+    Args:
+        num_cpus: logical CPUs of a cluster started here; None takes the machine's.
+
+    A local cluster gets the dashboard (on loopback): without its HTTP server, Ray 2.60 never cleans up after a trial that
+    Tune stops early, and the next one waits for ever (Ray issue 54305).
+    """
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        return
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
+    wanted = os.environ.get("RAY_ADDRESS", "auto")
+    try:
+        if wanted == "local":
+            raise ConnectionError("a local Ray was asked for")
+        ray.init(address=wanted, **quiet)
+        print(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}", flush=True)
+    except ConnectionError:
+        if wanted not in ("auto", "local"):
+            raise
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            **quiet,
+        )
+        print(f"started a local Ray with {available().cpus:g} CPUs", flush=True)
+
+
+@dataclass(frozen=True)
+class Available:
+    """What all nodes have together, in use or not."""
+
+    cpus: float
+    gpus: float
+
+
+def available() -> Available:
+    resources = ray.cluster_resources()
+    return Available(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def autoscales() -> bool:
+    """Whether an autoscaler may still add nodes to this cluster."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return _internal_kv_get(b"__autoscaling_status") is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a run's workers go; no result depends on it.
+
+    Args:
+        num_workers: data-parallel processes; each takes an equal part of every global batch.
+        cpus_per_worker: logical CPUs that Ray reserves for each.
+        gpus_per_worker: 0 trains on the CPU.
+    """
+
+    num_workers: int = 1
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers is {self.num_workers}; expected at least 1.")
+        if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
+            raise ValueError(
+                f"a worker asks for {self.cpus_per_worker} CPUs and {self.gpus_per_worker} GPUs; expected more than 0 and at "
+                "least 0."
+            )
+
+    def check_fits(self) -> None:
+        """Refuses a request that the cluster can never serve.
+
+        Raises:
+            ValueError: names what was asked for and what there is. A cluster that autoscales is not checked.
+        """
+        if self.concurrent() >= 1 or autoscales():
+            return
+        has = available()
+        raise ValueError(
+            f"{self.num_workers} workers with {self.cpus_per_worker:g} CPUs and {self.gpus_per_worker:g} GPUs each do not fit "
+            f"this cluster of {has.cpus:g} CPUs and {has.gpus:g} GPUs; lower the number of workers or what each asks for."
+        )
+
+    def concurrent(self) -> int:
+        """How many such runs the cluster can hold at once."""
+        has = available()
+        fits = int(has.cpus // (self.num_workers * self.cpus_per_worker))
+        if self.gpus_per_worker > 0:
+            fits = min(fits, int(has.gpus // (self.num_workers * self.gpus_per_worker)))
+        return fits

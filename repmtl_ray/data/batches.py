@@ -1,0 +1,359 @@
+"""From the samples of streams to each worker's part of every global batch.
+
+Owns order, sharding, augmentation seeds, collation and the prefetching thread. Knows nothing of
+Ray: a `Rows` hands out samples, from the object store (`cache`) or straight from files
+(`LocalRows`).
+
+What the global batch number k is depends on seed, epoch and batch size alone. Workers cut it into
+equal slices, so however many they are, together they see the same samples with the same
+augmentation.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repmtl_ray.collectives import Workers
+from repmtl_ray.data.augment import augment as augmented
+from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch
+from repmtl_ray.data.stream import Kind, Sample, Stream
+
+Indices = NDArray[np.int64]
+
+
+class Rows(Protocol):
+    """The samples of one stream, by number."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(
+        self, indices: Indices, columns: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Samples, stacked along a new first axis.
+
+        Args:
+            indices: [rows], from 0 to len - 1, repeats allowed.
+            columns: which; None means all.
+
+        Returns:
+            By column; arrays that the caller may write to.
+        """
+
+
+class LocalRows:
+    """Reads samples when they are first asked for, in this process, and keeps them.
+
+    Args:
+        stream: where they come from.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._samples: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return self._stream.num_samples
+
+    def fetch(
+        self, indices: Indices, columns: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        samples = [self._sample(int(index)) for index in indices]
+        names = columns if columns is not None else list(samples[0])
+        return {name: np.stack([sample[name] for sample in samples]) for name in names}
+
+    def _sample(self, index: int) -> Sample:
+        if index not in self._samples:
+            self._samples[index] = self._stream.load(index)
+        return self._samples[index]
+
+
+def select(streams: Sequence[Stream], tasks: Sequence[str]) -> tuple[Stream, ...]:
+    """The streams that have a target for at least one of the tasks.
+
+    Raises:
+        ValueError: a task that no stream has.
+    """
+    known = [task for stream in streams for task in stream.tasks]
+    for task in tasks:
+        if task not in known:
+            raise ValueError(f"tasks: no stream has {task!r}; there are {', '.join(known)}.")
+    return tuple(stream for stream in streams if any(task in stream.kinds for task in tasks))
+
+
+def steps_per_epoch(
+    streams: Sequence[Stream], batch_size: int, *, tasks: Sequence[str] | None = None
+) -> int:
+    """How many global batches an epoch has: those that the longest stream fills.
+
+    Args:
+        streams: of the training split.
+        batch_size: samples of each stream in a global batch.
+        tasks: which are trained; None means all.
+
+    Raises:
+        ValueError: not even one.
+    """
+    if tasks is not None:
+        streams = select(streams, tasks)
+    longest = max(streams, key=lambda stream: stream.num_samples)
+    if longest.num_samples < batch_size:
+        which = (
+            "the training split" if len(streams) == 1 else f"the longest stream, {longest.name},"
+        )
+        raise ValueError(
+            f"batch_size is {batch_size}, but {which} has {longest.num_samples} samples, which do "
+            f"not fill one batch; take at most {longest.num_samples}."
+        )
+    return longest.num_samples // batch_size
+
+
+def epoch_order(num_samples: int, *, seed: int, epoch: int, lap: int, stream: str) -> Indices:
+    """The order of a stream's samples: a permutation that depends on these arguments alone.
+
+    Args:
+        num_samples: of the stream.
+        seed: of the run.
+        epoch: from 0.
+        lap: how often the stream was used up in this epoch; above 0 only for shorter streams.
+        stream: its name.
+
+    Returns:
+        [num_samples], every number once.
+    """
+    rng = np.random.default_rng([seed, epoch, lap, zlib.crc32(stream.encode())])
+    return rng.permutation(num_samples)
+
+
+def train_batches(
+    streams: Sequence[Stream],
+    rows: Mapping[str, Rows],
+    *,
+    tasks: Sequence[str],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first_step: int = 0,
+    workers: Workers,
+    augment: bool,
+    dtype: torch.dtype,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """One worker's slices of an epoch's global batches.
+
+    The global batch k holds, of each stream, the entries k * batch_size to (k + 1) * batch_size of
+    its order; a shorter stream goes on with its next lap's order. Worker w has the w-th slice of
+    each.
+
+    Args:
+        streams: of the training split.
+        rows: their samples, by stream.
+        tasks: whose targets to batch; streams without any of them are left out.
+        batch_size: samples of each stream in a global batch.
+        seed, epoch: decide order and augmentation.
+        first_step: begin with this global batch.
+        workers: who share each global batch.
+        augment: whether to show random views (`augment.augment`); a sample's view depends on seed,
+            epoch, lap, stream and sample_id, not on who reads it.
+        dtype: of images, depths and normals.
+        prefetch: batches made ahead of use, at least 1, by one background thread; it ends with the
+            iterator, and its errors come out of it.
+
+    Raises:
+        ValueError: at once: a batch that does not divide over the workers or is larger than the
+            split, an unknown task; later: what `rows` raises.
+    """
+    streams = select(streams, tasks)
+    num_steps = steps_per_epoch(streams, batch_size)
+    num_own = _share(batch_size, workers)
+    orders: dict[tuple[str, int], Indices] = {}
+
+    def part(stream: Stream, step: int) -> dict[str, NDArray[Any]]:
+        """This worker's samples of one stream in one step."""
+        first = step * batch_size + workers.rank * num_own
+        laps, places = np.divmod(np.arange(first, first + num_own), stream.num_samples)
+        for lap in np.unique(laps).tolist():
+            if (stream.name, lap) not in orders:
+                orders[stream.name, lap] = epoch_order(
+                    stream.num_samples, seed=seed, epoch=epoch, lap=lap, stream=stream.name
+                )
+        indices = np.array(
+            [orders[stream.name, lap][place] for lap, place in zip(laps, places, strict=True)]
+        )
+        samples = rows[stream.name].fetch(indices, _columns(stream, tasks))
+        if augment:
+            key = zlib.crc32(stream.name.encode())
+            _augment_rows(
+                samples, _kinds(stream, tasks), [(seed, epoch, int(lap), key) for lap in laps]
+            )
+        return samples
+
+    def make() -> Iterator[Batch]:
+        for step in range(first_step, num_steps):
+            yield collate([(stream, part(stream, step)) for stream in streams], tasks, dtype)
+
+    return _prefetched(make, prefetch)
+
+
+def eval_batches(
+    streams: Sequence[Stream],
+    rows: Mapping[str, Rows],
+    *,
+    tasks: Sequence[str],
+    batch_size: int,
+    workers: Workers,
+    dtype: torch.dtype,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """One worker's share of a split, in order; all shares together have every sample once.
+
+    A worker goes through the streams one after the other, so the batches of Office have rows of one
+    task each. Shares differ by at most one sample a stream, and may be empty.
+
+    Args:
+        streams, rows, tasks, workers, dtype, prefetch: as for `train_batches`.
+        batch_size: rows of a batch of this worker at most; the last of each stream has what is
+            left.
+
+    Raises:
+        ValueError: an unknown task at once; later: what `rows` raises.
+    """
+    streams = select(streams, tasks)
+
+    def make() -> Iterator[Batch]:
+        for stream in streams:
+            start, end = (
+                stream.num_samples * rank // workers.size
+                for rank in (workers.rank, workers.rank + 1)
+            )
+            for first in range(start, end, batch_size):
+                indices = np.arange(first, min(first + batch_size, end))
+                samples = rows[stream.name].fetch(indices, _columns(stream, tasks))
+                yield collate([(stream, samples)], tasks, dtype)
+
+    return _prefetched(make, prefetch)
+
+
+def collate(
+    parts: Sequence[tuple[Stream, Mapping[str, NDArray[Any]]]],
+    tasks: Sequence[str],
+    dtype: torch.dtype,
+) -> Batch:
+    """A batch of stacked samples, the rows of one stream after those of another.
+
+    Args:
+        parts: at least one; a stream, and its samples by column.
+        tasks: whose targets to take; those that no part has are not in the batch.
+        dtype: of images, depths and normals.
+    """
+    images: list[Tensor] = []
+    targets: dict[str, Tensor] = {}
+    rows: dict[str, slice] = {}
+    num_rows = 0
+    for stream, samples in parts:
+        end = num_rows + len(samples[IMAGE])
+        images.append(_images(stream, samples[IMAGE], dtype))
+        for task in tasks:
+            if task in stream.kinds:
+                targets[task] = _target(stream.kinds[task], samples[task], dtype)
+                rows[task] = slice(num_rows, end)
+        num_rows = end
+    sample_ids = np.concatenate([samples[SAMPLE_ID] for _, samples in parts])
+    return Batch(
+        images=images[0] if len(images) == 1 else torch.cat(images),
+        targets=targets,
+        rows=rows,
+        sample_ids=torch.from_numpy(sample_ids),
+    )
+
+
+def _share(batch_size: int, workers: Workers) -> int:
+    over = batch_size % workers.size
+    if over:
+        below = batch_size - over
+        near = " or ".join(str(size) for size in (below, below + workers.size) if size)
+        raise ValueError(
+            f"batch_size is {batch_size}, which {workers.size} workers cannot share equally; take "
+            f"{near}."
+        )
+    return batch_size // workers.size
+
+
+def _columns(stream: Stream, tasks: Sequence[str]) -> list[str]:
+    return [SAMPLE_ID, IMAGE, *(task for task in tasks if task in stream.kinds)]
+
+
+def _kinds(stream: Stream, tasks: Sequence[str]) -> dict[str, Kind]:
+    return {IMAGE: "image", **{task: stream.kinds[task] for task in tasks if task in stream.kinds}}
+
+
+def _augment_rows(
+    samples: dict[str, NDArray[Any]], kinds: Mapping[str, Kind], keys: Sequence[tuple[int, ...]]
+) -> None:
+    """Replaces every sample by a view of it; a key and the sample_id are the seed of each."""
+    for row, key in enumerate(keys):
+        rng = np.random.default_rng([*key, int(samples[SAMPLE_ID][row])])
+        view = augmented({name: samples[name][row] for name in kinds}, rng=rng, kinds=kinds)
+        for name in kinds:
+            samples[name][row] = view[name]
+
+
+def _images(stream: Stream, stored: NDArray[Any], dtype: torch.dtype) -> Tensor:
+    images = torch.from_numpy(stored).permute(0, 3, 1, 2).contiguous().to(dtype)
+    if stored.dtype == np.uint8:
+        images /= 255
+    if stream.normalize is not None:
+        mean, std = (torch.tensor(values, dtype=dtype).view(3, 1, 1) for values in stream.normalize)
+        images = (images - mean) / std
+    return images
+
+
+def _target(kind: Kind, stored: NDArray[Any], dtype: torch.dtype) -> Tensor:
+    target = torch.from_numpy(stored)
+    if kind in ("label", "class"):
+        return target.to(torch.int64)
+    return target.permute(0, 3, 1, 2).contiguous().to(dtype)
+
+
+def _prefetched(make: Callable[[], Iterator[Batch]], depth: int) -> Iterator[Batch]:
+    """Runs an iterator in a thread, at most `depth` items ahead of its consumer."""
+    assert depth >= 1, "a queue of size 0 would be unbounded"
+    items: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def hand_over(item: Batch | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                items.put(item, timeout=0.05)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in make():
+                hand_over(batch)
+                if stop.is_set():
+                    return
+            hand_over(None)
+        except BaseException as error:  # noqa: BLE001 -- raised again in the consumer's thread
+            hand_over(error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (item := items.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

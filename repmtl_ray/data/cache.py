@@ -1,0 +1,298 @@
+"""The samples of a split in Ray's object store: read once, checked, shared by all workers.
+
+Owns the only use of Ray Data, for reading: in parallel, anywhere in the cluster, before training
+begins, so that a broken file is an error of the data and not of the thousandth step. Workers map
+the blocks into their memory and pick rows from them; order and augmentation are in `batches`.
+
+The objects live as long as the process that called `cache_streams`. Files must be readable under
+the same path on every node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.data.block import BlockAccessor
+
+from repmtl_ray.data.columns import SAMPLE_ID
+from repmtl_ray.data.stream import Stream
+
+# `batches` needs torch, which reading tasks do not: they start several times as fast without it.
+if TYPE_CHECKING:
+    from repmtl_ray.data.batches import Indices, Rows
+
+BLOCK_BYTES = 16 * 2**20
+"""Of a block, about: what a reading task holds in memory."""
+_ERROR = "error"
+_ERRORS_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cached:
+    """One stream in the object store.
+
+    Args:
+        blocks: references to Arrow tables.
+        block_of, row_of: [num_samples]; where each sample lies.
+        contents: [num_samples]; a checksum of each sample's columns.
+    """
+
+    blocks: tuple[ray.ObjectRef[Any], ...]
+    block_of: NDArray[np.int32]
+    row_of: NDArray[np.int32]
+    contents: NDArray[np.uint32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedSplit:
+    """A split in the object store; small itself, so it can go into tasks, actors and trainers.
+
+    Args:
+        streams: whose samples they are.
+        cached: by stream, where the samples are.
+        num_bytes: of all samples together, about.
+        fingerprint: of their content; equal content has the same, wherever it was read from.
+    """
+
+    streams: tuple[Stream, ...]
+    cached: Mapping[str, _Cached]
+    num_bytes: int
+    fingerprint: str
+
+    def rows(self, stream: Stream) -> Rows:
+        """The samples of one of the streams, for use in this process."""
+        return _CachedRows(self.cached[stream.name])
+
+
+class _CachedRows:
+    def __init__(self, cached: _Cached) -> None:
+        self._cached = cached
+        self._views: dict[int, dict[str, NDArray[Any]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._cached.block_of)
+
+    def fetch(
+        self, indices: Indices, columns: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        blocks, places = self._cached.block_of[indices], self._cached.row_of[indices]
+        self._map(sorted(set(blocks.tolist()) - self._views.keys()))
+        first = self._views[int(blocks[0])]
+        gathered = {
+            name: np.empty((len(indices), *first[name].shape[1:]), first[name].dtype)
+            for name in (first if columns is None else columns)
+        }
+        for row, (block, place) in enumerate(zip(blocks.tolist(), places.tolist(), strict=True)):
+            view = self._views[block]
+            for name, values in gathered.items():
+                values[row] = view[name][place]
+        return gathered
+
+    def _map(self, missing: list[int]) -> None:
+        """Maps blocks into this process, from this node's store or another's; they stay mapped."""
+        tables = ray.get([self._cached.blocks[block] for block in missing])
+        for block, table in zip(missing, tables, strict=True):
+            self._views[block] = _views(table)
+
+
+def _views(table: Any) -> dict[str, NDArray[Any]]:
+    """A table's columns, without copying."""
+    views = BlockAccessor.for_block(table).to_numpy(table.column_names)
+    assert isinstance(views, dict)
+    return views
+
+
+def cache_streams(streams: Sequence[Stream], *, num_cpus_per_task: float = 0) -> CachedSplit:
+    """Reads every sample of the streams once and keeps them in the object store.
+
+    Args:
+        streams: of one split.
+        num_cpus_per_task: logical CPUs that a reading task reserves. With 0 it also runs while
+            training workers or Tune trials hold every CPU; there are never more tasks than the
+            cluster has CPUs.
+
+    Returns:
+        The way to the samples; needs this process alive.
+
+    Raises:
+        ValueError: samples that their streams refuse, with the streams' messages; the first five,
+            and how many there are.
+    """
+    sizes = [stream.num_samples * _sample_bytes(stream) for stream in streams]
+    _warn_if_large(sum(sizes))
+    with _quiet():
+        cached = {
+            stream.name: _read(stream, size, num_cpus_per_task)
+            for stream, size in zip(streams, sizes, strict=True)
+        }
+    contents = [
+        (name, zlib.crc32(part.contents.tobytes())) for name, part in sorted(cached.items())
+    ]
+    return CachedSplit(
+        streams=tuple(streams),
+        cached=cached,
+        num_bytes=sum(sizes),
+        fingerprint=f"{zlib.crc32(repr(contents).encode()):08x}",
+    )
+
+
+def _sample_bytes(stream: Stream) -> int:
+    return sum(values.nbytes for values in stream.load(0).values())
+
+
+def _read(stream: Stream, num_bytes: int, num_cpus_per_task: float) -> _Cached:
+    num_readers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    num_blocks = max(
+        math.ceil(num_bytes / BLOCK_BYTES),
+        min(2 * num_readers, stream.num_samples),
+    )
+    # from_items, because the reading tasks of ray.data.range would wait for a whole free CPU.
+    numbers = ray.data.from_items(list(range(stream.num_samples)), override_num_blocks=num_blocks)
+    dataset = numbers.map_batches(
+        cast(Any, _load_block),
+        batch_size=None,
+        fn_kwargs={"stream": stream},
+        num_cpus=num_cpus_per_task,
+        compute=ray.data.TaskPoolStrategy(size=num_readers),
+    )
+    blocks = tuple(dataset.materialize().to_arrow_refs())
+    size = math.ceil(len(blocks) / num_readers)
+    shares = [list(blocks[first : first + size]) for first in range(0, len(blocks), size)]
+    found = ray.get([_summaries.remote(share) for share in shares])
+    summaries = list(itertools.chain.from_iterable(found))
+    _raise_errors(stream, [error for summary in summaries for error in summary.errors])
+    return _index(stream, blocks, summaries)
+
+
+def _load_block(batch: dict[str, NDArray[Any]], *, stream: Stream) -> dict[str, NDArray[Any]]:
+    """Samples by number, stacked; or, if any was refused, the messages.
+
+    Messages travel as data: an exception would reach the user inside two others of Ray, after a
+    report in the log, and would hide all errors but the first.
+    """
+    samples, errors = [], []
+    for index in batch["item"].tolist():
+        try:
+            samples.append(stream.load(index))
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        return {_ERROR: np.array(errors)}
+    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What the index needs to know of a block: sample ids and checksums in order; errors."""
+
+    ids: NDArray[np.int64]
+    contents: NDArray[np.uint32]
+    errors: list[str]
+
+
+@ray.remote(num_cpus=0)
+def _summaries(blocks: list[ray.ObjectRef[Any]]) -> list[_Summary]:
+    """Many blocks a task: of tasks without a CPU, Ray would start any number at once."""
+    return [_summary(ray.get(block)) for block in blocks]
+
+
+def _summary(table: Any) -> _Summary:
+    if _ERROR in table.column_names:
+        nothing = np.array([], dtype=np.int64)
+        return _Summary(nothing, nothing.astype(np.uint32), table.column(_ERROR).to_pylist())
+    columns = _views(table)
+    contents = np.zeros(len(columns[SAMPLE_ID]), dtype=np.uint32)
+    for name, values in sorted(columns.items()):
+        for row, value in enumerate(values):
+            contents[row] = zlib.crc32(
+                np.ascontiguousarray(value).tobytes(),
+                zlib.crc32(f"{name} {value.dtype} {value.shape}".encode(), int(contents[row])),
+            )
+    return _Summary(columns[SAMPLE_ID], contents, [])
+
+
+def _raise_errors(stream: Stream, errors: list[str]) -> None:
+    if not errors:
+        return
+    if len(errors) == 1:
+        raise ValueError(errors[0])
+    errors.sort()
+    more = [f"and {len(errors) - _ERRORS_SHOWN} more"] if len(errors) > _ERRORS_SHOWN else []
+    raise ValueError(
+        f"{stream.name}: {len(errors)} of {stream.num_samples} samples cannot be used:\n"
+        + "\n".join([*errors[:_ERRORS_SHOWN], *more])
+    )
+
+
+def _index(
+    stream: Stream, blocks: tuple[ray.ObjectRef[Any], ...], summaries: Sequence[_Summary]
+) -> _Cached:
+    """Where each sample is, whatever the order and the size of the blocks."""
+    ids = [summary.ids for summary in summaries]
+    all_ids = np.concatenate(ids)
+    found, counts = np.unique(all_ids, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"{stream.name}: sample_id {found[counts > 1][0]} came {counts.max()} times; a "
+            "stream's sample ids are unique."
+        )
+    if not np.array_equal(found, np.arange(stream.num_samples)):
+        raise ValueError(
+            f"{stream.name}: sample ids are {found.min()} to {found.max()} over {len(found)} "
+            f"samples; expected the numbers 0 to {stream.num_samples - 1}."
+        )
+    order = np.argsort(all_ids)
+    block_of = np.repeat(np.arange(len(ids)), [len(part) for part in ids])[order]
+    row_of = np.concatenate([np.arange(len(part)) for part in ids])[order]
+    return _Cached(
+        blocks=blocks,
+        block_of=block_of.astype(np.int32),
+        row_of=row_of.astype(np.int32),
+        contents=np.concatenate([summary.contents for summary in summaries])[order],
+    )
+
+
+def _warn_if_large(num_bytes: int) -> None:
+    stores = [
+        node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]
+    ]
+    smallest = min(stores)
+    if num_bytes > 0.8 * smallest:
+        warnings.warn(
+            f"the samples take {num_bytes / 2**30:.1f} GiB, the smallest object store of the "
+            f"cluster has {smallest / 2**30:.1f} GiB: Ray will keep the rest on disk and training "
+            "will wait for it. Start Ray with a larger --object-store-memory, or make the images "
+            "smaller (data.height, data.width).",
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no reports of Ray Data, whose settings are as before afterwards."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # among the warnings: that progress bars are off
+    with warnings.catch_warnings():
+        # Ray 2.60 warns of a deprecated setting whenever it copies its own, which it always does.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = ray.data.DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        try:
+            with ray.data.DataContext.current(context):
+                yield
+        finally:
+            logger.setLevel(level)

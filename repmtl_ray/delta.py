@@ -1,0 +1,159 @@
+"""One number for many metrics: delta_p, delta_m, mean rank; and the published rows to hold against.
+
+Owns these three comparisons of a row of metrics with a baseline or with other rows. Metrics are
+named `task/metric`; whatever else a result row holds (epoch, task/loss, delta_p_task,
+average_accuracy) is not a metric and is passed over.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from statistics import fmean
+
+from repmtl_ray.config import nearest
+from repmtl_ray.metrics import HIGHER_IS_BETTER
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaP:
+    """Relative improvement over a baseline in percent; higher is better.
+
+    Args:
+        task: the mean over tasks of each task's mean over its metrics (equation 11).
+        metric: the mean over all metrics at once (equation 12).
+    """
+
+    task: float
+    metric: float
+
+
+def delta_p(
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+    directions: Mapping[str, bool] | None = None,
+) -> DeltaP:
+    """Both delta_p of a row of metrics against a baseline.
+
+    Args:
+        metrics: by `task/metric`; decides which metrics count.
+        baseline: holds all of them; more do no harm.
+        directions: whether higher is better, by `task/metric` or by the last part alone; None: the
+            project's metrics.
+
+    Raises:
+        ValueError: no metric at all, one that the baseline lacks, a value that is not finite, a
+            baseline of zero.
+
+    Source:
+        Rep-MTL, arXiv:2507.21049, equations 11 and 12.
+    """
+    gains: dict[str, list[float]] = {}
+    for name, higher in _directions(metrics, directions).items():
+        gains.setdefault(name.rpartition("/")[0], []).append(_gain(name, metrics, baseline, higher))
+    return DeltaP(
+        task=fmean(fmean(of_task) for of_task in gains.values()),
+        metric=fmean(gain for of_task in gains.values() for gain in of_task),
+    )
+
+
+def delta_m(
+    metrics: Mapping[str, float],
+    baseline: Mapping[str, float],
+    directions: Mapping[str, bool] | None = None,
+) -> float:
+    """The mean signed relative drop of all metrics in percent; lower is better (`last10` protocol).
+
+    Args and errors as for `delta_p`, of whose `metric` it is the negative.
+    """
+    return -delta_p(metrics, baseline, directions).metric
+
+
+def mean_rank(
+    rows: Mapping[str, Mapping[str, float]], directions: Mapping[str, bool] | None = None
+) -> dict[str, float]:
+    """Each row's rank averaged over metrics; 1 is best; equal values share the mean of their ranks.
+
+    Args:
+        rows: by method; all with the same metrics.
+        directions: as for `delta_p`.
+
+    Raises:
+        ValueError: rows with different metrics, none at all, or a value that is not finite.
+    """
+    directions_by_row = {method: _directions(row, directions) for method, row in rows.items()}
+    if not rows:
+        raise ValueError("mean rank: no rows to compare.")
+    first, expected = next(iter(directions_by_row.items()))
+    for method, own in directions_by_row.items():
+        if own != expected:
+            different = ", ".join(sorted(own.keys() ^ expected.keys()))
+            raise ValueError(f"mean rank: {method!r} and {first!r} differ in {different}.")
+    ranks: dict[str, list[float]] = {method: [] for method in rows}
+    for name, higher in expected.items():
+        values = {method: _value(name, row, method) for method, row in rows.items()}
+        for method, value in values.items():
+            better = sum(v > value if higher else v < value for v in values.values())
+            equal = sum(v == value for v in values.values())
+            ranks[method].append(better + (equal + 1) / 2)
+    return {method: fmean(of_method) for method, of_method in ranks.items()}
+
+
+def published(dataset: str) -> dict[str, dict[str, float]]:
+    """The paper's tables: the mean of every column, metrics and delta_p alike, by method.
+
+    Args:
+        dataset: "nyuv2", "cityscapes", "office_31" or "office_home".
+
+    Raises:
+        ValueError: another name.
+
+    Source:
+        Rep-MTL, arXiv:2507.21049, tables 1, 2, 3 and 5; "Single-Task Baseline" is the baseline of
+        delta_p.
+    """
+    table = resources.files("repmtl_ray").joinpath("published_results.csv")
+    entries = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    known = sorted({entry["dataset"] for entry in entries})
+    if dataset not in known:
+        raise ValueError(
+            f"published results of {dataset!r} are not known; {nearest(dataset, known)}"
+        )
+    rows: dict[str, dict[str, float]] = {}
+    for entry in entries:
+        if entry["dataset"] == dataset and entry["mean"]:
+            rows.setdefault(entry["method"], {})[entry["metric"]] = float(entry["mean"])
+    return rows
+
+
+def _directions(row: Mapping[str, float], directions: Mapping[str, bool] | None) -> dict[str, bool]:
+    """The row's metrics, with whether higher is better."""
+    known = HIGHER_IS_BETTER if directions is None else directions
+    found = {}
+    for name in row:
+        task, _, last = name.rpartition("/")
+        if task and (name in known or last in known):
+            found[name] = known[name] if name in known else known[last]
+    if not found:
+        raise ValueError(f"no metric among {sorted(row)}; expected names like 'depth/abs_error'.")
+    return found
+
+
+def _value(name: str, row: Mapping[str, float], whose: str) -> float:
+    if not math.isfinite(row[name]):
+        raise ValueError(f"{whose}: {name} is {row[name]}; expected a finite number.")
+    return row[name]
+
+
+def _gain(
+    name: str, metrics: Mapping[str, float], baseline: Mapping[str, float], higher: bool
+) -> float:
+    if name not in baseline:
+        raise ValueError(f"the baseline has no {name}; {nearest(name, baseline)}")
+    value, base = _value(name, metrics, "metrics"), _value(name, baseline, "baseline")
+    if base == 0:
+        raise ValueError(f"baseline: {name} is 0, and a relative change needs another number.")
+    return (100 if higher else -100) * (value - base) / base

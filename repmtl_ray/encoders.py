@@ -1,0 +1,273 @@
+"""timm encoders: construction, checks, and weights from the hub or a file.
+
+Owns everything that asks timm for something. State-dict names are those of timm's own network: the
+output is shaped by timm's options or by a forward hook, never by a wrapper.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import timm
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from repmtl_ray.config import ModelConfig, nearest
+
+_logger = logging.getLogger(__name__)
+_NUM_DIMS = {"map": 4, "pooled": 2, "tokens": 3}
+_HUB_TIMEOUT = 4.0  # seconds
+
+
+def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.Module, int]:
+    """An encoder that maps images [rows, 3, H, W] to what `config.features` says.
+
+    "map": the network's last feature map, channels first. "pooled": what its own classifier would
+    see. "tokens": all tokens after the last norm; class and register tokens come first and stay.
+
+    Args:
+        config: encoder, features, output_stride (for maps only), pretrained, weights.
+        image_size: (height, width) that the encoder will see.
+
+    Returns:
+        The encoder, and the number of channels it hands over.
+
+    Raises:
+        ValueError: see `build_model`.
+    """
+    architecture = config.encoder.split(".")[0]
+    if not timm.is_model(architecture):
+        raise ValueError(
+            f"model.encoder is {config.encoder!r}, which timm does not know; "
+            f"{similar_names(architecture, timm.list_models())}"
+        )
+    if config.pretrained:
+        _require_published_weights(config.encoder)
+    try:
+        encoder = _create(config, image_size, pretrained=config.pretrained)
+    except OSError as error:
+        raise ValueError(_unreachable(config.encoder, error)) from error
+    if config.weights is not None:
+        encoder = _load_weights(encoder, config, image_size)
+    if config.features == "map":
+        encoder.register_forward_hook(_last_map)
+    elif config.features == "tokens":
+        _stop_pooling(encoder, config.encoder)
+    return encoder, _check_features(encoder, config, image_size)
+
+
+def similar_names(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest names, or that there are none."""
+    hint = nearest(name, known)
+    return hint if len(hint) < 300 else "no name is similar."
+
+
+@torch.no_grad()
+def blank_forward(encoder: nn.Module, image_size: tuple[int, int]) -> Tensor:
+    """One blank image through an encoder in eval mode; leaves no trace."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    try:
+        return encoder.eval()(next(encoder.parameters()).new_zeros(1, 3, *image_size))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def keeps_channels_last(network: nn.Module) -> bool:
+    """Whether timm says that the network's maps are [rows, H', W', C]."""
+    return str(getattr(network, "output_fmt", "")).endswith("NHWC")
+
+
+def _create(config: ModelConfig, image_size: tuple[int, int], **arguments: Any) -> nn.Module:
+    if config.features == "map":
+        arguments |= {"features_only": True, "out_indices": (-1,)}
+        if config.output_stride is not None:
+            arguments["output_stride"] = config.output_stride
+    else:
+        arguments["num_classes"] = 0
+    try:
+        published = timm.get_pretrained_cfg(config.encoder)
+        if published is not None and published.fixed_input_size:
+            arguments["img_size"] = image_size
+        return timm.create_model(config.encoder, **arguments)
+    except (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        hint = ""
+        if "output_stride" in arguments:
+            hint = (
+                f" at output_stride {config.output_stride}; encoders that cannot dilate need "
+                "model.output_stride null"
+            )
+        raise ValueError(
+            f"model.encoder {config.encoder!r} cannot give features {config.features!r} of "
+            f"{_size(image_size)} images{hint} ({_reason(error)})."
+        ) from error
+
+
+def _size(image_size: tuple[int, int]) -> str:
+    return f"{image_size[0]}x{image_size[1]}"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")[:300]
+
+
+def _last_map(network: nn.Module, _inputs: Any, output: Any) -> Tensor:
+    """Forward hook: from timm's list of maps to the last one, channels first."""
+    last: Tensor = output[-1]
+    return last.permute(0, 3, 1, 2) if keeps_channels_last(network) else last
+
+
+def _stop_pooling(encoder: Any, name: str) -> None:
+    try:
+        encoder.reset_classifier(0, "")
+    except (AssertionError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"model.encoder {name!r} does not hand over tokens ({_reason(error)})."
+        ) from error
+
+
+def _check_features(encoder: nn.Module, config: ModelConfig, image_size: tuple[int, int]) -> int:
+    """The number of channels that heads receive."""
+    try:
+        features: Any = blank_forward(encoder, image_size)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"model.encoder {config.encoder!r} does not run on {_size(image_size)} images "
+            f"({_reason(error)})."
+        ) from error
+    expected = _NUM_DIMS[config.features]
+    if not isinstance(features, Tensor) or features.ndim != expected:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(
+            f"model.encoder {config.encoder!r} hands over {found} for one image; features "
+            f"{config.features!r} need {expected} dimensions. Choose other features."
+        )
+    if config.features == "map" and config.output_stride is not None:
+        info: Any = encoder.feature_info
+        stride = info.reduction()[-1]
+        if stride != config.output_stride:
+            raise ValueError(
+                f"model.encoder {config.encoder!r} has stride {stride} and does not change it to "
+                f"output_stride {config.output_stride}; set model.output_stride to null."
+            )
+    return features.shape[2 if config.features == "tokens" else 1]
+
+
+def _require_published_weights(encoder: str) -> None:
+    """Fails within seconds where timm would retry for half a minute without a network."""
+    try:
+        published = timm.get_pretrained_cfg(encoder)
+    except RuntimeError as error:
+        raise ValueError(f"model.encoder {encoder!r}: {error}") from error
+    if published is None or not published.has_weights:
+        raise ValueError(
+            f"model.pretrained: timm publishes no weights for {encoder!r}; "
+            "give model.weights a local file."
+        )
+    if not published.hf_hub_id:
+        return  # a plain URL, which timm tries once
+    repository, _, revision = published.hf_hub_id.partition("@")
+    files = ["model.safetensors", "pytorch_model.bin"]
+    if published.hf_hub_filename:
+        files = [published.hf_hub_filename]
+    cached = [huggingface_hub.try_to_load_from_cache(repository, name) for name in files]
+    if any(isinstance(path, str) for path in cached):
+        return
+    url = huggingface_hub.hf_hub_url(repository, files[0], revision=revision or None)
+    try:
+        huggingface_hub.get_hf_file_metadata(url, timeout=_HUB_TIMEOUT)
+    except EntryNotFoundError:
+        return  # another of the files, then; timm tries them in turn
+    except Exception as error:  # of the HTTP library, which changes by version
+        raise ValueError(_unreachable(encoder, error)) from error
+
+
+def _unreachable(encoder: str, error: Exception) -> str:
+    return (
+        f"model.pretrained: the weights of {encoder!r} are neither in the local cache nor within "
+        f"reach ({_reason(error)}); give model.weights a local .pth or .safetensors file instead."
+    )
+
+
+def _load_weights(
+    encoder: nn.Module, config: ModelConfig, image_size: tuple[int, int]
+) -> nn.Module:
+    """The encoder with the weights of `config.weights`.
+
+    A new one where their shapes differ: timm then resizes position embeddings to the image size.
+    """
+    path = Path(str(config.weights))
+    state = _read_state(path)
+    own = encoder.state_dict()
+    found = {name: key for key in state for name in _names_in_encoder(key) if name in own}
+    missing = [
+        name for name in own if name not in found and not name.endswith("num_batches_tracked")
+    ]
+    if missing:
+        raise ValueError(
+            f"model.weights '{path}' lacks {len(missing)} of {len(own)} entries of "
+            f"{config.encoder!r}: {_first(missing)}. It holds {_first(list(state))}."
+        )
+    read = set(found.values())
+    left_out = [key for key in state if key not in read]
+    used = {key.split(".")[0] for key in read}
+    inside = [key for key in left_out if key.split(".")[0] in used and not key.startswith("head")]
+    foreign = [key for key in inside if key.endswith(".weight")]
+    if foreign:
+        raise ValueError(
+            f"model.weights '{path}' is of another network than {config.encoder!r}: "
+            f"it also holds {_first(foreign)}."
+        )
+    if left_out:
+        _logger.warning("%s: left out %s", path, _first(left_out))
+    if all(state[key].shape == own[name].shape for name, key in found.items()):
+        encoder.load_state_dict({name: state[key] for name, key in found.items()}, strict=False)
+        return encoder
+    try:
+        overlay = {"state_dict": state}
+        return _create(config, image_size, pretrained=True, pretrained_cfg_overlay=overlay)
+    except (ValueError, KeyError) as error:
+        sizes = [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
+            for name, key in found.items()
+            if state[key].shape != own[name].shape
+        ]
+        raise ValueError(
+            f"model.weights '{path}' does not fit {config.encoder!r}: {_first(sizes)}."
+        ) from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"model.weights '{path}': no such file.")
+    try:
+        state = load_state_dict(str(path), use_ema=False, weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors have their own kinds
+        raise ValueError(
+            f"model.weights '{path}' cannot be read as a state dict ({_reason(error)})."
+        ) from error
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if any(key.startswith("encoder.") for key in state):  # a whole MultiTaskModel
+        encoder = {key: value for key, value in state.items() if key.startswith("encoder.")}
+        state = {key.removeprefix("encoder."): value for key, value in encoder.items()}
+    if not state:
+        raise ValueError(
+            f"model.weights '{path}' holds no tensors; expected a state dict, bare or under "
+            "'state_dict' or 'model'."
+        )
+    return state
+
+
+def _names_in_encoder(key: str) -> tuple[str, ...]:
+    """What timm's feature wrappers may call an entry of the plain network."""
+    return key, f"model.{key}", f"body.{key}", key.replace(".", "_", 1)
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

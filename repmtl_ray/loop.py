@@ -1,0 +1,225 @@
+"""The epochs of one worker, without Ray: build, resume, train, evaluate, report.
+
+Owns the order of events in a run. `train.py` calls `run` inside every Ray Train worker; tests, benches and machines
+without Ray call it in their own process with `LocalRows`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from repmtl_ray import checkpoint, policies
+from repmtl_ray.checkpoint import Parts, Progress
+from repmtl_ray.collectives import ALONE, Workers
+from repmtl_ray.config import Experiment, OptimizerConfig
+from repmtl_ray.data.batches import Rows, eval_batches, steps_per_epoch, train_batches
+from repmtl_ray.data.sources import Stream, image_size, tasks_of
+from repmtl_ray.evaluate import evaluate
+from repmtl_ray.models import build_model
+from repmtl_ray.regularizers import RepMTL
+from repmtl_ray.step import ExperimentError, NonFiniteLossError, Stepper, to_device
+from repmtl_ray.tasks import Task
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split's streams and the way to their rows."""
+
+    streams: Sequence[Stream]
+    rows: Mapping[str, Rows]
+
+
+Report = Callable[[dict[str, float], Callable[[Path], None]], None]
+"""Called after every epoch, on every worker, with its metrics and a function that writes a checkpoint to a directory."""
+
+
+def selected_tasks(experiment: Experiment) -> tuple[Task, ...]:
+    """The tasks that an experiment trains, in the data set's order.
+
+    Raises:
+        ExperimentError: a task that the data set lacks; a policy or penalty that does not fit their number.
+    """
+    known = tasks_of(experiment.data)
+    names = [task.name for task in known]
+    wanted = experiment.tasks or names
+    for name in wanted:
+        if name not in names:
+            raise ExperimentError(
+                f"tasks: {name!r} is not a task of {experiment.data.name}; it has {', '.join(names)}."
+            )
+    tasks = tuple(task for task in known if task.name in wanted)
+    try:
+        policies.check(experiment.policy, [task.name for task in tasks])
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    if len(tasks) < 2 and experiment.regularizer.active:
+        raise ExperimentError(
+            f"tasks: {tasks[0].name!r} is the only one, but Rep-MTL's penalties compare tasks; set regularizer.lambda_tsr and "
+            "regularizer.lambda_csa to 0 (single-task training: policy 'stl')."
+        )
+    return tasks
+
+
+def build(
+    experiment: Experiment, tasks: Sequence[Task], *, device: torch.device, workers: Workers
+) -> Parts:
+    """Model, optimiser, scheduler and policy as they are before the first step; equal on every worker."""
+    torch.manual_seed(experiment.seed)
+    model = build_model(
+        experiment.model, tasks, image_size=image_size(experiment.data), workers=workers
+    )
+    model = model.to(device=device, dtype=DTYPES[experiment.precision])
+    workers.broadcast_([*model.parameters(), *model.buffers()])
+    optimizer = _optimizer(experiment.optimizer, model)
+    halve_at = experiment.optimizer.halve_at_epoch
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: 0.5 if halve_at is not None and epoch >= halve_at else 1.0
+    )
+    policy = policies.build(experiment.policy, [task.name for task in tasks], seed=experiment.seed)
+    return Parts(model=model, optimizer=optimizer, scheduler=scheduler, policy=policy)
+
+
+def _optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=rate, weight_decay=decay, momentum=config.momentum
+        )
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(model.parameters(), lr=rate, weight_decay=decay)
+
+
+def run(
+    experiment: Experiment,
+    *,
+    train: Split,
+    evaluation: Split,
+    report: Report,
+    resume_from: str | Path | None = None,
+    workers: Workers = ALONE,
+    device: torch.device | str = "cpu",
+) -> tuple[Parts, Progress]:
+    """Trains an experiment as one of its workers.
+
+    Args:
+        experiment: what to do.
+        train, evaluation: the samples.
+        report: receives every epoch's metrics: "epoch" (from 1), "global_step", "<task>/<metric>", "<task>/loss" (over the
+            evaluation split), "<task>/train_loss" and "rep_mtl/<penalty>" (means over the epoch), "policy/<quantity>".
+        resume_from: a checkpoint directory of the same experiment.
+        workers: all that take part; each calls this function.
+        device: of this worker.
+
+    Returns:
+        The trained parts, and the progress whose `history` holds every epoch's metrics.
+
+    Raises:
+        ExperimentError: the experiment cannot be done, which every worker finds alike; `NonFiniteLossError` in mid-run.
+        ValueError: anything that the data or the checkpoint gets wrong.
+    """
+    device = torch.device(device)
+    tasks = selected_tasks(experiment)
+    parts = build(experiment, tasks, device=device, workers=workers)
+    progress = Progress(seed=experiment.seed)
+    if resume_from is not None:
+        progress = checkpoint.load(resume_from, experiment=experiment, parts=parts)
+    stepper = _stepper(experiment, tasks, parts, workers)
+    names = [task.name for task in tasks]
+    dtype = DTYPES[experiment.precision]
+    steps = steps_per_epoch(train.streams, experiment.batch_size, tasks=names)
+    for epoch in range(progress.epochs_done, experiment.epochs):
+        parts.policy.begin_epoch(epoch)
+        sums: dict[str, float] = {}
+        batches = train_batches(
+            train.streams,
+            train.rows,
+            tasks=names,
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            epoch=epoch,
+            workers=workers,
+            augment=experiment.data.augment,
+            dtype=dtype,
+        )
+        global_step = epoch * steps
+        for batch in batches:
+            for name, value in stepper.step(
+                to_device(batch, device), global_step=global_step
+            ).items():
+                sums[name] = sums.get(name, 0.0) + value
+            global_step += 1
+        parts.policy.end_epoch()
+        parts.scheduler.step()
+        metrics: dict[str, float] = {"epoch": epoch + 1, "global_step": global_step}
+        metrics.update({name: value / steps for name, value in sums.items()})
+        metrics.update({f"policy/{name}": value for name, value in parts.policy.metrics().items()})
+        held_out = eval_batches(
+            evaluation.streams,
+            evaluation.rows,
+            tasks=names,
+            batch_size=max(1, experiment.batch_size // workers.size),
+            workers=workers,
+            dtype=dtype,
+        )
+        metrics.update(
+            evaluate(
+                parts.model,
+                (to_device(batch, device) for batch in held_out),
+                tasks,
+                workers=workers,
+                device=device,
+                precision=experiment.precision,
+            )
+        )
+        _check_finite(metrics, epoch)
+        progress = Progress(
+            epochs_done=epoch + 1,
+            global_step=global_step,
+            seed=experiment.seed,
+            history=[*progress.history, metrics],
+        )
+        report(metrics, _writer(experiment, parts, progress))
+    return parts, progress
+
+
+def _stepper(
+    experiment: Experiment, tasks: Sequence[Task], parts: Parts, workers: Workers
+) -> Stepper:
+    regularizer = experiment.regularizer
+    return Stepper(
+        model=parts.model,  # type: ignore[arg-type]
+        tasks=tasks,
+        policy=parts.policy,
+        policy_name=experiment.policy.name,
+        optimizer=parts.optimizer,
+        regularizer=RepMTL(
+            regularizer.lambda_tsr, regularizer.lambda_csa, regularizer.temperature, workers=workers
+        ),
+        representation=experiment.model.representation,
+        log_losses=experiment.policy.log_losses,
+        max_gradient_norm=experiment.optimizer.max_gradient_norm,
+        precision=experiment.precision,
+        seed=experiment.seed,
+        workers=workers,
+    )
+
+
+def _check_finite(metrics: Mapping[str, float], epoch: int) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"{name} is {value} after epoch {epoch + 1}; training diverged, lower the learning rate."
+            )
+
+
+def _writer(experiment: Experiment, parts: Parts, progress: Progress) -> Callable[[Path], None]:
+    return lambda directory: checkpoint.save(
+        directory, experiment=experiment, parts=parts, progress=progress
+    )

@@ -1,0 +1,211 @@
+"""Metrics as sums: statistics that add up over batches and workers, and the metrics in them.
+
+Owns the additive statistics (confusion matrix, error sums, angle histogram), the rule which labels
+are valid, and the names and directions of all metrics. Which task reports which metrics is in
+`tasks`. Statistics are flat float64 vectors, so that the metrics depend neither on the batch size
+nor on the number of workers. Shares are in percent, angles in degrees, depth errors in the unit of
+the depth (relative ones without unit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from repmtl_ray.data.columns import IGNORE_LABEL, INVALID_DEPTH
+
+HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
+    {
+        "miou": True,
+        "pixel_accuracy": True,
+        "abs_error": False,
+        "rel_error": False,
+        "mean_angle": False,
+        "median_angle": False,
+        "within_11.25": True,
+        "within_22.5": True,
+        "within_30": True,
+        "accuracy": True,
+    }
+)
+"""Every metric of the project, by the last part of its name."""
+
+ANGLE_RESOLUTION = 0.01
+"""Degrees; the bin width of the angle histogram. The median is a bin's centre, so it is right to
+half of this.
+"""
+_NUM_BINS = 18_000
+_WITHIN = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30.0}
+NUM_ERROR_STATISTICS = 3
+NUM_ANGLE_STATISTICS = _NUM_BINS + len(_WITHIN) + 1
+NUM_ACCURACY_STATISTICS = 2
+
+
+def valid_depth(target: Tensor) -> Tensor:
+    """Where depth (or inverse depth) was measured: positive and finite; same shape, bool."""
+    return (target > INVALID_DEPTH) & torch.isfinite(target)
+
+
+def valid_normal(target: Tensor) -> Tensor:
+    """Where a normal was measured: not the zero vector.
+
+    Args:
+        target: [rows, 3, *positions].
+
+    Returns:
+        [rows, *positions], bool. (Older code tests whether the channels sum to zero, which also
+        drops valid normals.)
+    """
+    return (target != 0).any(dim=1)
+
+
+def confusion_statistics(prediction: Tensor, target: Tensor) -> Tensor:
+    """The confusion matrix, one row a target class, flattened.
+
+    Args:
+        prediction: [rows, classes, *positions] logits.
+        target: [rows, *positions] int64, ignore -1.
+
+    Returns:
+        [classes * classes].
+
+    Raises:
+        ValueError: a label outside -1 .. classes - 1.
+    """
+    num_classes = prediction.shape[1]
+    valid = target != IGNORE_LABEL
+    target = target[valid]
+    if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < num_classes:
+        raise ValueError(
+            f"labels go from {int(target.min())} to {int(target.max())}; "
+            f"expected 0 to {num_classes - 1}, or {IGNORE_LABEL}."
+        )
+    predicted = prediction.argmax(dim=1)[valid]
+    return torch.bincount(target * num_classes + predicted, minlength=num_classes**2).double()
+
+
+def confusion_metrics(statistics: Tensor) -> dict[str, float]:
+    """Mean intersection over union and pixel accuracy of the split, in percent.
+
+    The mean is over the classes that the target holds. LibMTL takes it over all classes, which is
+    the same wherever every class occurs (and not a number where one occurs neither in target nor
+    prediction).
+
+    Args:
+        statistics: [classes * classes] from `confusion_statistics`.
+
+    Returns:
+        {} without any valid label.
+    """
+    num_classes = round(statistics.numel() ** 0.5)
+    confusion = statistics.reshape(num_classes, num_classes)
+    in_target, hits = confusion.sum(dim=1), confusion.diagonal()
+    present = in_target > 0
+    if not bool(present.any()):
+        return {}
+    union = in_target + confusion.sum(dim=0) - hits
+    return {
+        "miou": 100 * float((hits[present] / union[present]).mean()),
+        "pixel_accuracy": 100 * float(hits.sum() / confusion.sum()),
+    }
+
+
+def error_statistics(prediction: Tensor, target: Tensor) -> Tensor:
+    """Sums over valid pixels: absolute error, relative error |p - t| / t, their number.
+
+    Args:
+        prediction, target: [rows, 1, H, W]; target 0 where invalid.
+
+    Returns:
+        [3].
+    """
+    valid = valid_depth(target)
+    measured = target[valid].double()
+    error = (prediction[valid].double() - measured).abs()
+    return torch.stack([error.sum(), (error / measured).sum(), valid.sum().double()])
+
+
+def error_metrics(statistics: Tensor) -> dict[str, float]:
+    """Absolute and relative error, means over all valid pixels of the split; {} without any.
+
+    Args:
+        statistics: [3] from `error_statistics`.
+    """
+    absolute, relative, count = statistics.tolist()
+    return {"abs_error": absolute / count, "rel_error": relative / count} if count else {}
+
+
+def angle_statistics(prediction: Tensor, target: Tensor) -> Tensor:
+    """Angles between predicted and true normals: a histogram, counts below the thresholds, the sum.
+
+    Both are normalised here, in float64: at small angles the arc cosine magnifies rounding (5e-4 of
+        the length of a stored half-precision vector would read as 1.8 degrees). A zero prediction
+        counts as 90 degrees.
+
+    Args:
+        prediction, target: [rows, 3, H, W]; target zero where invalid.
+
+    Returns:
+        [18000 + 4]: bins of `ANGLE_RESOLUTION` degrees, below 11.25, 22.5 and 30 degrees, sum of
+        angles in degrees.
+    """
+    valid = valid_normal(target)
+    true = target.movedim(1, -1)[valid].double()
+    predicted = prediction.movedim(1, -1)[valid].double()
+    lengths = (true.norm(dim=-1) * predicted.norm(dim=-1)).clamp_min(
+        torch.finfo(torch.float64).tiny
+    )
+    angles = ((true * predicted).sum(dim=-1) / lengths).clamp(-1, 1).acos().rad2deg()
+    bins = (angles.nan_to_num(nan=0.0) / ANGLE_RESOLUTION).long().clamp_max(_NUM_BINS - 1)
+    histogram = torch.bincount(bins, minlength=_NUM_BINS).double()
+    below = [(angles < threshold).sum().double() for threshold in _WITHIN.values()]
+    return torch.cat([histogram, torch.stack([*below, angles.sum()])])
+
+
+def angle_metrics(statistics: Tensor) -> dict[str, float]:
+    """Mean and median angle in degrees, percentages below 11.25, 22.5, 30; {} without valid pixels.
+
+    Of an even number of angles the median is the lower middle one, as torch.median has it.
+
+    Args:
+        statistics: [18000 + 4] from `angle_statistics`.
+    """
+    histogram, rest = statistics[:_NUM_BINS], statistics[_NUM_BINS:].tolist()
+    count = float(histogram.sum())
+    if not count:
+        return {}
+    rank = histogram.new_tensor((count - 1) // 2)
+    median_bin = int(torch.searchsorted(histogram.cumsum(0), rank, right=True))
+    metrics = {
+        "mean_angle": rest[-1] / count,
+        "median_angle": (median_bin + 0.5) * ANGLE_RESOLUTION,
+    }
+    return metrics | {name: 100 * below / count for name, below in zip(_WITHIN, rest, strict=False)}
+
+
+def accuracy_statistics(prediction: Tensor, target: Tensor) -> Tensor:
+    """How many valid labels were predicted right, and how many there are.
+
+    Args:
+        prediction: [rows, classes] logits.
+        target: [rows] int64, ignore -1.
+
+    Returns:
+        [2].
+    """
+    valid = target != IGNORE_LABEL
+    right = (prediction.argmax(dim=1) == target) & valid
+    return torch.stack([right.sum(), valid.sum()]).double()
+
+
+def accuracy_metrics(statistics: Tensor) -> dict[str, float]:
+    """The percentage of right predictions; {} without any valid label.
+
+    Args:
+        statistics: [2] from `accuracy_statistics`.
+    """
+    right, count = statistics.tolist()
+    return {"accuracy": 100 * right / count} if count else {}

@@ -1,0 +1,269 @@
+"""The policies by name: what each takes, the checks before a run, and how one is made.
+
+Owns the table below and nothing else; what a policy is stands in `base.py`. Only modules of this
+package import TorchJD.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repmtl_ray.config import PolicyConfig, nearest
+from repmtl_ray.policies import (
+    plain,
+    torchjd_gradients,
+    torchjd_jacobians,
+    torchjd_losses,
+    torchjd_solvers,
+)
+from repmtl_ray.policies.arguments import (
+    REQUIRED,
+    Signature,
+    choice,
+    integer,
+    number,
+    per_task,
+    resolve,
+    task,
+)
+from repmtl_ray.policies.base import GradientPolicy, Policy
+from repmtl_ray.policies.gramian import GramianPolicy
+
+__all__ = ["build", "check", "gradient_places", "names"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A policy's class and the arguments it takes."""
+
+    cls: Any
+    signature: Signature
+
+    @property
+    def allows_representation(self) -> bool:
+        return issubclass(self.cls, GramianPolicy)
+
+
+def _entry(cls: Any, **signature: Any) -> tuple[str, Entry]:
+    if issubclass(cls, GramianPolicy):
+        signature["momentum_of_weights"] = number(0.0, at_least=0, below=1)
+    return cls.name, Entry(cls, signature)
+
+
+_ONE_OR_TASKS = choice("one", "tasks")
+_POLICIES: dict[str, Entry] = dict(
+    [
+        _entry(plain.EW),
+        _entry(plain.SingleTask),
+        _entry(plain.Mean),
+        _entry(plain.Constant, weights=per_task(REQUIRED, non_negative=True)),
+        _entry(torchjd_losses.RLW, sum_to=_ONE_OR_TASKS),
+        _entry(torchjd_losses.GLS),
+        _entry(torchjd_losses.UW, learning_rate=number(0.025, above=0)),
+        _entry(torchjd_losses.IMTLL, learning_rate=number(0.025, above=0)),
+        _entry(torchjd_losses.DWA, temperature=number(2.0, above=0)),
+        _entry(
+            torchjd_losses.FAMO,
+            learning_rate=number(0.025, above=0),
+            weight_decay=number(1e-3, at_least=0),
+        ),
+        _entry(
+            torchjd_losses.STCH,
+            mu=number(1.0, above=0),
+            warmup_epochs=integer(4, at_least=0),
+            sum_to=choice("tasks", "one"),
+        ),
+        _entry(
+            torchjd_losses.PBI,
+            theta=number(5.0, at_least=0),
+            weights=per_task(1.0, positive=True),
+            reference=per_task(0.0),
+        ),
+        _entry(
+            torchjd_losses.COSMOS,
+            lambda_=number(REQUIRED, at_least=0),
+            weights=per_task(1.0, positive=True),
+        ),
+        _entry(
+            torchjd_gradients.MGDA,
+            normalization=choice("none", "l2", "loss", "loss+"),
+            sum_to=_ONE_OR_TASKS,
+            epsilon=number(1e-3, above=0),
+            max_iters=integer(100, at_least=1),
+        ),
+        _entry(torchjd_gradients.PCGrad),
+        _entry(
+            torchjd_gradients.GradVac,
+            beta=number(0.5, at_least=0, at_most=1),
+            eps=number(1e-8, above=0),
+        ),
+        _entry(torchjd_gradients.IMTLG),
+        _entry(torchjd_gradients.AlignedMTL, scale_mode=choice("min", "median", "rmse")),
+        _entry(
+            torchjd_gradients.PCD,
+            primary=task(),
+            tau=number(0.02, at_least=0, at_most=1),
+            beta=number(0.999, at_least=0, below=1),
+            eps=number(1e-8, at_least=0),
+        ),
+        _entry(
+            torchjd_gradients.Krum,
+            n_byzantine=integer(0, at_least=0),
+            n_selected=integer(1, at_least=1),
+        ),
+        _entry(torchjd_gradients.ConFIG),
+        _entry(torchjd_gradients.RGW, sum_to=_ONE_OR_TASKS),
+        _entry(
+            torchjd_solvers.CAGrad,
+            c=number(0.4, at_least=0),
+            scale=number(1.0, above=0),
+            norm_eps=number(1e-4, above=0),
+        ),
+        _entry(
+            torchjd_solvers.NashMTL,
+            max_norm=number(1.0, at_least=0),
+            update_weights_every=integer(1, at_least=1),
+            optim_niter=integer(20, at_least=1),
+        ),
+        _entry(
+            torchjd_solvers.FairGrad,
+            alpha=number(2.0, at_least=0),
+            max_iters=integer(None, at_least=1),
+        ),
+        _entry(torchjd_solvers.UPGrad, reg_eps=number(1e-4, above=0)),
+        _entry(torchjd_solvers.DualProj, reg_eps=number(1e-4, above=0)),
+        _entry(torchjd_jacobians.GradDrop, leak=per_task(0.0, at_most=1)),
+        _entry(torchjd_jacobians.TrimmedMean, trim_number=integer(1, at_least=0)),
+        _entry(
+            torchjd_jacobians.ExcessMTL,
+            robust_step_size=number(1.0, above=0),
+            n_warmup_steps=integer(0, at_least=0),
+        ),
+    ]
+)
+
+_ELSEWHERE = {
+    "equal": "'EW'",
+    "equalweighting": "'EW'",
+    "sum": "'EW'",
+    "ls": "'EW' with log_losses off",
+    "linearscalarization": "'EW' with log_losses off",
+    "scaleinvls": "'EW' with log_losses on",
+    "si": "'EW' with log_losses on",
+    "uncertainty": "'UW'",
+    "uncertaintyweighting": "'UW'",
+    "random": "'RLW' on losses or 'RGW' on gradients",
+    "geometricmean": "'GLS'",
+    "dynamicweightaverage": "'DWA'",
+    "mgdaub": "'MGDA' with gradients=\"representation\"",
+    "alignedmtlub": "'Aligned-MTL' with gradients=\"representation\"",
+    "gradientvaccine": "'GradVac'",
+    "singletask": "'stl'",
+    "crmogm": "the argument momentum_of_weights of a gradient policy, for example of 'MGDA'",
+}
+"""What other libraries call a policy, folded as by `_folded`."""
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `PolicyConfig.name` may have, sorted."""
+    return tuple(sorted(_POLICIES))
+
+
+def gradient_places(name: str) -> tuple[str, ...]:
+    """Where a policy can combine task gradients: "parameters", "representation", or nowhere if it weighs losses."""
+    entry = _find(name)
+    if not issubclass(entry.cls, GradientPolicy):
+        return ()
+    return ("parameters", "representation") if entry.allows_representation else ("parameters",)
+
+
+def check(config: PolicyConfig, tasks: Sequence[str]) -> None:
+    """Finds, before any training, whatever would keep a policy from being made.
+
+    Args:
+        config: the policy's part of an experiment.
+        tasks: names, in the order of the losses.
+
+    Raises:
+        ValueError: an unknown name (with the right one for what other libraries call it), a number
+            of tasks that the policy has no use for, an unknown, missing or ill-valued argument, or
+            `gradients="representation"` where it means nothing.
+    """
+    build(config, tasks, seed=0)
+
+
+def build(config: PolicyConfig, tasks: Sequence[str], *, seed: int) -> Policy:
+    """Makes the policy that a configuration asks for.
+
+    Args:
+        config, tasks: as for `check`.
+        seed: of the run.
+
+    Raises:
+        ValueError: as for `check`.
+    """
+    entry = _find(config.name)
+    _check_tasks(config.name, tasks)
+    arguments = resolve(config.name, config.arguments, entry.signature, tasks)
+    if config.gradients == "representation":
+        if not entry.allows_representation:
+            raise ValueError(_no_representation(config.name, entry))
+        arguments["at_representation"] = True
+    _check_normalization(config, arguments)
+    try:
+        policy: Policy = entry.cls(tasks, seed=seed, **arguments)
+    except ValueError as error:
+        raise ValueError(f"policy {config.name!r}: {error}.") from error
+    return policy
+
+
+def _find(name: str) -> Entry:
+    if name in _POLICIES:
+        return _POLICIES[name]
+    by_folded = {_folded(known): repr(known) for known in _POLICIES}
+    here = by_folded.get(_folded(name)) or _ELSEWHERE.get(_folded(name))
+    offer = f"here it is {here}." if here else nearest(name, _POLICIES)
+    raise ValueError(f"policy.name is {name!r}, which is no policy; {offer}")
+
+
+def _folded(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _check_tasks(name: str, tasks: Sequence[str]) -> None:
+    if name == "stl":
+        if len(tasks) != 1:
+            raise ValueError(
+                f"policy 'stl' trains one task, found {len(tasks)} ({', '.join(tasks)}); name "
+                "one in `tasks`, or take 'EW'."
+            )
+    elif len(tasks) < 2:
+        raise ValueError(
+            f"policy {name!r} weighs tasks against each other, found {len(tasks)} "
+            f"({', '.join(tasks)}); take policy 'stl' for one task."
+        )
+
+
+def _no_representation(name: str, entry: Entry) -> str:
+    able = ", ".join(other for other in names() if _POLICIES[other].allows_representation)
+    if issubclass(entry.cls, torchjd_jacobians.JacobianPolicy):
+        why = "its method needs task gradients at the parameters"
+    else:
+        why = "it weighs losses, so it makes no difference where gradients are taken"
+    return (
+        f"policy.gradients is 'representation', but policy {name!r} cannot use it: {why}. Set it "
+        f"to 'parameters', or take one of {able}."
+    )
+
+
+def _check_normalization(config: PolicyConfig, arguments: dict[str, Any]) -> None:
+    normalization = arguments.get("normalization", "none")
+    if config.log_losses and normalization in ("loss", "loss+"):
+        raise ValueError(
+            f"policy.arguments.normalization of policy {config.name!r} is {normalization!r} with "
+            "log_losses on: the gradient of log L is that of L divided by L already; take 'none' "
+            "or 'l2', or turn log_losses off."
+        )

@@ -1,0 +1,78 @@
+"""What loss-weighing policies share: TorchJD's scalarizers behind `LossPolicy`.
+
+Owns what TorchJD leaves to its user: absent tasks, refused losses, and a state that survives a
+checkpoint. The formulas are TorchJD's; a policy differentiates them at the detached losses. All of
+it happens in float64 on the CPU: T numbers a step, equal on every worker. Owns no method.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from torchjd.scalarization import Scalarizer
+
+from repmtl_ray.policies.base import LossPolicy
+from repmtl_ray.policies.memory import read_back, written
+
+CPU = torch.device("cpu")
+SMALLEST_LOSS = 1e-30
+"""A positive-loss policy takes a smaller loss for this one: logarithms and ratios stay finite."""
+
+
+class ScalarizedLosses(LossPolicy):
+    """Weights are the derivatives of a scalarizer at the losses of the tasks that are present.
+
+    A positive loss below `SMALLEST_LOSS`, or zero, counts as `SMALLEST_LOSS`. An absent task gets
+    weight 0.
+    """
+
+    name: ClassVar[str]
+    remembered: ClassVar[tuple[str, ...]] = ()
+
+    @final
+    def weights(self, losses: Tensor, present: Tensor) -> Tensor:
+        tasks = present.cpu().nonzero().flatten()
+        values = losses.detach().to("cpu", torch.float64)
+        self._check(values, tasks)
+        if self.needs_positive_losses:
+            values = values.clamp(min=SMALLEST_LOSS)
+        weights = torch.zeros_like(values)
+        if len(tasks):
+            weights[tasks] = self._weights(values[tasks], tasks)
+        return weights.to(losses.device)
+
+    @abstractmethod
+    def _weights(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        """[P] weights.
+
+        Args:
+            losses: [P], float64, on the CPU, of the tasks that are present.
+            tasks: [P], their indices.
+        """
+
+    def _check(self, losses: Tensor, tasks: Tensor) -> None:
+        for task in tasks.tolist():
+            loss = float(losses[task])
+            if not torch.isfinite(losses[task]) or (self.needs_positive_losses and loss < 0):
+                wanted = "a finite number >= 0" if self.needs_positive_losses else "a finite number"
+                raise ValueError(
+                    f"policy {self.name!r}: the loss of task {self.tasks[task]!r} is {loss} at "
+                    f"step {self.step + 1}; expected {wanted}. Look at this task's predictions and "
+                    "labels."
+                )
+
+    def _state(self) -> dict[str, Any]:
+        return written(self, self.remembered)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        read_back(self, self.remembered, state, self.name)
+
+
+def gradient_of(scalarizer: Scalarizer, losses: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The scalarizer's derivatives by the losses and by `others`."""
+    with torch.enable_grad():
+        losses = losses.detach().requires_grad_()
+        return torch.autograd.grad(scalarizer(losses), (losses, *others))

@@ -1,0 +1,210 @@
+"""Small forward passes for policy tests, and the `TaskPass` that each leaves; float64."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from repmtl_ray.collectives import ALONE
+from repmtl_ray.policies.base import Penalty, Policy, TaskPass
+
+BATCHES_AN_EPOCH = 2
+
+
+def task_names(num_tasks: int) -> tuple[str, ...]:
+    return tuple(string.ascii_letters[:num_tasks])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    """A pass and the graph that it came from.
+
+    Args:
+        task_pass: what a policy sees.
+        losses: [T] plain losses, differentiable by `parameters`; an absent task's is 1.
+        penalty: scalar, differentiable by `parameters`.
+        shared, heads: parameters; heads by task.
+    """
+
+    task_pass: TaskPass
+    losses: Tensor
+    penalty: Tensor
+    shared: list[Parameter]
+    heads: list[list[Parameter]]
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        return [*self.shared, *(parameter for head in self.heads for parameter in head)]
+
+    def gradients_of(self, total: Tensor) -> list[Tensor]:
+        """Autograd's, by `parameters`."""
+        found = torch.autograd.grad(total, self.parameters, retain_graph=True, allow_unused=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self.parameters, found, strict=True)
+        ]
+
+    def finished(self) -> list[Tensor]:
+        """What the policy left, by `parameters`."""
+        return [
+            parameter.grad.clone() for parameter in self.parameters if parameter.grad is not None
+        ]
+
+    def finished_shared(self) -> Tensor:
+        return torch.cat([p.grad.reshape(-1) for p in self.shared if p.grad is not None])
+
+
+def toy_pass(
+    num_tasks: int,
+    *,
+    seed: int = 0,
+    log_losses: bool = False,
+    absent: Sequence[int] = (),
+    with_penalty: bool = False,
+    with_shared_after: bool = False,
+    loss_scale: float = 1.0,
+) -> Toy:
+    """An encoder (4 -> 5), perhaps a shared layer after it, a linear head a task."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    images = draw(6, 4)
+    encoder, after = Parameter(draw(4, 5) / 2), Parameter(draw(5, 5) / 2)
+    heads = [[Parameter(draw(5)), Parameter(draw(()))] for _ in range(num_tasks)]
+    targets = [draw(6) for _ in range(num_tasks)]
+    shared_after = [after] if with_shared_after else []
+
+    root = torch.tanh(images @ encoder)
+
+    def losses_at(representation: Tensor) -> list[Tensor]:
+        hidden = representation @ after if with_shared_after else representation
+        found = []
+        for task, ((slope, offset), target) in enumerate(zip(heads, targets, strict=True)):
+            loss = loss_scale * ((hidden @ slope + offset - target).square().mean() + 0.1)
+            found.append(0 * loss + 1 if task in absent else loss)
+        return found
+
+    def penalty_at(representation: Tensor) -> Tensor:
+        own = sum((p.pow(3).sum() for p in shared_after), representation.square().sum())
+        return own + heads[0][0].sin().sum()
+
+    leaf = root.detach().requires_grad_()
+    plain = losses_at(leaf)
+    trained = [loss.log() if log_losses else loss for loss in plain]
+    columns = [leaf, *shared_after]
+    by_task = [
+        torch.autograd.grad(loss, [*columns, *head], retain_graph=True)
+        for loss, head in zip(trained, heads, strict=True)
+    ]
+    penalty = None
+    if with_penalty:
+        first, rest = heads[0], heads[1:]
+        parts = torch.autograd.grad(penalty_at(leaf), [*columns, first[0]])
+        penalty = Penalty(
+            representation=parts[0],
+            shared_after=parts[1 : len(columns)],
+            heads=[[parts[-1], None], *([None, None] for _ in rest)],
+        )
+    task_pass = TaskPass(
+        tasks=task_names(num_tasks),
+        plain_losses=torch.stack(plain).detach(),
+        losses=torch.stack(trained).detach(),
+        log_losses=log_losses,
+        present=torch.tensor([task not in absent for task in range(num_tasks)]),
+        saliency=[parts[0] for parts in by_task],
+        head_gradients=[parts[len(columns) :] for parts in by_task],
+        head_parameters=heads,
+        shared_before=[encoder],
+        shared_after=shared_after,
+        shared_after_gradients=[parts[1 : len(columns)] for parts in by_task],
+        encoder_backward=lambda cotangent: torch.autograd.grad(
+            root, [encoder], cotangent, retain_graph=True
+        ),
+        penalty=penalty,
+        workers=ALONE,
+    )
+    return Toy(
+        task_pass=task_pass,
+        losses=torch.stack(losses_at(root)),
+        penalty=penalty_at(root),
+        shared=[encoder, *shared_after],
+        heads=heads,
+    )
+
+
+def pass_of(
+    jacobian: Tensor, plain_losses: Tensor | None = None, absent: Sequence[int] = ()
+) -> Toy:
+    """A pass whose task gradients are the rows of `jacobian`, at representation and parameters."""
+    num_tasks, size = jacobian.shape
+    encoder = Parameter(jacobian.new_zeros(size))
+    heads = [[Parameter(jacobian.new_zeros(()))] for _ in range(num_tasks)]
+    plain = jacobian.new_ones(num_tasks) if plain_losses is None else plain_losses
+    task_pass = TaskPass(
+        tasks=task_names(num_tasks),
+        plain_losses=plain,
+        losses=plain,
+        log_losses=False,
+        present=torch.tensor([task not in absent for task in range(num_tasks)]),
+        saliency=list(jacobian),
+        head_gradients=[[jacobian.new_tensor(1.0 + task)] for task in range(num_tasks)],
+        head_parameters=heads,
+        shared_before=[encoder],
+        shared_after=[],
+        shared_after_gradients=[[] for _ in range(num_tasks)],
+        encoder_backward=lambda cotangent: [cotangent.clone()],
+        penalty=None,
+        workers=ALONE,
+    )
+    return Toy(
+        task_pass=task_pass,
+        losses=plain,
+        penalty=plain.new_zeros(()),
+        shared=[encoder],
+        heads=heads,
+    )
+
+
+def drive(
+    policy: Policy, steps: range, num_tasks: int, *, absent_at: Sequence[int] = ()
+) -> list[list[Tensor]]:
+    """Runs a policy through passes that depend on the step alone, with epochs and second looks.
+
+    Args:
+        policy: has done `steps.start` steps.
+        steps: which to run; an epoch has `BATCHES_AN_EPOCH`.
+        num_tasks: T.
+        absent_at: steps at which the last task is absent.
+
+    Returns:
+        The finished gradients, by step.
+    """
+    finished = []
+    for step in steps:
+        epoch, batch = divmod(step, BATCHES_AN_EPOCH)
+        if batch == 0:
+            policy.begin_epoch(epoch)
+        absent = [num_tasks - 1] if step in absent_at else []
+        toy = toy_pass(num_tasks, seed=step, absent=absent)
+        policy.backward(toy.task_pass)
+        finished.append(toy.finished())
+        if policy.needs_second_look:
+            policy.second_look(second_losses(toy, step))
+        if batch == BATCHES_AN_EPOCH - 1:
+            policy.end_epoch()
+    return finished
+
+
+def second_losses(toy: Toy, seed: int) -> Tensor:
+    """[T] losses as if the optimiser had made a step; an absent task's stays 1."""
+    generator = torch.Generator().manual_seed(seed)
+    losses = toy.task_pass.plain_losses
+    change = 0.8 + 0.3 * torch.rand(len(losses), generator=generator, dtype=losses.dtype)
+    return torch.where(toy.task_pass.present, losses * change, losses)
