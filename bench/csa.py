@@ -1,10 +1,11 @@
-"""CSA factored (repmtl_ray) against CSA as printed (equations 7 to 9): time and peak memory, forward and backward.
+"""CSA factored (repmtl_ray) against CSA as printed (equations 7 to 9): time and peak memory,
+forward and backward.
 
     python -m bench.csa [--repeats 5] [--device cpu|cuda] [--shapes 2,16,2048,512 ...]
 
-Every figure comes from a fresh process that does one thing. Peak memory is what forward and backward add to the process
-that already holds the input (CUDA: to the allocator). The two are timed in turn; the ratio is of medians in one run. About
-one minute on two cores.
+Every figure comes from a fresh process that does one thing. Peak memory is what forward and
+backward add to the process that already holds the input (CUDA: to the allocator). The two are timed
+in turn; the ratio is of medians in one run. About one minute on two cores.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Trains one experiment from its file, for example the best of a search.
 
-    python pipelines/train.py results/best.json [--workers 2] [--set epochs=50 --set regularizer.lambda_tsr=0.9]
+    python pipelines/train.py results/best.json [--workers 2] [--set epochs=50 --set
+    regularizer.lambda_tsr=0.9]
 
 Prints the metrics of every epoch and the path of the last checkpoint.
 """

@@ -1,12 +1,14 @@
-"""Searches Rep-MTL's coefficients, temperature and policy for segmentation and depth on street images.
+"""Searches Rep-MTL's coefficients, temperature and policy for segmentation and depth on street
+images.
 
     python pipelines/tune_cityscapes.py                 the demonstration: rendered street scenes, a small encoder, minutes
     python pipelines/tune_cityscapes.py --data DIR      Cityscapes in the community's npy layout, the paper's setting
     python pipelines/tune_cityscapes.py --resume NAME   goes on with an interrupted search (give the same other options)
 
-Joins the Ray cluster of this machine, or starts a local one. Single-task baselines are trained first and kept for the next
-search. Leaves a table, a CSV, a picture of delta_p over (lambda_tsr, lambda_csa) and the best configuration.
-Cost of the demonstration: about 4 minutes on 2 cores. The paper's setting needs a GPU a trial: --gpus-per-worker 1.
+Joins the Ray cluster of this machine, or starts a local one. Single-task baselines are trained
+first and kept for the next search. Leaves a table, a CSV, a picture of delta_p over (lambda_tsr,
+lambda_csa) and the best configuration. Cost of the demonstration: about 4 minutes on 2 cores. The
+paper's setting needs a GPU a trial: --gpus-per-worker 1.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def demonstration() -> Experiment:
 
 
 def paper(data: str | None) -> Experiment:
-    """The paper's setting (LibMTL): dilated ResNet-50, batch 64, 200 epochs, Adam 1e-4, halved at epoch 100."""
+    """The paper's setting (LibMTL): dilated ResNet-50, batch 64, 200 epochs, Adam 1e-4, halved at
+    epoch 100."""
     return Experiment(
         data=DataConfig(name="cityscapes", path=data),
         optimizer=OptimizerConfig(halve_at_epoch=100),

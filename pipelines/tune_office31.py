@@ -1,10 +1,12 @@
-"""Searches Rep-MTL's coefficients, temperature and policy for Office-31: every domain is a task with its own images.
+"""Searches Rep-MTL's coefficients, temperature and policy for Office-31: every domain is a task
+with its own images.
 
     python pipelines/tune_office31.py --data DIR                         three domains as three tasks, small encoder
     python pipelines/tune_office31.py --data DIR --preset paper          ResNet-18 at 224 x 224, batch 64 a domain, 100 epochs
 
 DIR holds amazon/images/<class>/*.jpg, dslr/..., webcam/... and, if there are any, the split lists
-splits/{amazon,dslr,webcam}_{train,val,test}.txt; without lists a seeded split is made and written beside the data.
+splits/{amazon,dslr,webcam}_{train,val,test}.txt; without lists a seeded split is made and written
+beside the data.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConf
 
 
 def small(data: str) -> Experiment:
-    """Small images and a small encoder from scratch: shows the machinery on CPUs, no accuracy to quote."""
+    """Small images and a small encoder from scratch: shows the machinery on CPUs, no accuracy to
+    quote."""
     return Experiment(
         data=DataConfig(name="office31", path=data, height=64, width=64, augment=True),
         model=ModelConfig(
@@ -27,7 +30,8 @@ def small(data: str) -> Experiment:
 
 
 def paper(data: str) -> Experiment:
-    """The benchmark's setting (LibMTL) without its extra bottleneck layer; needs --pretrained or --weights."""
+    """The benchmark's setting (LibMTL) without its extra bottleneck layer; needs --pretrained or
+    --weights."""
     return Experiment(
         data=DataConfig(name="office31", path=data),
         model=ModelConfig(encoder="resnet18", features="pooled", output_stride=None, head="linear"),

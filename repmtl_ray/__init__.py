@@ -1,6 +1,7 @@
-"""Scalable experiments in multi-task optimisation: Rep-MTL and its rivals on Ray, exact across workers and restarts.
+"""Scalable experiments in multi-task optimisation: Rep-MTL and its rivals on Ray.
 
-The mathematics works without Ray; the names that need it are loaded when they are first used.
+Exact across workers and restarts. Every name is loaded when it is first used: the mathematics needs
+no Ray, and processes that only read samples need no torch.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from repmtl_ray.delta import delta_p
-from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
-from repmtl_ray.saliency import task_saliency
-
 if TYPE_CHECKING:
+    from repmtl_ray.cluster import Placement
     from repmtl_ray.config import Experiment
+    from repmtl_ray.delta import delta_p
+    from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
+    from repmtl_ray.saliency import task_saliency
     from repmtl_ray.search import SearchResult, tune
     from repmtl_ray.train import FitResult, fit
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Experiment",
     "FitResult",
+    "Placement",
     "RepMTL",
     "SearchResult",
     "csa_loss",
@@ -32,16 +34,22 @@ __all__ = [
     "tune",
 ]
 
-_ON_FIRST_USE = {
-    "Experiment": "repmtl_ray.config",
-    "FitResult": "repmtl_ray.train",
-    "fit": "repmtl_ray.train",
-    "SearchResult": "repmtl_ray.search",
-    "tune": "repmtl_ray.search",
+_MODULES = {
+    "Experiment": "config",
+    "FitResult": "train",
+    "Placement": "cluster",
+    "RepMTL": "regularizers",
+    "SearchResult": "search",
+    "csa_loss": "regularizers",
+    "delta_p": "delta",
+    "fit": "train",
+    "task_saliency": "saliency",
+    "tsr_loss": "regularizers",
+    "tune": "search",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ON_FIRST_USE:
-        return getattr(importlib.import_module(_ON_FIRST_USE[name]), name)
-    raise AttributeError(f"module 'repmtl_ray' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'repmtl_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"repmtl_ray.{_MODULES[name]}"), name)

@@ -1,23 +1,23 @@
 """All that a run must remember to go on as if it had never stopped, as one directory.
 
-Owns the format: `state.pt` (tensors and plain values, read with weights_only=True, so that a checkpoint made by someone
-else cannot run code) and `experiment.json`. Random numbers need no state: every draw is a function of the seed, the step
-and the worker (step.py, data/batches.py), so their position is the `progress` below. No Ray.
+Owns the format: `state.pt` (tensors and plain values, read with weights_only=True, so that a
+checkpoint made by someone else cannot run code) and `experiment.json`. Random numbers need no
+state: every draw is a function of the seed, the step and the worker (step.py, data/batches.py), so
+their position is the `progress` below. No Ray.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from repmtl_ray.config import Experiment, from_dict, to_dict
+from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.policies.base import Policy
 
 FORMAT = 1
@@ -46,7 +46,7 @@ class Progress:
 class Parts:
     """The parts of a run that have state."""
 
-    model: nn.Module
+    model: MultiTaskModel
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     policy: Policy
@@ -69,15 +69,15 @@ def save(
     (directory / EXPERIMENT_FILE).write_text(json.dumps(to_dict(experiment), indent=2) + "\n")
     partial = directory / (STATE_FILE + ".partial")
     torch.save(state, partial)
-    os.replace(partial, directory / STATE_FILE)
+    partial.replace(directory / STATE_FILE)
 
 
 def load(directory: str | Path, *, experiment: Experiment, parts: Parts) -> Progress:
     """Restores the parts from a checkpoint of the same experiment.
 
     Raises:
-        ValueError: no complete checkpoint there, a file that is none, another format, or another experiment's (the
-            fields that differ are named).
+        ValueError: no complete checkpoint there, a file that is none, another format, or another
+            experiment's (the fields that differ are named).
     """
     directory = Path(directory)
     state = read_state(directory)

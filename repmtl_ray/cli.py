@@ -29,7 +29,8 @@ EW_PLAIN = {
 }
 EW_LOG = {**EW_PLAIN, "policy.log_losses": True}
 REFERENCES = (EW_PLAIN, EW_LOG)
-"""Tried first by every search whose space has these values: what the logarithm gives is not the penalties' merit."""
+"""Tried first by every search whose space has these values: what the logarithm gives is not the
+penalties' merit."""
 
 
 def search_parser(description: str | None) -> argparse.ArgumentParser:
@@ -45,7 +46,8 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--space",
-        help="a function of search_spaces (small, joint, paper_grid, sensitivity) or package.module:function (default: the preset's)",
+        help="a function of search_spaces (small, joint, policies, paper_grid, sensitivity) "
+        "or package.module:function (default: the preset's)",
     )
     what.add_argument(
         "--policies",
@@ -187,7 +189,8 @@ def run_search(
 
 
 def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The reference points of a space: EW without penalties, on plain losses and on their logarithms.
+    """The reference points of a space: EW without penalties, on plain losses and on their
+    logarithms.
 
     A space that is a grid, or that searches no policy, has none.
     """

@@ -1,7 +1,7 @@
 """Joining or starting Ray, and what the cluster has.
 
-Owns the settings that Ray 2.60 needs for our runs not to hang, and the check that a request fits. Imports Ray, nothing of
-torch.
+Owns the settings that Ray 2.60 needs for our runs not to hang, and the check that a request fits.
+Imports Ray, nothing of torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -28,21 +29,22 @@ LOCAL_ENVIRONMENT = {
 
 
 def connect(*, num_cpus: int | None = None) -> None:
-    """Joins the Ray cluster that RAY_ADDRESS names or this machine is part of, or starts a local one.
+    """Joins the Ray cluster that RAY_ADDRESS names or this machine is part of, or starts a local
+    one.
 
     Does nothing if this process is connected already. RAY_ADDRESS=local always starts one.
 
     Args:
         num_cpus: logical CPUs of a cluster started here; None takes the machine's.
 
-    A local cluster gets the dashboard (on loopback): without its HTTP server, Ray 2.60 never cleans up after a trial that
-    Tune stops early, and the next one waits for ever (Ray issue 54305).
+    A local cluster gets the dashboard (on loopback): without its HTTP server, Ray 2.60 never cleans
+    up after a trial that Tune stops early, and the next one waits for ever (Ray issue 54305).
     """
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": True}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     wanted = os.environ.get("RAY_ADDRESS", "auto")
     try:
         if wanted == "local":
@@ -109,7 +111,8 @@ class Placement:
         """Refuses a request that the cluster can never serve.
 
         Raises:
-            ValueError: names what was asked for and what there is. A cluster that autoscales is not checked.
+            ValueError: names what was asked for and what there is. A cluster that autoscales is not
+                checked.
         """
         if self.concurrent() >= 1 or autoscales():
             return

@@ -1,18 +1,20 @@
-"""What workers tell each other: sums, gathers and broadcasts that autograd understands, to any order.
+"""What workers tell each other: sums, gathers and broadcasts that autograd understands, to any
+order.
 
-Owns the only calls of torch.distributed in the project. Two kinds of tensors exist in a worker: **replicated**
-ones, equal on every worker (parameters, the global losses, anything computed from those alone), and **own** ones,
-which belong to this worker's rows of the global batch. The operations below carry tensors between the two kinds, and
-their derivatives carry cotangents back:
+Owns the only calls of torch.distributed in the project. Two kinds of tensors exist in a worker:
+**replicated** ones, equal on every worker (parameters, the global losses, anything computed from
+those alone), and **own** ones, which belong to this worker's rows of the global batch. The
+operations below carry tensors between the two kinds, and their derivatives carry cotangents back:
 
     operation   from         to           its derivative
     total       own          replicated   spread
     spread      replicated   own          total
     gather      own rows     replicated   this worker's rows
 
-A parameter is replicated but is used on own rows; its gradient is therefore this worker's part, to be totalled once,
-after the last backward. With one worker everything here is the identity. The calls must come in the same order on
-every worker, so nothing that calls them may branch on own data.
+A parameter is replicated but is used on own rows; its gradient is therefore this worker's part, to
+be totalled once, after the last backward. With one worker everything here is the identity. The
+calls must come in the same order on every worker, so nothing that calls them may branch on own
+data.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class _Total(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
-        return _Spread.apply(cotangents[0])  # type: ignore[no-any-return]
+        return _Spread.apply(cotangents[0])
 
 
 class _Spread(Function):
@@ -46,7 +48,7 @@ class _Spread(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
-        return _Total.apply(cotangents[0])  # type: ignore[no-any-return]
+        return _Total.apply(cotangents[0])
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,19 @@ class Workers:
 
     def total(self, own: Tensor) -> Tensor:
         """The sum over workers; replicated; any shape; differentiable to any order."""
-        return own if self.size == 1 else _Total.apply(own)  # type: ignore[no-any-return]
+        return own if self.size == 1 else _Total.apply(own)
 
     def spread(self, replicated: Tensor) -> Tensor:
-        """The same values, for use with this worker's own rows; cotangents are summed over workers."""
-        return replicated if self.size == 1 else _Spread.apply(replicated)  # type: ignore[no-any-return]
+        """The same values, for use with this worker's own rows; cotangents are summed over
+        workers."""
+        return replicated if self.size == 1 else _Spread.apply(replicated)
 
     def gather(self, own: Tensor) -> Tensor:
-        """All workers' rows, concatenated in rank order along axis 0; every worker holds equally many.
+        """All workers' rows, concatenated in rank order along axis 0; every worker holds equally
+        many.
 
-        Done as the total of zero-padded rows: exact, and differentiable twice with no further code. Meant for small
-        tensors (CSA's anchors), where padding costs nothing that matters.
+        Done as the total of zero-padded rows: exact, and differentiable twice with no further code.
+        Meant for small tensors (CSA's anchors), where padding costs nothing that matters.
         """
         if self.size == 1:
             return own
@@ -110,7 +114,8 @@ ALONE = Workers()
 
 
 def current() -> Workers:
-    """The workers of the default process group, or `ALONE` when torch.distributed was not started."""
+    """The workers of the default process group, or `ALONE` when torch.distributed was not
+    started."""
     if dist.is_available() and dist.is_initialized():
         return Workers(rank=dist.get_rank(), size=dist.get_world_size())
     return ALONE

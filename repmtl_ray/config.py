@@ -1,8 +1,8 @@
 """The frozen description of an experiment: everything that decides its result, and nothing else.
 
-Owns the configuration classes, their checks, the dict round trip and the digest. Where an experiment
-runs (workers, storage, cluster) is not part of it: results do not depend on that. Imports neither torch
-nor Ray, so a search space can be checked anywhere before anything starts.
+Owns the configuration classes, their checks, the dict round trip and the digest. Where an
+experiment runs (workers, storage, cluster) is not part of it: results do not depend on that.
+Imports neither torch nor Ray, so a search space can be checked anywhere before anything starts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class DataConfig:
 
     Args:
         name: "cityscapes" (segmentation and inverse depth) or "office31" (one task a domain).
-        path: folder in the community's layout; None renders procedural street scenes (cityscapes only).
+        path: folder in the community's layout; None renders procedural street scenes (cityscapes
+            only).
         height, width: pixels; None takes the stored size (office31: 224).
         augment: random scale-crop and flip of the training samples (docs/guide.md, augmentation).
         num_train, num_val: rendered scenes only; how many.
@@ -95,18 +96,21 @@ class ModelConfig:
 
     Args:
         encoder: a timm model name.
-        features: what the encoder hands over: "map" [B, C, H', W'] (its last feature map), "pooled" [B, C]
-            or "tokens" [B, N, C].
-        output_stride: of the feature map (features "map" only); 8 gives dilated ResNets. Encoders that cannot dilate
-            refuse it.
+        features: what the encoder hands over: "map" [B, C, H', W'] (its last feature map), "pooled"
+            [B, C] or "tokens" [B, N, C].
+        output_stride: of the feature map (features "map" only); 8 gives dilated ResNets. Encoders
+            that cannot dilate refuse it.
         pretrained: load timm's published weights from the hub (needs the network or its cache).
-        weights: path of a local state dict (.pth, .safetensors) for the encoder; takes the hub's place.
-        representation: where saliency is taken: "encoder" (its output), or the dotted name of a module on
-            every task's path, for example "encoder.layer4" of `MultiTaskModel`.
-        head: "aspp" (dense tasks) or "linear" (1x1 convolution for dense tasks, affine map for vectors).
+        weights: path of a local state dict (.pth, .safetensors) for the encoder; takes the hub's
+            place.
+        representation: where saliency is taken: "encoder" (its output), or the dotted name of a
+            module on every task's path, for example "encoder.layer4" of `MultiTaskModel`.
+        head: "aspp" (dense tasks) or "linear" (1x1 convolution for dense tasks, affine map for
+            vectors).
         head_channels, atrous_rates, dropout: of the ASPP head.
-        batch_norm: "global" normalises with the statistics of the whole global batch, so that results do not
-            depend on the number of workers; "local" with each worker's own, as DistributedDataParallel does.
+        batch_norm: "global" normalises with the statistics of the whole global batch, so that
+            results do not depend on the number of workers; "local" with each worker's own, as
+            DistributedDataParallel does.
     """
 
     encoder: str = "resnet50"
@@ -157,10 +161,10 @@ class PolicyConfig:
     Args:
         name: a name from `repmtl_ray.policies.names()`.
         arguments: the policy's own arguments; checked against its signature.
-        log_losses: train on log L_t, as the paper does; policies that need positive losses take L_t itself
-            and only the saliency sees the logarithm (docs/guide.md, log losses).
-        gradients: gradient policies only: task gradients at the shared "parameters" (one encoder backward a
-            task) or at the "representation" (one in all, where the method allows).
+        log_losses: train on log L_t, as the paper does; policies that need positive losses take L_t
+            itself and only the saliency sees the logarithm (docs/guide.md, log losses).
+        gradients: gradient policies only: task gradients at the shared "parameters" (one encoder
+            backward a task) or at the "representation" (one in all, where the method allows).
     """
 
     name: str = "EW"
@@ -175,7 +179,8 @@ class RegularizerConfig:
 
     Args:
         lambda_tsr, lambda_csa: weights; the paper's centre is 0.9 each.
-        temperature: of CSA's softmax; the paper gives none. 0.5 is this project's default (docs/methods.md).
+        temperature: of CSA's softmax; the paper gives none. 0.5 is this project's default
+            (docs/methods.md).
     """
 
     lambda_tsr: float = 0.9
@@ -245,7 +250,8 @@ class Experiment:
         epochs: passes over the training split (over the longest domain's).
         batch_size: samples a step over **all** workers; for office31 of each domain.
         seed: of initial weights, epoch order, augmentation, dropout and random policies.
-        precision: "float32", "bfloat16" (autocast; losses, saliency and penalties stay in float32) or "float64".
+        precision: "float32", "bfloat16" (autocast; losses, saliency and penalties stay in float32)
+            or "float64".
         protocol: recorded with every result; rows of different protocols are never compared.
     """
 
@@ -299,7 +305,8 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
         where: dotted prefix for messages.
 
     Raises:
-        ValueError: an unknown key (the nearest valid ones are offered), a missing or ill-typed value.
+        ValueError: an unknown key (the nearest valid ones are offered), a missing or ill-typed
+            value.
     """
     hints = typing.get_type_hints(cls)
     fields = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -357,7 +364,8 @@ def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
         overrides: for example {"regularizer.lambda_tsr": 1.1, "policy.name": "UW", "epochs": 20}.
 
     Raises:
-        ValueError: a path that names no field (the nearest are offered), or a value that its class refuses.
+        ValueError: a path that names no field (the nearest are offered), or a value that its class
+            refuses.
     """
     values = to_dict(experiment)
     for path, value in overrides.items():
@@ -382,5 +390,6 @@ def _unknown_path(path: str, at: str, target: Any) -> typing.NoReturn:
 
 
 def digest(config: Any) -> str:
-    """Twelve hexadecimal digits that identify a configuration; equal configurations have equal digests."""
+    """Twelve hexadecimal digits that identify a configuration; equal configurations have equal
+    digests."""
     return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]

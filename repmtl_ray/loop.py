@@ -1,7 +1,7 @@
 """The epochs of one worker, without Ray: build, resume, train, evaluate, report.
 
-Owns the order of events in a run. `train.py` calls `run` inside every Ray Train worker; tests, benches and machines
-without Ray call it in their own process with `LocalRows`.
+Owns the order of events in a run. `train.py` calls `run` inside every Ray Train worker; tests,
+benches and machines without Ray call it in their own process with `LocalRows`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ class Split:
 
 
 Report = Callable[[dict[str, float], Callable[[Path], None]], None]
-"""Called after every epoch, on every worker, with its metrics and a function that writes a checkpoint to a directory."""
+"""Called after every epoch, on every worker, with its metrics and a function that writes a
+checkpoint to a directory."""
 
 
 def selected_tasks(experiment: Experiment) -> tuple[Task, ...]:
     """The tasks that an experiment trains, in the data set's order.
 
     Raises:
-        ExperimentError: a task that the data set lacks; a policy or penalty that does not fit their number.
+        ExperimentError: a task that the data set lacks; a policy or penalty that does not fit their
+            number.
     """
     known = tasks_of(experiment.data)
     names = [task.name for task in known]
@@ -70,7 +72,8 @@ def selected_tasks(experiment: Experiment) -> tuple[Task, ...]:
 def build(
     experiment: Experiment, tasks: Sequence[Task], *, device: torch.device, workers: Workers
 ) -> Parts:
-    """Model, optimiser, scheduler and policy as they are before the first step; equal on every worker."""
+    """Model, optimiser, scheduler and policy as they are before the first step; equal on every
+    worker."""
     torch.manual_seed(experiment.seed)
     model = build_model(
         experiment.model, tasks, image_size=image_size(experiment.data), workers=workers
@@ -111,8 +114,9 @@ def run(
     Args:
         experiment: what to do.
         train, evaluation: the samples.
-        report: receives every epoch's metrics: "epoch" (from 1), "global_step", "<task>/<metric>", "<task>/loss" (over the
-            evaluation split), "<task>/train_loss" and "rep_mtl/<penalty>" (means over the epoch), "policy/<quantity>".
+        report: receives every epoch's metrics: "epoch" (from 1), "global_step", "<task>/<metric>",
+            "<task>/loss" (over the evaluation split), "<task>/train_loss" and "rep_mtl/<penalty>"
+            (means over the epoch), "policy/<quantity>".
         resume_from: a checkpoint directory of the same experiment.
         workers: all that take part; each calls this function.
         device: of this worker.
@@ -121,7 +125,8 @@ def run(
         The trained parts, and the progress whose `history` holds every epoch's metrics.
 
     Raises:
-        ExperimentError: the experiment cannot be done, which every worker finds alike; `NonFiniteLossError` in mid-run.
+        ExperimentError: the experiment cannot be done, which every worker finds alike;
+            `NonFiniteLossError` in mid-run.
         ValueError: anything that the data or the checkpoint gets wrong.
     """
     device = torch.device(device)
@@ -194,7 +199,7 @@ def _stepper(
 ) -> Stepper:
     regularizer = experiment.regularizer
     return Stepper(
-        model=parts.model,  # type: ignore[arg-type]
+        model=parts.model,
         tasks=tasks,
         policy=parts.policy,
         policy_name=experiment.policy.name,

@@ -1,4 +1,5 @@
-"""What a user sees while a search runs: a line when a trial ends, and a heartbeat of those that run.
+"""What a user sees while a search runs: a line when a trial ends, and a heartbeat of those that
+run.
 
 Owns printing during a search, nothing else.
 """

@@ -1,9 +1,9 @@
 """Rep-MTL's two penalties: TSR (equations 4 to 6) and CSA (equations 7 to 9), exact and small.
 
-Owns pure functions of saliency and the two-line way into anybody's training loop, `RepMTL`. Both penalties depend on the
-direction of saliencies and not on their scale, which is used to compute them: whatever the scale and the autocast dtype,
-the arithmetic below happens on numbers around 1, in float32 at least. Across workers the batch is the global one
-(collectives.py). No Ray.
+Owns pure functions of saliency and the two-line way into anybody's training loop, `RepMTL`. Both
+penalties depend on the direction of saliencies and not on their scale, which is used to compute
+them: whatever the scale and the autocast dtype, the arithmetic below happens on numbers around 1,
+in float32 at least. Across workers the batch is the global one (collectives.py). No Ray.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ def tsr_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
         workers: whose rows together are the global batch; every worker passes its own.
 
     Returns:
-        Scalar in nats, in [0, log(tasks)], float32 at least; differentiable twice; 0 if no position carries saliency.
+        Scalar in nats, in [0, log(tasks)], float32 at least; differentiable twice; 0 if no position
+        carries saliency.
 
     Raises:
         ValueError: fewer than two tasks, or no channel axis.
 
     Source:
-        Rep-MTL, arXiv:2507.21049, equations 4 to 6. Positions where every task's channel mean is zero carry no
-        information and are left out of the mean (the paper does not say). Where a single task's mean is exactly zero,
-        |x| has derivative 0 and x log x counts as 0 with derivative 0.
+        Rep-MTL, arXiv:2507.21049, equations 4 to 6. Positions where every task's channel mean is
+        zero carry no information and are left out of the mean (the paper does not say). Where a
+        single task's mean is exactly zero, |x| has derivative 0, and x log x is 0 with derivative 0.
     """
     _check_saliency(saliency)
     with torch.autocast(saliency.device.type, enabled=False):
@@ -51,28 +52,35 @@ def tsr_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
 
 
 def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = ALONE) -> Tensor:
-    """Contrast of each task's channel affinity with the sample's cross-task anchor against other samples' anchors.
+    """Contrast of each task's channel affinity with its sample's anchor against others' anchors.
 
-    Low when the affinities of all tasks at a sample agree with that sample's anchor, and anchors of different samples differ.
+    Low when the affinities of all tasks at a sample agree with that sample's anchor, and anchors of
+    different samples differ.
 
     Args:
-        saliency: [tasks, batch, channels, *positions], any number of position axes, none included; any scale.
-        temperature: of the softmax over samples, above 0. The paper gives none; 0.5 is this project's default.
-        workers: whose rows together are the global batch; every worker passes its own, equally many.
+        saliency: [tasks, batch, channels, *positions], any number of position axes, none included;
+            any scale.
+        temperature: of the softmax over samples, above 0. The paper gives none; 0.5 is this
+            project's default.
+        workers: whose rows together are the global batch; every worker passes its own, equally
+            many.
 
     Returns:
-        Scalar in nats, float32 at least; differentiable twice; 0 if no (sample, task) pair can be contrasted.
+        Scalar in nats, float32 at least; differentiable twice; 0 if no (sample, task) pair can be
+        contrasted.
 
     Raises:
-        ValueError: fewer than two tasks, no channel axis, fewer than two samples in the global batch, or a temperature
-            that is not above 0.
+        ValueError: fewer than two tasks, no channel axis, fewer than two samples in the global
+            batch, or a temperature that is not above 0.
 
     Source:
-        Rep-MTL, arXiv:2507.21049, equations 7 to 9, without their C x C matrices: with S_t in [C, N] and the anchor's
-        columns A in [C, T], <S_t S_t^T, A A^T> = |S_t^T A|^2, |S_t S_t^T| = |S_t^T S_t| (the smaller of the two is built)
-        and <A_b A_b^T, A_k A_k^T> = |A_b^T A_k|^2, all Frobenius. The denominator leaves out the sample itself, as printed.
-        Deviation for data with gaps, on which the paper is silent: a pair whose saliency is zero, or whose anchor is, is
-        left out of the mean, and so is a zero anchor among the negatives.
+        Rep-MTL, arXiv:2507.21049, equations 7 to 9, without their C x C matrices. With S_t in
+        [C, N] and the anchor's columns A in [C, T], all norms and products Frobenius:
+        <S_t S_t^T, A A^T> = |S_t^T A|^2; |S_t S_t^T| = |S_t^T S_t|, of which the smaller is built;
+        <A_b A_b^T, A_k A_k^T> = |A_b^T A_k|^2. The denominator leaves out the sample itself, as
+        printed. Deviation for data with gaps, on which the paper is silent: a pair whose saliency
+        is zero, or whose anchor is, is left out of the mean, and so is a zero anchor among the
+        negatives.
     """
     _check_saliency(saliency)
     if not temperature > 0:
@@ -100,7 +108,8 @@ def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = A
 
 
 def _unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation 8: [batch, tasks, channels] with |A A^T| = 1, and which samples have one; zero rows where not."""
+    """Equation 8: [batch, tasks, channels] with |A A^T| = 1, and which samples have one; zero rows
+    where not."""
     anchors = saliency.mean(dim=3).transpose(0, 1)
     peak = anchors.detach().abs().amax(dim=(1, 2), keepdim=True)
     exists = peak > 0
@@ -110,7 +119,8 @@ def _unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine between affinity (equation 7) and anchor: [tasks, batch], and where the affinity is not zero."""
+    """Cosine between affinity (equation 7) and anchor: [tasks, batch], and where the affinity is
+    not zero."""
     peak = torch.linalg.vector_norm(saliency.detach(), torch.inf, dim=(2, 3), keepdim=True)
     exists = peak > 0
     saliency = saliency / torch.where(exists, peak, 1.0)
@@ -124,7 +134,8 @@ def _alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _similarity(anchors: Tensor, has_anchor: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
-    """Cosines between own anchors and everyone's: [batch, global batch], and which of them are negatives."""
+    """Cosines between own anchors and everyone's: [batch, global batch], and which of them are
+    negatives."""
     batch, tasks, channels = anchors.shape
     everyone = workers.spread(workers.gather(anchors))
     everyone_has = workers.gather(has_anchor.to(anchors.dtype)) > 0
@@ -160,7 +171,8 @@ def _check_saliency(saliency: Tensor) -> None:
 
 @dataclass(frozen=True)
 class RepMTL:
-    """Both penalties, weighted, for anybody's training loop; needs neither Ray nor this project's trainer.
+    """Both penalties, weighted, for anybody's training loop; needs neither Ray nor this project's
+    trainer.
 
     >>> regularizer = RepMTL(lambda_tsr=0.9, lambda_csa=0.9, temperature=0.5)
     >>> representation = encoder(images)
@@ -168,10 +180,12 @@ class RepMTL:
     >>> (sum(losses) + regularizer(losses, representation)).backward()
 
     Args:
-        lambda_tsr, lambda_csa: weights of the two penalties; 0 leaves one out, without its cost or its demands.
+        lambda_tsr, lambda_csa: weights of the two penalties; 0 leaves one out, without its cost or
+            its demands.
         temperature: of CSA.
         channel_axis: of the representation; 1 for [B, C, ...], -1 for tokens [B, N, C].
-        workers: for data-parallel loops whose losses are global means (collectives.py); by default one worker.
+        workers: for data-parallel loops whose losses are global means (collectives.py); by default
+            one worker.
     """
 
     lambda_tsr: float = 0.9
@@ -185,7 +199,8 @@ class RepMTL:
 
         Args:
             losses: T scalars; log L_t as in the paper, or L_t. T >= 2.
-            representation: [B, C, *positions] (or as `channel_axis` says), part of the losses' graph.
+            representation: [B, C, *positions] (or as `channel_axis` says), part of the losses'
+                graph.
 
         Returns:
             Scalar, differentiable.

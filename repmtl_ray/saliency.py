@@ -1,7 +1,7 @@
 """Task saliency, equation 3: each task's loss differentiated at the shared representation.
 
-Owns the derivative and its arrangement as [tasks, batch, channels, *positions]; the penalties on it are in
-`regularizers.py`. No Ray.
+Owns the derivative and its arrangement as [tasks, batch, channels, *positions]; the penalties on it
+are in `regularizers.py`. No Ray.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ def task_saliency(losses: Sequence[Tensor], representation: Tensor) -> Tensor:
     """The gradient of every task's loss at the shared representation, itself differentiable.
 
     Args:
-        losses: T scalars, one a task, each computed from `representation`; T >= 1. A list, not one stacked tensor.
+        losses: T scalars, one a task, each computed from `representation`; T >= 1. A list, not one
+            stacked tensor.
         representation: [batch, ...], any shape; part of the losses' graph.
 
     Returns:
-        [T, *representation.shape], dtype of `representation`; differentiable as often as the heads and losses are. The
-        losses' graph is kept.
+        [T, *representation.shape], dtype of `representation`; differentiable as often as the heads
+        and losses are. The losses' graph is kept.
 
     Raises:
-        ValueError: a stacked tensor, a loss that is not a scalar or does not depend on the representation, or a
-            representation outside any graph.
+        ValueError: a stacked tensor, a loss that is not a scalar or does not depend on the
+            representation, or a representation outside any graph.
 
     Source:
-        Rep-MTL, arXiv:2507.21049, equation 3. The derivative passes through heads and losses only, never the encoder.
-        A stacked tensor is refused because indexing it sends each task's derivative through every head: slower by T,
-        and one task's infinity becomes another's NaN.
+        Rep-MTL, arXiv:2507.21049, equation 3. The derivative passes through heads and losses only,
+        never the encoder. A stacked tensor is refused because indexing it sends each task's
+        derivative through every head: slower by T, and one task's infinity becomes another's NaN.
     """
     if isinstance(losses, Tensor):
         raise ValueError(
@@ -67,7 +68,8 @@ def arrange(saliency: Tensor, channel_axis: int = 1) -> Tensor:
 
     Args:
         saliency: [tasks, batch, ...] with one channel axis and any number of position axes.
-        channel_axis: of the representation (batch is axis 0): 1 for feature maps and vectors, 2 or -1 for tokens.
+        channel_axis: of the representation (batch is axis 0): 1 for feature maps and vectors, 2 or
+            -1 for tokens.
 
     Returns:
         [tasks, batch, channels, *positions], a view.

@@ -1,8 +1,10 @@
-"""A search over Rep-MTL's coefficients, temperature, policy and learning rate together, on Ray Tune.
+"""A search over Rep-MTL's coefficients, temperature, policy and learning rate together, on Ray
+Tune.
 
-Owns the only use of Ray Tune: the trial driver (a Tune trial that builds and runs one Ray Train run), single-task baselines
-trained first and cached, concurrency that fits the cluster, and the table of results. Never deadlocks on a small cluster:
-a driver takes no CPU, and no more trials start than have room for all their workers.
+Owns the only use of Ray Tune: the trial driver (a Tune trial that builds and runs one Ray Train
+run), single-task baselines trained first and cached, concurrency that fits the cluster, and the
+table of results. Never deadlocks on a small cluster: a driver takes no CPU, and no more trials
+start than have room for all their workers.
 """
 
 from __future__ import annotations
@@ -38,8 +40,9 @@ class SearchResult:
     """What a search found.
 
     Args:
-        table: one row a trial, best first: rank, status, the values searched, all metrics of its last epoch, "delta_p_task"
-            and "delta_p_metric" (percent), "error", "checkpoint", "digest", "protocol".
+        table: one row a trial, best first: rank, status, the values searched, all metrics of its
+            last epoch, "delta_p_task" and "delta_p_metric" (percent), "error", "checkpoint",
+            "digest", "protocol".
         baseline: single-task metrics that delta_p is relative to.
         best: the experiment of the first row; None when no trial finished an epoch.
         directory: path or URI of everything the search wrote.
@@ -71,17 +74,20 @@ def tune(
 
     Args:
         experiment: what is not searched.
-        param_space: dotted paths of `Experiment` to Tune domains, `tune.grid_search` lists or plain values; may be nested.
-        num_samples: how many draws, `references` included; with grid values, how often the grid is run.
+        param_space: dotted paths of `Experiment` to Tune domains, `tune.grid_search` lists or plain
+            values; may be nested.
+        num_samples: how many draws, `references` included; with grid values, how often the grid is
+            run.
         searcher: "random" (and grids) or "optuna" (no grids).
         scheduler: "asha" stops trials early that fall behind at the same epoch.
-        references: values (all keys of the space) that are tried first, for example EW on plain losses.
+        references: values (all keys of the space) that are tried first, for example EW on plain
+            losses.
         placement: of every trial's workers.
         max_concurrent: at most so many trials at once; never more than the cluster has room for.
         storage_path: folder or URI shared by all nodes; by default under the home directory.
         name: of the search.
-        resume: continue the search of this name: finished trials are kept, interrupted ones go on from their last
-            checkpoint, failed ones are tried again.
+        resume: continue the search of this name: finished trials are kept, interrupted ones go on
+            from their last checkpoint, failed ones are tried again.
 
     Returns:
         The table and the best experiment.
@@ -155,7 +161,8 @@ def check_space(experiment: Experiment, param_space: Mapping[str, Any], searcher
     """Tries every value of every discrete choice, and the ends of ranges, before a trial does.
 
     Raises:
-        ValueError: a path that names no field, a value that its field or the policy refuses, a grid under Optuna.
+        ValueError: a path that names no field, a value that its field or the policy refuses, a grid
+            under Optuna.
     """
     from repmtl_ray import loop
 
@@ -192,7 +199,8 @@ def single_task_baseline(
     storage_path: str,
     concurrency: int,
 ) -> dict[str, float]:
-    """Each task trained alone with the same protocol; read back when the storage has the same from before.
+    """Each task trained alone with the same protocol; read back when the storage has the same from
+    before.
 
     Args:
         experiment: its policy and penalties do not matter.
@@ -230,7 +238,7 @@ def single_task_baseline(
         progress=Progress(experiment.epochs, None),
         resume=False,
     )
-    for result in tuner.fit():
+    for result in _results(tuner.fit()):
         if result.error is not None:
             raise RuntimeError(
                 f"the single-task baseline failed, without which delta_p means nothing: {_reason(result.error)}"
@@ -261,7 +269,7 @@ def single_task(experiment: Experiment, task: str) -> Experiment:
 def results_table(results: ray_tune.ResultGrid, experiment: Experiment) -> pandas.DataFrame:
     """One row a trial, best delta_p first, failed ones last."""
     rows = []
-    for result in results:
+    for result in _results(results):
         metrics = result.metrics or {}
         config = flatten(result.config or {})
         trial = replace(experiment, config)
@@ -296,6 +304,10 @@ def results_table(results: ray_tune.ResultGrid, experiment: Experiment) -> panda
         table = table.sort_values(METRIC, ascending=False, na_position="last", kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
     return table.reset_index(drop=True)
+
+
+def _results(grid: ray_tune.ResultGrid) -> list[Any]:
+    return [grid[index] for index in range(len(grid))]
 
 
 def _tuner(
@@ -396,7 +408,8 @@ def _scheduler(scheduler: str, epochs: int) -> Any:
         raise ValueError(f"scheduler is {scheduler!r}; expected 'none' or 'asha'.")
     from ray.tune.schedulers import ASHAScheduler
 
-    # Beyond the last epoch, so that a trial which gets there ends by itself and is not stopped at its end.
+    # Beyond the last epoch, so that a trial which gets there ends by itself and is not stopped at
+    # its end.
     return ASHAScheduler(
         time_attr="epoch", max_t=epochs + 1, grace_period=max(1, epochs // 4), reduction_factor=2
     )

@@ -1,8 +1,9 @@
 """One optimisation step: forward, task gradients at the representation, penalty, policy, optimiser.
 
-Owns the way of one batch from images to changed parameters. The graph is cut at the representation: heads and losses are
-differentiated once a task (twice where the penalty needs it), the encoder once for all tasks together, or once a task for
-policies that combine parameter gradients. No Ray: `Workers` is all it knows of other processes.
+Owns the way of one batch from images to changed parameters. The graph is cut at the representation:
+heads and losses are differentiated once a task (twice where the penalty needs it), the encoder once
+for all tasks together, or once a task for policies that combine parameter gradients. No Ray:
+`Workers` is all it knows of other processes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import itertools
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +31,13 @@ from repmtl_ray.tasks import Task
 
 
 class ExperimentError(ValueError):
-    """An experiment that cannot be done, or not further; every worker finds so alike, and would again."""
+    """An experiment that cannot be done, or not further; every worker finds so alike, and would
+    again."""
 
 
 class NonFiniteLossError(ExperimentError):
-    """A task's loss that no update can be made from: not finite, or not positive where its logarithm is trained on."""
+    """A task's loss that no update can be made from: not finite, or not positive where its
+    logarithm is trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +80,8 @@ class Stepper:
             global_step: steps done before this one; decides dropout's and random policies' draws.
 
         Returns:
-            "<task>/train_loss" (L_t before the step, over the global batch), "rep_mtl/tsr" and "rep_mtl/csa" (weighted),
-            "gradient_norm"; equal on every worker.
+            "<task>/train_loss" (L_t before the step, over the global batch), "rep_mtl/tsr" and
+            "rep_mtl/csa" (weighted), "gradient_norm"; equal on every worker.
 
         Raises:
             NonFiniteLossError: names task, policy and step; parameters are unchanged.
@@ -110,7 +113,8 @@ class Stepper:
         after_ids = {id(parameter) for parameter in after}
         before = [parameter for parameter in shared if id(parameter) not in after_ids]
         saliency = [torch.zeros_like(leaf) if parts[0] is None else parts[0] for parts in gradients]
-        penalty, terms = None, {}
+        penalty: Penalty | None = None
+        terms: dict[str, Tensor] = {}
         if differentiable:
             penalty, terms = self._penalty(saliency, batch, leaf, after, heads)
         num_shared = 1 + len(reachable)
@@ -144,17 +148,18 @@ class Stepper:
         return {**values, "gradient_norm": gradient_norm}
 
     def _loss_sums(self, batch: Batch, global_step: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Own loss sums and valid counts by task; dropout draws depend on (seed, step, worker) alone."""
+        """Own loss sums and valid counts by task; dropout draws depend on (seed, step, worker)
+        alone."""
         torch.manual_seed(
             zlib.crc32(f"step {self.seed} {global_step} {self.workers.rank}".encode())
         )
-        device = batch.images.device
-        low_precision = self.precision == "bfloat16"
+        height, width = batch.images.shape[-2:]
+        device, low_precision = batch.images.device, self.precision == "bfloat16"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision):
             representation = self.model.encoder(batch.images)
             predictions = [
                 self.model.predict(
-                    task.name, _rows(representation, batch.rows[task.name]), batch.images.shape[-2:]
+                    task.name, _rows(representation, batch.rows[task.name]), (height, width)
                 )
                 for task in self.tasks
             ]
@@ -167,7 +172,8 @@ class Stepper:
     def _global_losses(
         self, sums: Sequence[Tensor], counts: Sequence[Tensor], global_step: int
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Plain losses [T] (detached), the scalars that are trained on, and which tasks have labels [T]."""
+        """Plain losses [T] (detached), the scalars that are trained on, and which tasks have labels
+        [T]."""
         totals = torch.stack([count.detach().double() for count in counts])
         self.workers.total_([totals])
         present = totals > 0
@@ -208,7 +214,7 @@ class Stepper:
             torch.stack(list(terms.values())).sum(), [leaf, *after, *flat_heads], allow_unused=True
         )
         by_head: list[list[Tensor | None]] = []
-        rest = list(gradients[1 + len(after) :])
+        rest: list[Tensor | None] = list(gradients[1 + len(after) :])
         for parameters in heads:
             by_head.append(rest[: len(parameters)])
             rest = rest[len(parameters) :]
@@ -245,7 +251,8 @@ class Stepper:
 
 @dataclass
 class Cut:
-    """Where the graph was cut: `root` ends the encoder's part, `leaf` (same values) begins the heads'."""
+    """Where the graph was cut: `root` ends the encoder's part, `leaf` (same values) begins the
+    heads'."""
 
     root: Tensor
     leaf: Tensor
@@ -287,9 +294,9 @@ def paired_saliency(saliency: Sequence[Tensor], rows: Sequence[slice]) -> Tensor
 
     Args:
         saliency: T tensors [batch rows, ...]; a task's rows outside its own slice are zero.
-        rows: by task. Equal slices (dense tasks): nothing to do. Else (Office: every task has its own images) row b of
-            every task's slice is "sample b", as in the benchmarks the paper builds on; shorter ones end in zeros, which
-            both penalties leave out.
+        rows: by task. Equal slices (dense tasks): nothing to do. Else (Office: every task has its
+            own images) row b of every task's slice is "sample b", as in the benchmarks the paper
+            builds on; shorter ones end in zeros, which both penalties leave out.
 
     Returns:
         [T, longest slice, ...].
@@ -328,13 +335,13 @@ def _detached(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch on another device."""
-    move = {"device": device, "non_blocking": True}
-    targets: Mapping[str, Tensor] = {
-        task: target.to(**move) for task, target in batch.targets.items()
-    }
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
     return Batch(
-        images=batch.images.to(**move),
-        targets=targets,
+        images=move(batch.images),
+        targets={task: move(target) for task, target in batch.targets.items()},
         rows=batch.rows,
         sample_ids=batch.sample_ids,
     )

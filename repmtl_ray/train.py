@@ -1,10 +1,11 @@
 """One experiment on Ray Train: `fit`, and the loop that each of its workers runs.
 
-Owns the only use of Ray Train. What happens in an epoch is `loop.py`; this module gives it workers, data from the object
-store, checkpoints in the run's storage, and another life after a worker died.
+Owns the only use of Ray Train. What happens in an epoch is `loop.py`; this module gives it workers,
+data from the object store, checkpoints in the run's storage, and another life after a worker died.
 
-Two more processes than the workers import this module for every run (Tune's driver and Train's controller), so what they
-do not need (models, policies, data) is imported where it is used: seconds of every trial.
+Two more processes than the workers import this module for every run (Tune's driver and Train's
+controller), so what they do not need (models, policies, data) is imported where it is used: seconds
+of every trial.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ CHECKPOINTS_KEPT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class CachedData:
-    """The samples of an experiment, read, checked and kept in Ray's object store; small enough to hand around."""
+    """The samples of an experiment, read, checked and kept in Ray's object store; small enough to
+    hand around."""
 
     train: CachedSplit
     evaluation: CachedSplit
@@ -54,7 +56,8 @@ class FitResult:
         metrics: of the last epoch, by name ("segmentation/miou", ...).
         history: the metrics of every epoch, also those before a restart.
         checkpoint: path or URI of the last checkpoint (`repmtl_ray.checkpoint`).
-        epochs_now: how many of the epochs were trained by this very call; 0 if the run had finished before.
+        epochs_now: how many of the epochs were trained by this very call; 0 if the run had finished
+            before.
     """
 
     metrics: dict[str, float]
@@ -64,7 +67,8 @@ class FitResult:
 
 
 def cache_data(experiment: Experiment) -> CachedData:
-    """Reads both splits once, in parallel; every fault of the data shows here, before anything is trained."""
+    """Reads both splits once, in parallel; every fault of the data shows here, before anything is
+    trained."""
     from repmtl_ray.data.cache import cache_streams
     from repmtl_ray.data.sources import open_streams
 
@@ -110,17 +114,21 @@ def fit(
 
     Args:
         experiment: what to train.
-        placement: its workers; one CPU worker by default. Results do not depend on it (beyond float rounding).
-        storage: folder or URI (s3://, gs://) for checkpoints, shared by all nodes; by default under the home directory.
-        name: of the run. Giving the name of a run that was interrupted continues it (and returns at once if it had
-            finished); by default a new one.
-        max_failures: how many times lost workers are replaced; each time training goes on from the last checkpoint.
+        placement: its workers; one CPU worker by default. Results do not depend on it (beyond float
+            rounding).
+        storage: folder or URI (s3://, gs://) for checkpoints, shared by all nodes; by default under
+            the home directory.
+        name: of the run. Giving the name of a run that was interrupted continues it (and returns at
+            once if it had finished); by default a new one.
+        max_failures: how many times lost workers are replaced; each time training goes on from the
+            last checkpoint.
 
     Returns:
         The last epoch's metrics, all epochs' history, and the checkpoint.
 
     Raises:
-        ValueError: bad input, before anything is trained; or training diverges (task, policy and step are named).
+        ValueError: bad input, before anything is trained; or training diverges (task, policy and
+            step are named).
         ray.train.TrainingFailedError: workers were lost more often than `max_failures`.
     """
     placement = placement or Placement()
@@ -157,7 +165,8 @@ def train(
     Args:
         experiment, placement, storage, name, max_failures: as for `fit`.
         data: from `cache_data`.
-        baseline: single-task metrics; adds "delta_p_task" and "delta_p_metric" to every epoch's metrics.
+        baseline: single-task metrics; adds "delta_p_task" and "delta_p_metric" to every epoch's
+            metrics.
         callbacks: Ray Train callbacks.
     """
     use_gpu = placement.gpus_per_worker > 0
@@ -165,7 +174,7 @@ def train(
     if use_gpu:
         resources["GPU"] = placement.gpus_per_worker
     trainer = TorchTrainer(
-        _worker,
+        _worker,  # type: ignore[arg-type]  # may return a value in Train V2
         train_loop_config={
             "experiment": to_dict(experiment),
             "data": data,
@@ -177,13 +186,15 @@ def train(
         run_config=RunConfig(
             name=name,
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # annotated as Train V1's
+                max_failures=max_failures, controller_failure_limit=3
+            ),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             callbacks=list(callbacks),
         ),
     )
     result = trainer.fit()
-    outcome = result.return_value
+    outcome = result.return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     if outcome is None or result.checkpoint is None:
         raise RuntimeError(f"run {name!r} in {storage} ended without a result; see {result.path}.")
     if "error" in outcome:
@@ -202,6 +213,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     from repmtl_ray import loop
+    from repmtl_ray.step import ExperimentError
 
     experiment = from_dict(Experiment, config["experiment"])
     data: CachedData = config["data"]
@@ -235,7 +247,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
                 workers=workers,
                 device=get_device(),
             )
-        except loop.ExperimentError as error:
+        except ExperimentError as error:
             return {"error": str(error)}
         return {"history": progress.history, "epochs_now": epochs_now}
 

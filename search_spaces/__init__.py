@@ -1,7 +1,7 @@
 """Search spaces: functions that return a Ray Tune `param_space` over dotted paths of `Experiment`.
 
-Each says which section of the paper (arXiv:2507.21049) it comes from. Write your own the same way and hand it to
-`repmtl_ray.tune`, or to a pipeline by `--space package.module:function`.
+Each says which section of the paper (arXiv:2507.21049) it comes from. Write your own the same way
+and hand it to `repmtl_ray.tune`, or to a pipeline by `--space package.module:function`.
 """
 
 from search_spaces.rep_mtl import joint, paper_grid, policies, sensitivity, small

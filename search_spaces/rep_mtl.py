@@ -13,12 +13,14 @@ TSR, CSA, TAU = "regularizer.lambda_tsr", "regularizer.lambda_csa", "regularizer
 
 
 def paper_grid() -> dict[str, Any]:
-    """The coefficient grid of the paper's implementation details: {0.7, ..., 1.5} for both, 25 trials."""
+    """The coefficient grid of the paper's implementation details: {0.7, ..., 1.5} for both, 25
+    trials."""
     return {TSR: tune.grid_search(list(PAPER_LAMBDAS)), CSA: tune.grid_search(list(PAPER_LAMBDAS))}
 
 
 def sensitivity(which: str = "tsr") -> dict[str, Any]:
-    """One line of the paper's sensitivity study (figure 7): one coefficient from 0.1 to 1.9, the other at 0.9; 10 trials.
+    """One line of the paper's sensitivity study (figure 7): one coefficient from 0.1 to 1.9, the
+    other at 0.9; 10 trials.
 
     Args:
         which: "tsr" or "csa", the coefficient that varies.
@@ -30,9 +32,11 @@ def sensitivity(which: str = "tsr") -> dict[str, Any]:
 
 
 def joint(names: Sequence[str] = ("EW", "UW", "GLS", "RLW", "DWA", "IMTL-L")) -> dict[str, Any]:
-    """Coefficients, temperature, log losses, learning rate and policy together; ours, the paper tunes them apart.
+    """Coefficients, temperature, log losses, learning rate and policy together; ours, the paper
+    tunes them apart.
 
-    The ranges are those of the paper's studies (figures 7 and 9), with 0, which turns a penalty off, included.
+    The ranges are those of the paper's studies (figures 7 and 9), with 0, which turns a penalty
+    off, included.
 
     Args:
         names: policies to choose from.

@@ -112,7 +112,7 @@ def trace(
         window = np.s_[top:bottom, left:right]
         if depth[window].max() <= nearest[number]:
             continue
-        found = _enter(solids[number], position, rays[:, *window], noise)
+        found = _enter(solids[number], position, rays[(slice(None), *window)], noise)
         closer = found < depth[window]
         np.copyto(depth[window], found, where=closer)
         np.copyto(ids[window], number, where=closer)

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repmtl_ray.collectives import Workers
-from repmtl_ray.data.augment import augment as augmented
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch
 from repmtl_ray.data.stream import Kind, Sample, Stream
 
@@ -299,6 +298,8 @@ def _augment_rows(
     samples: dict[str, NDArray[Any]], kinds: Mapping[str, Kind], keys: Sequence[tuple[int, ...]]
 ) -> None:
     """Replaces every sample by a view of it; a key and the sample_id are the seed of each."""
+    from repmtl_ray.data.augment import augment as augmented  # a second of every process's start
+
     for row, key in enumerate(keys):
         rng = np.random.default_rng([*key, int(samples[SAMPLE_ID][row])])
         view = augmented({name: samples[name][row] for name in kinds}, rng=rng, kinds=kinds)

@@ -1,16 +1,19 @@
 """The batch contract: the names, shapes, dtypes and ignore values that every source keeps.
 
-Owns no data and no reading. A source is one or more **streams**; a stream's samples carry one image and the targets of
-one or more tasks. Dense data sets have one stream for all tasks; Office has one a domain, each for its own task. The
-rows of a batch are the streams' rows one after the other, and every task knows which rows are its own.
+Owns no data and no reading. A source is one or more **streams**; a stream's samples carry one image
+and the targets of one or more tasks. Dense data sets have one stream for all tasks; Office has one
+a domain, each for its own task. The rows of a batch are the streams' rows one after the other, and
+every task knows which rows are its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # processes that only read samples never load torch
+    from torch import Tensor
 
 SAMPLE_ID = "sample_id"
 """int64, unique in its stream; decides, with seed and epoch, the sample's augmentation."""
@@ -31,9 +34,9 @@ class Batch:
 
     Args:
         images: [rows, 3, H, W] float.
-        targets: by task; its rows only: segmentation [rows, H, W] int64 (ignore -1), depth and inverse depth
-            [rows, 1, H, W] float (invalid 0), normal [rows, 3, H, W] float unit vectors (invalid all zero),
-            classification [rows] int64 (ignore -1).
+        targets: by task; its rows only: segmentation [rows, H, W] int64 (ignore -1), depth and
+            inverse depth [rows, 1, H, W] float (invalid 0), normal [rows, 3, H, W] float unit
+            vectors (invalid all zero), classification [rows] int64 (ignore -1).
         rows: by task; where its rows lie in `images`.
         sample_ids: [rows] int64.
     """

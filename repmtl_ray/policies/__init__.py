@@ -173,7 +173,8 @@ def names() -> tuple[str, ...]:
 
 
 def gradient_places(name: str) -> tuple[str, ...]:
-    """Where a policy can combine task gradients: "parameters", "representation", or nowhere if it weighs losses."""
+    """Where a policy can combine task gradients: "parameters", "representation", or nowhere if it
+    weighs losses."""
     entry = _find(name)
     if not issubclass(entry.cls, GradientPolicy):
         return ()

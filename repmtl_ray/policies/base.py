@@ -1,8 +1,10 @@
-"""What a policy is: it turns one differentiated forward pass into finished gradients, and remembers its state.
+"""What a policy is: it turns one differentiated forward pass into finished gradients, and remembers
+its state.
 
-Owns `TaskPass` (what a forward pass left behind) and the two shapes that every policy has: `LossPolicy` finds one
-weight a task from the losses, `GradientPolicy` combines task gradients. Both leave `.grad` complete, totalled over all
-workers, with the Rep-MTL penalty added. Owns no method: those are the modules beside this one. No Ray.
+Owns `TaskPass` (what a forward pass left behind) and the two shapes that every policy has:
+`LossPolicy` finds one weight a task from the losses, `GradientPolicy` combines task gradients. Both
+leave `.grad` complete, totalled over all workers, with the Rep-MTL penalty added. Owns no method:
+those are the modules beside this one. No Ray.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Penalty:
 
     Args:
         representation: [*representation.shape].
-        after: by parameter in `TaskPass.shared_after`, then by task and head parameter; None where it does not depend.
+        after: by parameter in `TaskPass.shared_after`, then by task and head parameter; None where
+            it does not depend.
     """
 
     representation: Tensor
@@ -42,19 +45,21 @@ class TaskPass:
     Args:
         tasks: names, T of them.
         plain_losses: [T], detached, replicated: L_t, means over the global batch's valid labels.
-        losses: [T], detached, replicated: what the run trains on; log L_t if `log_losses`, else L_t.
+        losses: [T], detached, replicated: what the run trains on; log L_t if `log_losses`, else
+            L_t.
         log_losses: see there.
-        present: [T] bool, replicated: whether the global batch holds any valid label of the task. An absent task has zero
-            gradients, plain loss 1 and log loss 0; a policy neither breaks on it nor learns from it.
+        present: [T] bool, replicated: whether the global batch holds any valid label of the task.
+            An absent task has zero gradients, plain loss 1 and log loss 0; a policy neither breaks
+            on it nor learns from it.
         saliency: T tensors [*representation.shape], own rows: d losses[t] / d representation.
         head_gradients: by task, by head parameter, own parts: d losses[t] / d parameter.
         head_parameters: by task.
         shared_before: parameters that the representation is computed with.
-        shared_after: shared parameters between representation and heads (none when the representation is the encoder's
-            output).
+        shared_after: shared parameters between representation and heads (none when the
+            representation is the encoder's output).
         shared_after_gradients: by task, for `shared_after`, own parts.
-        encoder_backward: representation cotangent (own rows) -> gradients of `shared_before`, own parts; may be called
-            any number of times, each time it costs one encoder backward.
+        encoder_backward: representation cotangent (own rows) -> gradients of `shared_before`, own
+            parts; may be called any number of times, each time it costs one encoder backward.
         penalty: None when it is off.
         workers: who takes part.
     """
@@ -75,7 +80,8 @@ class TaskPass:
     workers: Workers
 
     def jacobian(self) -> Tensor:
-        """[T, P]: every task's gradient at all shared parameters, global; costs T encoder backwards."""
+        """[T, P]: every task's gradient at all shared parameters, global; costs T encoder
+        backwards."""
         rows = []
         for saliency, after in zip(self.saliency, self.shared_after_gradients, strict=True):
             parts = [*self.encoder_backward(saliency), *_filled(after, self.shared_after)]
@@ -85,7 +91,8 @@ class TaskPass:
         return jacobian
 
     def representation_jacobian(self) -> Tensor:
-        """[T, own representation size]: every task's gradient at this worker's rows of the representation."""
+        """[T, own representation size]: every task's gradient at this worker's rows of the
+        representation."""
         return torch.stack([saliency.reshape(-1) for saliency in self.saliency])
 
     def finish_with_weights(self, weights: Tensor) -> None:
@@ -98,7 +105,8 @@ class TaskPass:
         self._finish(cotangent, None, weights, shared_after_weights=weights)
 
     def finish_at_representation(self, cotangent: Tensor, head_weights: Tensor) -> None:
-        """Leaves the gradient of a combined representation gradient plus penalty; one encoder backward.
+        """Leaves the gradient of a combined representation gradient plus penalty; one encoder
+        backward.
 
         Args:
             cotangent: [*representation.shape], own rows.
@@ -107,7 +115,8 @@ class TaskPass:
         self._finish(cotangent, None, head_weights, shared_after_weights=head_weights)
 
     def finish_with_direction(self, direction: Tensor, head_weights: Tensor) -> None:
-        """Leaves a combined gradient of the shared parameters plus penalty (one encoder backward if it is on).
+        """Leaves a combined gradient of the shared parameters plus penalty (one encoder backward if
+        it is on).
 
         Args:
             direction: [P], replicated, ordered as `jacobian`'s columns.
@@ -193,9 +202,11 @@ def _split(flat: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
 class Policy(ABC):
     """One method's way from task gradients to an update, with everything it remembers.
 
-    The step calls, in this order: `begin_epoch` once an epoch, then for every batch `backward`, and, if
-    `needs_second_look`, `second_look` after the optimiser's step; `end_epoch` once an epoch. `state_dict` may be asked
-    for between any two batches, and a policy loaded from it goes on as if it had never stopped.
+    The step calls, in this order: `begin_epoch` once an epoch, then for every batch `backward`,
+        and, if
+    `needs_second_look`, `second_look` after the optimiser's step; `end_epoch` once an epoch.
+    `state_dict` may be asked for between any two batches, and a policy loaded from it goes on as if
+    it had never stopped.
 
     Args:
         tasks: names, in the order of the losses.
@@ -203,7 +214,8 @@ class Policy(ABC):
     """
 
     needs_positive_losses: ClassVar[bool] = False
-    """The policy reads L_t itself (`TaskPass.plain_losses`), because it takes logarithms or ratios on its own."""
+    """The policy reads L_t itself (`TaskPass.plain_losses`), because it takes logarithms or ratios
+    on its own."""
     needs_second_look: ClassVar[bool] = False
     """The policy must see the plain losses of the same batch again after the optimiser's step."""
 
@@ -216,17 +228,19 @@ class Policy(ABC):
     def backward(self, task_pass: TaskPass) -> None:
         """Leaves finished `.grad` on every parameter of the pass."""
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027 - most policies do not care
         """Called before an epoch's first batch; `epoch` counts from 0."""
 
-    def end_epoch(self) -> None:
+    def end_epoch(self) -> None:  # noqa: B027
         """Called after an epoch's last batch."""
 
-    def second_look(self, plain_losses: Tensor) -> None:
-        """Called after the optimiser's step with [T] losses of the same batch, when `needs_second_look`."""
+    def second_look(self, plain_losses: Tensor) -> None:  # noqa: B027
+        """Called after the optimiser's step with [T] losses of the same batch, when
+        `needs_second_look`."""
 
     def metrics(self) -> dict[str, float]:
-        """What a user wants to watch, for example {"weight/depth": 0.7}; names as `policy/<key>` in results."""
+        """What a user wants to watch, for example {"weight/depth": 0.7}; names as `policy/<key>` in
+        results."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -250,11 +264,13 @@ class Policy(ABC):
     @final
     @contextlib.contextmanager
     def _drawing(self, device: torch.device) -> Iterator[None]:
-        """Random draws inside depend on (seed, step) alone: equal on all workers and after a restart."""
+        """Random draws inside depend on (seed, step) alone: equal on all workers and after a
+        restart."""
         devices = [device] if device.type == "cuda" else []
         draw_seed = zlib.crc32(f"policy {self.seed} {self.step}".encode())
         with torch.random.fork_rng(devices=devices):
-            # torch.manual_seed would seed every CUDA device too, and only the forked ones are put back.
+            # torch.manual_seed would seed every CUDA device too, and only the forked ones are put
+            # back.
             torch.default_generator.manual_seed(draw_seed)
             if devices:
                 with torch.cuda.device(device):

@@ -78,12 +78,6 @@ class GramianPolicy(GradientPolicy):
     scale_free: ClassVar[bool] = True
     solver: ClassVar[str] = ""
     """What may fail; such a step takes `_fall_back`'s weights and is counted."""
-    solver_errors: ClassVar[tuple[type[Exception], ...]] = (
-        ArithmeticError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    )
     remembered: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -136,6 +130,10 @@ class GramianPolicy(GradientPolicy):
         """[T, T]: the Gramian of the gradients that the method compares, if not the tasks' own."""
         return gramian
 
+    def _solver_errors(self) -> tuple[type[Exception], ...]:
+        """What a solver raises when it fails."""
+        return (ArithmeticError, RuntimeError, TypeError, ValueError)
+
     def _fall_back(self, gramian: Tensor, tasks: Tensor) -> Tensor:
         """[P] weights for a step whose solver failed; arguments as for `_weights`."""
         return torch.full((len(tasks),), 1 / len(tasks), dtype=torch.float64)
@@ -160,7 +158,7 @@ class GramianPolicy(GradientPolicy):
                 found = self._weights(gramian, tasks)
             if bool(found.isfinite().all()):
                 return found
-        except self.solver_errors as error:
+        except self._solver_errors() as error:
             reason = f"{type(error).__name__}: {error}"
         self.solver_failures += 1
         if self.solver_failures == 1:

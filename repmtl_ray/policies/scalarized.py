@@ -8,14 +8,16 @@ it happens in float64 on the CPU: T numbers a step, equal on every worker. Owns 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
-from torchjd.scalarization import Scalarizer
 
 from repmtl_ray.policies.base import LossPolicy
 from repmtl_ray.policies.memory import read_back, written
+
+if TYPE_CHECKING:
+    from torchjd.scalarization import Scalarizer
 
 CPU = torch.device("cpu")
 SMALLEST_LOSS = 1e-30

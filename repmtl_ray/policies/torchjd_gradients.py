@@ -9,15 +9,20 @@ allows `gradients="representation"`. The ones that call an outside solver are in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchjd import aggregation
 
 from repmtl_ray.policies.base import TaskPass
 from repmtl_ray.policies.gramian import CPU, GramianPolicy
+from repmtl_ray.policies.lazy import LazyModule
 from repmtl_ray.policies.scalarized import SMALLEST_LOSS
+
+if TYPE_CHECKING:
+    from torchjd import aggregation
+else:
+    aggregation = LazyModule("torchjd.aggregation")
 
 
 class MGDA(GramianPolicy):

@@ -11,15 +11,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
-from torchjd import aggregation
 
 from repmtl_ray.policies.base import GradientPolicy, TaskPass
 from repmtl_ray.policies.gramian import refuse_non_finite
+from repmtl_ray.policies.lazy import LazyModule
 from repmtl_ray.policies.memory import read_back, written
+
+if TYPE_CHECKING:
+    from torchjd import aggregation
+else:
+    aggregation = LazyModule("torchjd.aggregation")
 
 
 class JacobianPolicy(GradientPolicy):

@@ -6,15 +6,20 @@ What holds for all (absent tasks, refused losses, weights by differentiation) is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torchjd import scalarization
-from torchjd.scalarization import Scalarizer
 
+from repmtl_ray.policies.lazy import LazyModule
 from repmtl_ray.policies.scalarized import CPU, SMALLEST_LOSS, ScalarizedLosses, gradient_of
 from repmtl_ray.policies.task_adam import TaskAdam
+
+if TYPE_CHECKING:
+    from torchjd import scalarization
+    from torchjd.scalarization import Scalarizer
+else:
+    scalarization = LazyModule("torchjd.scalarization")
 
 
 class RLW(ScalarizedLosses):

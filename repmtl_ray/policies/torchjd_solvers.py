@@ -8,15 +8,20 @@ Gramian policies is in `gramian.py`. Every policy here allows `gradients="repres
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from cvxpy.error import SolverError
 from torch import Tensor
-from torchjd import aggregation
-from torchjd.linalg import QuadprogProjector
 
 from repmtl_ray.policies.gramian import GramianPolicy
+from repmtl_ray.policies.lazy import LazyModule
+
+if TYPE_CHECKING:
+    from torchjd import aggregation, linalg
+    from torchjd.linalg import QuadprogProjector
+else:
+    aggregation = LazyModule("torchjd.aggregation")
+    linalg = LazyModule("torchjd.linalg")
 
 
 class CAGrad(GramianPolicy):
@@ -27,9 +32,8 @@ class CAGrad(GramianPolicy):
     Args:
         tasks, seed, at_representation, momentum_of_weights: as for every Gramian policy.
         c: radius of the search, by the mean gradient's norm.
-        scale: multiplies the weights. 1 is the paper's: g_0 + c |g_0| g_w / |g_w|, g_0 the mean.
-        The
-            official code takes 1 / (1 + c^2), nash-mtl's T / (1 + c^2).
+        scale: multiplies the weights. 1 is the paper's: g_0 + c |g_0| g_w / |g_w|, g_0 the
+            mean. The official code takes 1 / (1 + c^2), nash-mtl's T / (1 + c^2).
         norm_eps: g_w counts as zero below it, relative to the root of the summed squared norms.
 
     Source:
@@ -39,7 +43,6 @@ class CAGrad(GramianPolicy):
 
     name = "CAGrad"
     solver = "CLARABEL"
-    solver_errors = (*GramianPolicy.solver_errors, SolverError)
 
     def __init__(
         self, tasks: Sequence[str], *, c: float, scale: float, norm_eps: float, **common: Any
@@ -47,6 +50,11 @@ class CAGrad(GramianPolicy):
         super().__init__(tasks, **common)
         self.scale = scale
         self.weighting = aggregation.CAGradWeighting(c, norm_eps)
+
+    def _solver_errors(self) -> tuple[type[Exception], ...]:
+        from cvxpy.error import SolverError
+
+        return (*super()._solver_errors(), SolverError)
 
     def _weights(self, gramian: Tensor, tasks: Tensor) -> Tensor:
         return self.scale * self.weighting(gramian)
@@ -81,7 +89,6 @@ class NashMTL(GramianPolicy):
 
     name = "Nash-MTL"
     solver = "ECOS"
-    solver_errors = (*GramianPolicy.solver_errors, SolverError)
     scale_free = False
     remembered = ("alpha",)
 
@@ -100,6 +107,11 @@ class NashMTL(GramianPolicy):
         self.optim_niter = optim_niter
         self.alpha = torch.full((len(tasks),), torch.nan, dtype=torch.float64)
         self._solvers: dict[int, Any] = {}
+
+    def _solver_errors(self) -> tuple[type[Exception], ...]:
+        from cvxpy.error import SolverError
+
+        return (*super()._solver_errors(), SolverError)
 
     def _weights(self, gramian: Tensor, tasks: Tensor) -> Tensor:
         active = gramian.diagonal() > 0
@@ -208,7 +220,7 @@ class UPGrad(GramianPolicy):
 
     def __init__(self, tasks: Sequence[str], *, reg_eps: float, **common: Any) -> None:
         super().__init__(tasks, **common)
-        self.weighting = self._weighting(QuadprogProjector(reg_eps=reg_eps))
+        self.weighting = self._weighting(linalg.QuadprogProjector(reg_eps=reg_eps))
 
     def _weighting(self, projector: QuadprogProjector) -> Any:
         return aggregation.UPGradWeighting(projector=projector)

@@ -1,16 +1,21 @@
 """delta_p over (lambda_tsr, lambda_csa) as a picture.
 
-Owns one figure. Grid searches give full cells; random ones give the cells they visited, each with its best trial.
+Owns one figure. Grid searches give full cells; random ones give the cells they visited, each with
+its best trial.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 MAX_CELLS = 12
 
@@ -31,10 +36,10 @@ def delta_p_heatmap(table: pandas.DataFrame, path: str | Path, *, title: str) ->
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     limit = max(1e-9, float(rows["delta_p_task"].abs().max())) if len(rows) else 1.0
-    color = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
+    color: dict[str, Any] = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
     xs, ys = sorted(rows["lambda_tsr"].unique()), sorted(rows["lambda_csa"].unique())
     if max(len(xs), len(ys)) > MAX_CELLS:
-        image = axes.scatter(
+        image: ScalarMappable = axes.scatter(
             rows["lambda_tsr"],
             rows["lambda_csa"],
             c=rows["delta_p_task"],
@@ -55,7 +60,9 @@ def delta_p_heatmap(table: pandas.DataFrame, path: str | Path, *, title: str) ->
     return path
 
 
-def _cells(axes, rows: pandas.DataFrame, xs: list[float], ys: list[float], color: dict):  # type: ignore[no-untyped-def]
+def _cells(
+    axes: Axes, rows: pandas.DataFrame, xs: list[float], ys: list[float], color: dict[str, Any]
+) -> AxesImage:
     best = np.full((max(1, len(ys)), max(1, len(xs))), np.nan)
     label = {}
     for _, row in rows.sort_values("delta_p_task").iterrows():

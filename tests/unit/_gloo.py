@@ -1,7 +1,9 @@
-"""Real workers for tests: processes in one gloo group, started once and given many functions to run.
+"""Real workers for tests: processes in one gloo group, started once and given many functions to
+run.
 
-`Pool.run(function, *arguments)` calls `function(workers, *arguments)` on every process and returns their results in rank
-order. Functions must be importable. Starting a process with torch costs seconds, so pools are shared by session.
+`Pool.run(function, *arguments)` calls `function(workers, *arguments)` on every process and returns
+their results in rank order. Functions must be importable. Starting a process with torch costs
+seconds, so pools are shared by session.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Rep-MTL's equations 4 to 9 as printed, matrices and all: the slow reference of the regulariser tests and `bench.csa`."""
+"""Rep-MTL's equations 4 to 9 as printed, matrices and all: the slow reference of the regulariser
+tests and `bench.csa`."""
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ def literal_tsr(saliency: Tensor) -> Tensor:
 
 
 def literal_csa(saliency: Tensor, temperature: float) -> Tensor:
-    """Equations 7 to 9, for saliencies without zeros, every C x C matrix built; [tasks, batch, channels, *positions]."""
+    """Equations 7 to 9, for saliencies without zeros, every C x C matrix built; [tasks, batch,
+    channels, *positions]."""
     flat = saliency.flatten(3) if saliency.dim() > 3 else saliency.unsqueeze(3)
     affinity = flat @ flat.transpose(2, 3)
     columns = flat.mean(dim=3).permute(1, 2, 0)

@@ -1,6 +1,8 @@
-"""Small real steps for tests: a convolutional encoder with batch norm, two dense tasks with gaps in their labels, float64.
+"""Small real steps for tests: a convolutional encoder with batch norm, two dense tasks with gaps in
+their labels, float64.
 
-Everything is a function of seeds, so that processes can build the same and take their own rows of the same batches.
+Everything is a function of seeds, so that processes can build the same and take their own rows of
+the same batches.
 """
 
 from __future__ import annotations
@@ -121,7 +123,8 @@ def small_stepper(
         tasks=tasks,
         policy=policies.build(policy, [task.name for task in tasks], seed=3),
         policy_name=policy.name,
-        # Not Adam: it turns the rounding noise of a gradient that is zero (a bias before batch norm) into whole steps.
+        # Not Adam: it turns the rounding noise of a gradient that is zero (a bias before batch
+        # norm) into whole steps.
         optimizer=torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9),
         regularizer=RepMTL(*regularizer, temperature=0.5, workers=workers),
         representation=representation,
@@ -140,7 +143,8 @@ def policy_config(name: str, **changes: Any) -> PolicyConfig:
 def parameters_after(
     workers: Workers, policy: PolicyConfig, options: Mapping[str, Any], steps: int = 3
 ) -> Tensor:
-    """All parameters and running statistics after some steps, flat; what every worker count must agree on."""
+    """All parameters and running statistics after some steps, flat; what every worker count must
+    agree on."""
     stepper = small_stepper(workers, policy, **options)
     make = dense_batch if stepper.tasks[0].dense else office_batch
     stepper.policy.begin_epoch(0)

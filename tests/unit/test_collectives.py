@@ -1,4 +1,5 @@
-"""What workers tell each other: values and derivatives equal those of one process that holds all rows."""
+"""What workers tell each other: values and derivatives equal those of one process that holds all
+rows."""
 
 import pytest
 import torch

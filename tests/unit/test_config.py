@@ -1,4 +1,5 @@
-"""The experiment's description: round trip, overrides by path, and messages for every kind of mistake."""
+"""The experiment's description: round trip, overrides by path, and messages for every kind of
+mistake."""
 
 import dataclasses
 import subprocess

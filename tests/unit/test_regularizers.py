@@ -1,4 +1,5 @@
-"""TSR and CSA: properties, the literal equations in float64, the numerics that a naive version gets wrong."""
+"""TSR and CSA: properties, the literal equations in float64, the numerics that a naive version gets
+wrong."""
 
 import math
 
@@ -78,7 +79,8 @@ def test_tsr_lies_between_one_task_a_position_and_all_tasks_alike():
 
 
 def test_csa_is_lowest_when_tasks_agree_and_samples_differ():
-    """Equal tasks, one position, orthogonal samples: every cosine with the own anchor is 1, with others' 0."""
+    """Equal tasks, one position, orthogonal samples: every cosine with the own anchor is 1, with
+    others' 0."""
     saliency = torch.eye(4, 8).expand(2, 4, 8).contiguous()
     expected = -1 / 0.5 + math.log(3)
     assert csa_loss(saliency, temperature=0.5).item() == pytest.approx(expected)
@@ -105,7 +107,8 @@ def test_saliencies_of_1e_minus_20_lose_nothing_in_float32(name):
 
 
 def test_a_task_far_smaller_than_another_keeps_its_affinity():
-    """Cosines do not see a task's scale: a saliency 1e-25 times another's must not underflow in float32."""
+    """Cosines do not see a task's scale: a saliency 1e-25 times another's must not underflow in
+    float32."""
     saliency = random_saliency((2, 4, 16, 10), seed=4).detach().clone()
     saliency[1] *= 1e-25
     torch.testing.assert_close(
@@ -187,7 +190,8 @@ def test_tsr_leaves_out_positions_without_saliency():
 
 
 def test_csa_never_builds_the_larger_matrix(monkeypatch):
-    """The largest intermediate of 512 channels at 2 positions stays far below one 512 x 512 matrix a sample."""
+    """The largest intermediate of 512 channels at 2 positions stays far below one 512 x 512 matrix
+    a sample."""
     sizes = []
     original = torch.Tensor.__matmul__
 

@@ -162,7 +162,7 @@ def test_a_loss_of_zero_cannot_be_logged():
     assert (prediction > 0).any()
     targets = {**batch.targets, "depth": prediction.clamp(min=0)}
     with pytest.raises(
-        NonFiniteLossError, match="loss is 0.0 .* finite number above 0, because log losses are on"
+        NonFiniteLossError, match=r"loss is 0.0 .* finite number above 0, because log losses are on"
     ):
         stepper.step(dataclasses.replace(batch, targets=targets), global_step=0)
 

@@ -36,9 +36,12 @@ def test_a_scene_keeps_the_cityscapes_contract(shape):
     assert (image.shape, image.dtype) == ((height, width, 3), np.float32)
     assert (label.shape, label.dtype) == ((height, width), np.int16)
     assert (depth.shape, depth.dtype) == ((height, width, 1), np.float32)
-    assert image.min() >= 0.0 and image.max() <= 1.0
-    assert label.min() >= -1 and label.max() <= 6
-    assert depth.min() >= 0.0 and depth.max() <= 0.4923
+    assert image.min() >= 0.0
+    assert image.max() <= 1.0
+    assert label.min() >= -1
+    assert label.max() <= 6
+    assert depth.min() >= 0.0
+    assert depth.max() <= 0.4923
 
 
 def test_a_scene_is_a_function_of_its_arguments():
@@ -175,7 +178,8 @@ def test_noise_is_continuous_and_keeps_to_its_table():
     a = np.linspace(-5.0, 70.0, 75_001)
     values = value_noise(NOISE, a, 0.3 * a)
     assert np.abs(np.diff(values)).max() < 0.01
-    assert NOISE.min() <= values.min() and values.max() <= NOISE.max()
+    assert NOISE.min() <= values.min()
+    assert values.max() <= NOISE.max()
     assert value_noise(NOISE, np.array([-1.0]), np.array([66.0]))[0] == NOISE[63, 2]
 
 
@@ -321,7 +325,8 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
 def test_cached_names_the_folder_by_its_parameters(tmp_path, monkeypatch):
     monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path))
     root = cached(**SMALL)
-    assert root.parent == tmp_path and root.name.startswith("street_scenes-")
+    assert root.parent == tmp_path
+    assert root.name.startswith("street_scenes-")
     assert json.loads((root / "scenes.json").read_text())["num_train"] == 2
     assert cached(**SMALL, cache_dir=tmp_path) == root
     assert cached(**SMALL | {"num_val": 2}) != root

@@ -1,4 +1,5 @@
-"""The promise: one worker with a batch, or several with a part each, make the same update; every policy, real gloo workers."""
+"""The promise: one worker with a batch, or several with a part each, make the same update; every
+policy, real gloo workers."""
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def test_a_representation_inside_the_encoder_too(pool_of, name):
 
 
 def test_the_mean_of_each_workers_losses_would_be_another_number(pool_of):
-    """The batches are such that the test above can fail: valid pixels differ between the workers."""
+    """The batches are such that the test above can fail: valid pixels differ between the
+    workers."""
     from tests.unit._runs import dense_batch
 
     first, second = (dense_batch(0, workers) for workers in pool_of(2).run(which_workers))
