@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.experiment.is_file():
         raise ValueError(f"{arguments.experiment} is not a file; give the best.json of a search.")
-    experiment = from_dict(Experiment, json.loads(arguments.experiment.read_text()))
+    experiment = _read(arguments.experiment)
     result = fit(
         replace(experiment, dict(_assignment(text) for text in arguments.set)),
         placement=Placement(
@@ -62,6 +62,16 @@ def main() -> None:
             + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         )
     print(f"checkpoint {result.checkpoint}")
+
+
+def _read(path: Path) -> Experiment:
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, not the fields of an experiment")
+        return from_dict(Experiment, values)
+    except ValueError as error:
+        raise ValueError(f"{path} describes no experiment: {error}") from error
 
 
 def _assignment(text: str) -> tuple[str, object]:

@@ -1,14 +1,14 @@
-"""Searches Rep-MTL's coefficients, temperature and policy for segmentation and depth on street
-images.
+"""Searches Rep-MTL's coefficients, temperature and policy on street images.
 
-    python pipelines/tune_cityscapes.py                 the demonstration: rendered street scenes, a small encoder, minutes
-    python pipelines/tune_cityscapes.py --data DIR      Cityscapes in the community's npy layout, the paper's setting
-    python pipelines/tune_cityscapes.py --resume NAME   goes on with an interrupted search (give the same other options)
+    python pipelines/tune_cityscapes.py                 rendered street scenes, minutes on a laptop
+    python pipelines/tune_cityscapes.py --data DIR      Cityscapes (npy layout), the paper's setting
+    python pipelines/tune_cityscapes.py --resume NAME   goes on with an interrupted search; give the
+                                                        same other options
 
-Joins the Ray cluster of this machine, or starts a local one. Single-task baselines are trained
-first and kept for the next search. Leaves a table, a CSV, a picture of delta_p over (lambda_tsr,
-lambda_csa) and the best configuration. Cost of the demonstration: about 4 minutes on 2 cores. The
-paper's setting needs a GPU a trial: --gpus-per-worker 1.
+Two tasks, segmentation and inverse depth. Joins the Ray cluster of this machine, or starts a local
+one. Single-task baselines are trained first and kept for the next search. Leaves a table, a CSV, a
+picture of delta_p over (lambda_tsr, lambda_csa) and the best configuration. Cost of the first
+form: about 4 minutes on 2 cores. The paper's setting needs a GPU a trial: --gpus-per-worker 1.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ METRICS = ("segmentation/miou", "segmentation/pixel_accuracy", "depth/abs_error"
 def demonstration() -> Experiment:
     """Rendered streets at a quarter of the size and a small encoder; what `make tune` runs."""
     return Experiment(
-        data=DataConfig(name="cityscapes", height=64, width=128, num_train=256, num_val=64),
+        data=DataConfig(name="cityscapes", height=64, width=128, num_train=192, num_val=64),
         model=ModelConfig(
-            encoder="test_resnet", head_channels=16, atrous_rates=(2, 4), dropout=0.0
+            encoder="test_efficientnet", head_channels=16, atrous_rates=(2, 4), dropout=0.0
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3),
+        optimizer=OptimizerConfig(learning_rate=3e-3, halve_at_epoch=5),
         epochs=8,
-        batch_size=16,
+        batch_size=8,
     )
 
 
@@ -69,6 +69,8 @@ def main() -> None:
     )
     data.add_argument("--width", type=int)
     arguments = parser.parse_args()
+    if (arguments.height is None) != (arguments.width is None):
+        raise ValueError("--height and --width go together; give both or neither.")
     preset = arguments.preset or ("paper" if arguments.data else "demo")
     experiment = (
         paper(arguments.data)
@@ -85,7 +87,7 @@ def main() -> None:
         replace(experiment, chosen),
         arguments,
         space="joint" if preset == "paper" else "small",
-        samples=20 if preset == "paper" else 10,
+        samples=20 if preset == "paper" else 8,
         metrics=METRICS,
         data_title=f"Cityscapes, {arguments.data}"
         if arguments.data

@@ -1,12 +1,11 @@
-"""Searches Rep-MTL's coefficients, temperature and policy for Office-31: every domain is a task
-with its own images.
+"""Searches Rep-MTL's coefficients, temperature and policy for Office-31.
 
-    python pipelines/tune_office31.py --data DIR                         three domains as three tasks, small encoder
-    python pipelines/tune_office31.py --data DIR --preset paper          ResNet-18 at 224 x 224, batch 64 a domain, 100 epochs
+    python pipelines/tune_office31.py --data DIR                    small images, small encoder
+    python pipelines/tune_office31.py --data DIR --preset paper     ResNet-18, 224 x 224, 100 epochs
 
-DIR holds amazon/images/<class>/*.jpg, dslr/..., webcam/... and, if there are any, the split lists
-splits/{amazon,dslr,webcam}_{train,val,test}.txt; without lists a seeded split is made and written
-beside the data.
+Every domain is a task with its own images. DIR holds amazon/images/<class>/*.jpg, dslr/...,
+webcam/... and, if there are any, the split lists splits/{amazon,dslr,webcam}_{train,val,test}.txt;
+without lists a seeded split is made and written beside the data.
 """
 
 from __future__ import annotations

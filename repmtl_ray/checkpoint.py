@@ -9,20 +9,20 @@ their position is the `progress` below. No Ray.
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from repmtl_ray.config import Experiment, from_dict, to_dict
+from repmtl_ray.config import Experiment, ExperimentError, differences, from_dict, to_dict
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.policies.base import Policy
 
 FORMAT = 1
 STATE_FILE = "state.pt"
 EXPERIMENT_FILE = "experiment.json"
+STATE_KEYS = frozenset({"format", "progress", "model", "optimizer", "scheduler", "policy"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Parts:
 def save(
     directory: str | Path, *, experiment: Experiment, parts: Parts, progress: Progress
 ) -> None:
-    """Writes a checkpoint; the state file appears whole or not at all."""
+    """Writes a checkpoint; each file appears whole or not at all, and the state last."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     state = {
@@ -66,7 +66,9 @@ def save(
         "scheduler": parts.scheduler.state_dict(),
         "policy": parts.policy.state_dict(),
     }
-    (directory / EXPERIMENT_FILE).write_text(json.dumps(to_dict(experiment), indent=2) + "\n")
+    partial = directory / (EXPERIMENT_FILE + ".partial")
+    partial.write_text(json.dumps(to_dict(experiment), indent=2) + "\n")
+    partial.replace(directory / EXPERIMENT_FILE)
     partial = directory / (STATE_FILE + ".partial")
     torch.save(state, partial)
     partial.replace(directory / STATE_FILE)
@@ -76,15 +78,15 @@ def load(directory: str | Path, *, experiment: Experiment, parts: Parts) -> Prog
     """Restores the parts from a checkpoint of the same experiment.
 
     Raises:
-        ValueError: no complete checkpoint there, a file that is none, another format, or another
-            experiment's (the fields that differ are named).
+        ValueError: no complete checkpoint there, a file that is none, another format.
+        ExperimentError: another experiment's (the fields that differ are named).
     """
     directory = Path(directory)
     state = read_state(directory)
     stored = read_experiment(directory)
     if stored != experiment:
-        raise ValueError(
-            f"checkpoint {directory} belongs to another experiment: {_differences(to_dict(stored), to_dict(experiment))}. "
+        raise ExperimentError(
+            f"checkpoint {directory} belongs to another experiment: {differences(stored, experiment)}. "
             "Resume with the same configuration, or start under a new name."
         )
     parts.model.load_state_dict(state["model"])
@@ -95,36 +97,52 @@ def load(directory: str | Path, *, experiment: Experiment, parts: Parts) -> Prog
 
 
 def read_state(directory: str | Path) -> dict[str, Any]:
-    """The raw state of a checkpoint: progress, model, optimizer, scheduler, policy; on the CPU."""
+    """The raw state of a checkpoint: progress, model, optimizer, scheduler, policy; on the CPU.
+
+    Raises:
+        ValueError: as `load`; nothing in the file was run.
+    """
     path = Path(directory) / STATE_FILE
     if not path.is_file():
         raise ValueError(
             f"checkpoint {directory} has no {STATE_FILE}: it is not a checkpoint, or was never completed."
         )
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise almost anything
+        # Not torch's own message: for code in a file it explains how to run it all the same.
         raise ValueError(
-            f"checkpoint {path} cannot be read ({error}); it is damaged, take the one before it."
+            f"checkpoint {path} cannot be read as tensors and plain values ({type(error).__name__}): it is damaged, or not "
+            "of this project. Take the one before it."
         ) from error
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"checkpoint {path} holds a {type(state).__name__}, not the state of a run; it is not of this project."
+        )
     if state.get("format") != FORMAT:
         raise ValueError(
             f"checkpoint {path} has format {state.get('format')!r}; this version reads format {FORMAT}."
         )
+    missing = sorted(STATE_KEYS - state.keys())
+    if missing:
+        raise ValueError(f"checkpoint {path} lacks {', '.join(missing)}; take the one before it.")
     return state
 
 
 def read_experiment(directory: str | Path) -> Experiment:
-    """The experiment that a checkpoint belongs to."""
-    return from_dict(Experiment, json.loads((Path(directory) / EXPERIMENT_FILE).read_text()))
+    """The experiment that a checkpoint belongs to.
 
-
-def _differences(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> str:
-    found = []
-    for key in sorted(left.keys() | right.keys()):
-        old, new = left.get(key), right.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found.append(_differences(old, new, f"{prefix}{key}."))
-        elif old != new:
-            found.append(f"{prefix}{key} was {old!r}, is {new!r}")
-    return ", ".join(part for part in found if part)
+    Raises:
+        ValueError: no such file, or one that describes no experiment of this version.
+    """
+    path = Path(directory) / EXPERIMENT_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"checkpoint {directory} has no {EXPERIMENT_FILE}; it is not a checkpoint."
+        )
+    try:
+        return from_dict(Experiment, json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f"checkpoint {path} does not describe an experiment of this version: {error}"
+        ) from error

@@ -20,6 +20,7 @@ from repmtl_ray.config import Experiment, digest, to_dict
 from repmtl_ray.report.heatmap import delta_p_heatmap
 from repmtl_ray.report.table import results_text
 from repmtl_ray.search import SearchResult, tune
+from repmtl_ray.space import flatten, has_value
 
 EW_PLAIN = {
     "policy.name": "EW",
@@ -129,23 +130,37 @@ def search_space(name: str, policies: Sequence[str] | None) -> dict[str, Any]:
     """Calls a space function by name.
 
     Raises:
-        ValueError: no such function, or policies for one that takes none.
+        ValueError: no such function, policies for one that takes none, or none for one that needs
+            them.
     """
     module_name, _, function_name = name.rpartition(":")
-    module = importlib.import_module(module_name or "search_spaces")
+    try:
+        module = importlib.import_module(module_name or "search_spaces")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--space {name!r}: {error}; expected package.module:function of an installed package, or of a folder in "
+            "PYTHONPATH."
+        ) from error
     function = getattr(module, function_name, None)
-    if not callable(function):
-        known = ", ".join(getattr(module, "__all__", ()))
+    if not inspect.isfunction(function):
+        known = getattr(module, "__all__", None) or [
+            known
+            for known, found in vars(module).items()
+            if inspect.isfunction(found) and not known.startswith("_")
+        ]
         raise ValueError(
-            f"--space {name!r}: {module.__name__} has no function {function_name!r}; it has {known}."
+            f"--space {name!r}: {module.__name__} has no function {function_name!r}; it has {', '.join(known) or 'none'}."
         )
-    if policies is None:
-        return function()
-    if "names" not in inspect.signature(function).parameters:
-        raise ValueError(
-            f"--policies: the space {name!r} takes no policy names; use 'small', 'joint' or 'policies'."
-        )
-    return function(tuple(policies))
+    names = inspect.signature(function).parameters.get("names")
+    if policies is not None:
+        if names is None:
+            raise ValueError(
+                f"--policies: the space {name!r} takes no policy names; use 'small', 'joint' or 'policies'."
+            )
+        return function(tuple(policies))
+    if names is not None and names.default is names.empty:
+        raise ValueError(f"--space {name!r} needs policies to search over; add --policies NAME ...")
+    return function()
 
 
 def run_search(
@@ -167,10 +182,11 @@ def run_search(
         data_title: names the data in table and figure.
     """
     param_space = search_space(arguments.space or space, arguments.policies)
+    out = _folder(arguments.out)
     result = tune(
         experiment,
         param_space,
-        num_samples=arguments.samples or samples,
+        num_samples=samples if arguments.samples is None else arguments.samples,
         searcher=arguments.searcher,
         scheduler=arguments.scheduler,
         references=[] if arguments.no_references else references_for(param_space),
@@ -184,22 +200,36 @@ def run_search(
         name=arguments.resume or arguments.name,
         resume=arguments.resume is not None,
     )
-    write_results(result, Path(arguments.out), metrics=metrics, title=data_title)
+    write_results(result, out, metrics=metrics, title=data_title)
     return result
+
+
+def _folder(out: str) -> Path:
+    """Made before the search, not after hours of it."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out {out}: cannot make this folder ({error.strerror}); name another."
+        ) from error
+    return folder
 
 
 def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The reference points of a space: EW without penalties, on plain losses and on their
     logarithms.
 
-    A space that is a grid, or that searches no policy, has none.
+    A space that is a grid, or that has not all their values, has none.
     """
-    if (
-        any(isinstance(domain, Mapping) for domain in param_space.values())
-        or "policy.name" not in param_space
-    ):
+    space = flatten(param_space)
+    if any(isinstance(domain, Mapping) for domain in space.values()):
         return []
-    return [{path: reference[path] for path in reference} for reference in REFERENCES]
+    return [
+        dict(reference)
+        for reference in REFERENCES
+        if all(path in space and has_value(space[path], reference[path]) for path in reference)
+    ]
 
 
 def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], title: str) -> None:
@@ -215,6 +245,7 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
         f"table      {out / 'results.csv'}, {out / 'results.md'}\npicture    {out / 'delta_p.png'}"
     )
     if result.best is None:
+        (out / "best.json").unlink(missing_ok=True)  # of an earlier search
         print("no trial finished an epoch; the reasons are in the table", file=sys.stderr)
     else:
         (out / "best.json").write_text(json.dumps(to_dict(result.best), indent=2) + "\n")

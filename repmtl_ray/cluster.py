@@ -15,9 +15,10 @@ import ray
 
 logger = logging.getLogger(__name__)
 
+GROUP_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # at most one report is seen in an interval; the default is 2 s
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",  # a trial that waits for its turn longer counts as failed
+    GROUP_START_TIMEOUT: "120",  # a trial that waits for its turn longer counts as failed
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -40,6 +41,7 @@ def connect(*, num_cpus: int | None = None) -> None:
     A local cluster gets the dashboard (on loopback): without its HTTP server, Ray 2.60 never cleans
     up after a trial that Tune stops early, and the next one waits for ever (Ray issue 54305).
     """
+    user_set = set(os.environ)
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
@@ -50,6 +52,8 @@ def connect(*, num_cpus: int | None = None) -> None:
         if wanted == "local":
             raise ConnectionError("a local Ray was asked for")
         ray.init(address=wanted, **quiet)
+        if GROUP_START_TIMEOUT not in user_set:
+            os.environ[GROUP_START_TIMEOUT] = "900"  # an autoscaler's nodes take minutes to come
         print(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}", flush=True)
     except ConnectionError:
         if wanted not in ("auto", "local"):
@@ -77,11 +81,21 @@ def available() -> Available:
     return Available(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
-def autoscales() -> bool:
-    """Whether an autoscaler may still add nodes to this cluster."""
-    from ray.experimental.internal_kv import _internal_kv_get
+def nodes() -> list[Available]:
+    """What each node has."""
+    return [
+        Available(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
-    return _internal_kv_get(b"__autoscaling_status") is not None
+
+def reachable() -> Available:
+    """What the nodes have, or would have once an autoscaler has added all that its file allows."""
+    from ray._private.state import state
+
+    has, allowed = available(), state.get_max_resources_from_cluster_config() or {}
+    return Available(max(has.cpus, allowed.get("CPU", 0)), max(has.gpus, allowed.get("GPU", 0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,21 +125,25 @@ class Placement:
         """Refuses a request that the cluster can never serve.
 
         Raises:
-            ValueError: names what was asked for and what there is. A cluster that autoscales is not
-                checked.
+            ValueError: names what was asked for and what there is, nodes to come included.
         """
-        if self.concurrent() >= 1 or autoscales():
+        if self.concurrent() >= 1:
             return
-        has = available()
+        has = reachable()
         raise ValueError(
-            f"{self.num_workers} workers with {self.cpus_per_worker:g} CPUs and {self.gpus_per_worker:g} GPUs each do not fit "
-            f"this cluster of {has.cpus:g} CPUs and {has.gpus:g} GPUs; lower the number of workers or what each asks for."
+            f"{self.num_workers} workers with {self.cpus_per_worker:g} CPUs and "
+            f"{self.gpus_per_worker:g} GPUs each do not fit this cluster of {has.cpus:g} CPUs and "
+            f"{has.gpus:g} GPUs; lower the number of workers or what each asks for."
         )
 
     def concurrent(self) -> int:
-        """How many such runs the cluster can hold at once."""
-        has = available()
-        fits = int(has.cpus // (self.num_workers * self.cpus_per_worker))
-        if self.gpus_per_worker > 0:
-            fits = min(fits, int(has.gpus // (self.num_workers * self.gpus_per_worker)))
-        return fits
+        """How many such runs the cluster can hold at once, nodes to come included."""
+        workers = sum(self._workers_on(node) for node in nodes())
+        grown = reachable()
+        if grown != available():
+            workers = max(workers, self._workers_on(grown))
+        return workers // self.num_workers
+
+    def _workers_on(self, has: Available) -> int:
+        fits = int(has.cpus // self.cpus_per_worker)
+        return min(fits, int(has.gpus // self.gpus_per_worker)) if self.gpus_per_worker else fits

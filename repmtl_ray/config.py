@@ -1,6 +1,6 @@
 """The frozen description of an experiment: everything that decides its result, and nothing else.
 
-Owns the configuration classes, their checks, the dict round trip and the digest. Where an
+Owns the configuration classes, their checks, and changing one by path. Where an
 experiment runs (workers, storage, cluster) is not part of it: results do not depend on that.
 Imports neither torch nor Ray, so a search space can be checked anywhere before anything starts.
 """
@@ -8,32 +8,38 @@ Imports neither torch nor Ray, so a search space can be checked anywhere before 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
-import json
 import math
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-C = TypeVar("C")
+from repmtl_ray.conversion import (
+    ExperimentError,
+    check,
+    check_types,
+    differences,
+    digest,
+    from_dict,
+    nearest,
+    to_dict,
+)
 
-
-def _check(condition: bool, where: str, found: object, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{where} is {found!r}; expected {expected}.")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The part of an error message that offers the names closest to `name`, or else all of them."""
-    names = sorted(known)
-    folded = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
-    if close:
-        return "did you mean " + " or ".join(repr(folded[match]) for match in close) + "?"
-    return "known names: " + ", ".join(names)
+__all__ = [
+    "DataConfig",
+    "Experiment",
+    "ExperimentError",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "RegularizerConfig",
+    "differences",
+    "digest",
+    "from_dict",
+    "nearest",
+    "replace",
+    "to_dict",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,25 +70,26 @@ class DataConfig:
     eval_split: Literal["val", "test"] = "val"
 
     def __post_init__(self) -> None:
+        check_types(self, "data")
         known = ("cityscapes", "office31")
         if self.name not in known:
             raise ValueError(f"data.name is {self.name!r}; {nearest(self.name, known)}")
         for name in ("height", "width"):
             size = getattr(self, name)
-            _check(size is None or size >= 8, f"data.{name}", size, "at least 8 pixels, or None")
-        _check(
+            check(size is None or size >= 16, f"data.{name}", size, "at least 16 pixels, or None")
+        check(
             (self.height is None) == (self.width is None),
             "data.(height, width)",
             (self.height, self.width),
             "both or neither",
         )
-        _check(self.num_train >= 1, "data.num_train", self.num_train, "at least 1")
-        _check(self.num_val >= 1, "data.num_val", self.num_val, "at least 1")
-        _check(
+        check(self.num_train >= 1, "data.num_train", self.num_train, "at least 1")
+        check(self.num_val >= 1, "data.num_val", self.num_val, "at least 1")
+        check(
             len(set(self.domains)) == len(self.domains), "data.domains", self.domains, "no repeats"
         )
-        _check(bool(self.domains), "data.domains", self.domains, "at least one domain")
-        _check(
+        check(bool(self.domains), "data.domains", self.domains, "at least one domain")
+        check(
             not (self.name == "office31" and self.path is None),
             "data.path",
             self.path,
@@ -126,27 +133,28 @@ class ModelConfig:
     batch_norm: Literal["global", "local"] = "global"
 
     def __post_init__(self) -> None:
-        _check(
+        check_types(self, "model")
+        check(
             self.output_stride in (None, 4, 8, 16, 32),
             "model.output_stride",
             self.output_stride,
             "4, 8, 16, 32 or None",
         )
-        _check(self.head_channels >= 1, "model.head_channels", self.head_channels, "at least 1")
-        _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
-        _check(
+        check(self.head_channels >= 1, "model.head_channels", self.head_channels, "at least 1")
+        check(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
+        check(
             all(rate >= 1 for rate in self.atrous_rates),
             "model.atrous_rates",
             self.atrous_rates,
             "all at least 1",
         )
-        _check(
+        check(
             not (self.pretrained and self.weights is not None),
             "model.(pretrained, weights)",
             (self.pretrained, self.weights),
             "one of the two: the hub's weights or a local file",
         )
-        _check(
+        check(
             not (self.head == "aspp" and self.features != "map"),
             "model.(head, features)",
             (self.head, self.features),
@@ -172,6 +180,9 @@ class PolicyConfig:
     log_losses: bool = True
     gradients: Literal["parameters", "representation"] = "parameters"
 
+    def __post_init__(self) -> None:
+        check_types(self, "policy")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerConfig:
@@ -188,15 +199,16 @@ class RegularizerConfig:
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
+        check_types(self, "regularizer")
         for name in ("lambda_tsr", "lambda_csa"):
             value = getattr(self, name)
-            _check(
+            check(
                 math.isfinite(value) and value >= 0,
                 f"regularizer.{name}",
                 value,
                 "a finite number >= 0",
             )
-        _check(
+        check(
             math.isfinite(self.temperature) and self.temperature > 0,
             "regularizer.temperature",
             self.temperature,
@@ -227,17 +239,16 @@ class OptimizerConfig:
     max_gradient_norm: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "optimizer")
         rate = self.learning_rate
-        _check(
+        check(
             math.isfinite(rate) and rate > 0, "optimizer.learning_rate", rate, "a finite number > 0"
         )
-        _check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
-        _check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+        check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+        check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
         epoch, norm = self.halve_at_epoch, self.max_gradient_norm
-        _check(
-            epoch is None or epoch >= 1, "optimizer.halve_at_epoch", epoch, "at least 1, or None"
-        )
-        _check(norm is None or norm > 0, "optimizer.max_gradient_norm", norm, "above 0, or None")
+        check(epoch is None or epoch >= 1, "optimizer.halve_at_epoch", epoch, "at least 1, or None")
+        check(norm is None or norm > 0, "optimizer.max_gradient_norm", norm, "above 0, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,9 +279,10 @@ class Experiment:
     protocol: str = "libmtl"
 
     def __post_init__(self) -> None:
-        _check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _check(self.seed >= 0, "seed", self.seed, "at least 0")
+        check_types(self)
+        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        check(self.seed >= 0, "seed", self.seed, "at least 0")
         if self.policy.gradients == "representation" and self.model.representation != "encoder":
             raise ValueError(
                 f"policy.gradients is 'representation' with model.representation {self.model.representation!r}: "
@@ -278,7 +290,7 @@ class Experiment:
                 "the representation at the 'encoder'."
             )
         tasks = self.tasks
-        _check(
+        check(
             tasks is None or len(set(tasks)) == len(tasks) > 0,
             "tasks",
             tasks,
@@ -289,71 +301,6 @@ class Experiment:
                 f"batch_size is {self.batch_size} with regularizer.lambda_csa {self.regularizer.lambda_csa}: CSA "
                 "contrasts samples and needs at least 2 in the global batch; raise batch_size or set lambda_csa to 0."
             )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain, JSON-compatible values; `from_dict` reads it back."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
-    """Builds a configuration class from nested plain values.
-
-    Args:
-        cls: Experiment or one of its parts.
-        values: field names to values, nested like the classes.
-        where: dotted prefix for messages.
-
-    Raises:
-        ValueError: an unknown key (the nearest valid ones are offered), a missing or ill-typed
-            value.
-    """
-    hints = typing.get_type_hints(cls)
-    fields = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        path = f"{where}.{key}" if where else key
-        if key not in fields:
-            raise ValueError(f"{path} is not a field of {cls.__name__}; {nearest(key, fields)}")
-        arguments[key] = _convert(hints[key], value, path)
-    for name, entry in fields.items():
-        required = (
-            entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        )
-        if required and name not in arguments:
-            raise ValueError(
-                f"{where + '.' if where else ''}{name} is missing from {cls.__name__}."
-            )
-    return cls(**arguments)
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        _check(isinstance(value, Mapping), path, value, f"the fields of {hint.__name__}")
-        return from_dict(hint, value, path)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in inner:
-            return None
-        return _convert(next(option for option in inner if option is not type(None)), value, path)
-    if origin is Literal:
-        _check(value in inner, path, value, "one of " + ", ".join(map(repr, inner)))
-        return value
-    if origin is tuple:
-        _check(isinstance(value, list | tuple), path, value, "a list")
-        return tuple(_convert(inner[0], item, path) for item in value)
-    if hint is float:
-        _check(
-            isinstance(value, int | float) and not isinstance(value, bool), path, value, "a number"
-        )
-        return float(value)
-    if hint in (int, str, bool):
-        _check(type(value) is hint, path, value, f"a value of type {hint.__name__}")
-        return value
-    _check(isinstance(value, Mapping), path, value, "a mapping")
-    return dict(value)
 
 
 def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
@@ -387,9 +334,3 @@ def _unknown_path(path: str, at: str, target: Any) -> typing.NoReturn:
     raise ValueError(
         f"override {path!r}: {at!r} names no field; {nearest(at.split('.')[-1], choices)}"
     )
-
-
-def digest(config: Any) -> str:
-    """Twelve hexadecimal digits that identify a configuration; equal configurations have equal
-    digests."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]

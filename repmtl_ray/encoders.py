@@ -202,7 +202,7 @@ def _load_weights(
 
     A new one where their shapes differ: timm then resizes position embeddings to the image size.
     """
-    path = Path(str(config.weights))
+    path = Path(str(config.weights)).expanduser()
     state = _read_state(path)
     own = encoder.state_dict()
     found = {name: key for key in state for name in _names_in_encoder(key) if name in own}

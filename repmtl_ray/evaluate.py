@@ -8,6 +8,7 @@ number of workers and which worker saw what.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from repmtl_ray.collectives import ALONE, Workers
+from repmtl_ray.config import ExperimentError
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
+from repmtl_ray.step import NonFiniteLossError
 from repmtl_ray.tasks import Task
 
 
@@ -47,8 +50,9 @@ def evaluate(
         every worker.
 
     Raises:
-        ValueError: a task without valid labels in the whole split (on every worker, after the
-            merge).
+        ExperimentError: a task without valid labels in the whole split; `NonFiniteLossError`: a
+            loss over the split that is no number. Both after the merge, alike on every worker.
+        ValueError: a label outside the classes.
     """
     device = torch.device(device)
     sums = {
@@ -62,7 +66,15 @@ def evaluate(
     results: dict[str, float] = {}
     for task in tasks:
         loss_sum, count = sums[task.name][:2].tolist()
-        for name, value in task.metrics(sums[task.name][2:]).items():
+        if not math.isfinite(loss_sum):
+            raise NonFiniteLossError(
+                f"task {task.name!r}: loss over the evaluation split is {loss_sum}"
+            )
+        try:
+            values = task.metrics(sums[task.name][2:])
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+        for name, value in values.items():
             results[f"{task.name}/{name}"] = value
         results[f"{task.name}/loss"] = loss_sum / count
     return results

@@ -16,13 +16,13 @@ import torch
 from repmtl_ray import checkpoint, policies
 from repmtl_ray.checkpoint import Parts, Progress
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.config import Experiment, OptimizerConfig
+from repmtl_ray.config import Experiment, ExperimentError, OptimizerConfig
 from repmtl_ray.data.batches import Rows, eval_batches, steps_per_epoch, train_batches
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
 from repmtl_ray.evaluate import evaluate
-from repmtl_ray.models import build_model
+from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.regularizers import RepMTL
-from repmtl_ray.step import ExperimentError, NonFiniteLossError, Stepper, to_device
+from repmtl_ray.step import NonFiniteLossError, Stepper, to_device
 from repmtl_ray.tasks import Task
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -58,7 +58,11 @@ def selected_tasks(experiment: Experiment) -> tuple[Task, ...]:
             )
     tasks = tuple(task for task in known if task.name in wanted)
     try:
-        policies.check(experiment.policy, [task.name for task in tasks])
+        policies.check(
+            experiment.policy,
+            [task.name for task in tasks],
+            max_gradient_norm=experiment.optimizer.max_gradient_norm,
+        )
     except ValueError as error:
         raise ExperimentError(str(error)) from error
     if len(tasks) < 2 and experiment.regularizer.active:
@@ -67,6 +71,23 @@ def selected_tasks(experiment: Experiment) -> tuple[Task, ...]:
             "regularizer.lambda_csa to 0 (single-task training: policy 'stl')."
         )
     return tasks
+
+
+def num_steps(experiment: Experiment, tasks: Sequence[Task], streams: Sequence[Stream]) -> int:
+    """Optimiser steps in an epoch.
+
+    Args:
+        experiment, tasks: what is trained.
+        streams: of the training split.
+
+    Raises:
+        ExperimentError: a batch that is larger than the split.
+    """
+    names = [task.name for task in tasks]
+    try:
+        return steps_per_epoch(streams, experiment.batch_size, tasks=names)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
 
 
 def build(
@@ -115,8 +136,8 @@ def run(
         experiment: what to do.
         train, evaluation: the samples.
         report: receives every epoch's metrics: "epoch" (from 1), "global_step", "<task>/<metric>",
-            "<task>/loss" (over the evaluation split), "<task>/train_loss" and "rep_mtl/<penalty>"
-            (means over the epoch), "policy/<quantity>".
+            "<task>/loss" (over the evaluation split), "<task>/train_loss", "rep_mtl/<penalty>" and
+            "gradient_norm" (means over the epoch), "policy/<quantity>".
         resume_from: a checkpoint directory of the same experiment.
         workers: all that take part; each calls this function.
         device: of this worker.
@@ -131,6 +152,7 @@ def run(
     """
     device = torch.device(device)
     tasks = selected_tasks(experiment)
+    steps = num_steps(experiment, tasks, train.streams)
     parts = build(experiment, tasks, device=device, workers=workers)
     progress = Progress(seed=experiment.seed)
     if resume_from is not None:
@@ -138,10 +160,9 @@ def run(
     stepper = _stepper(experiment, tasks, parts, workers)
     names = [task.name for task in tasks]
     dtype = DTYPES[experiment.precision]
-    steps = steps_per_epoch(train.streams, experiment.batch_size, tasks=names)
     for epoch in range(progress.epochs_done, experiment.epochs):
         parts.policy.begin_epoch(epoch)
-        sums: dict[str, float] = {}
+        seen: dict[str, list[float]] = {}
         batches = train_batches(
             train.streams,
             train.rows,
@@ -158,32 +179,17 @@ def run(
             for name, value in stepper.step(
                 to_device(batch, device), global_step=global_step
             ).items():
-                sums[name] = sums.get(name, 0.0) + value
+                seen.setdefault(name, []).append(value)
             global_step += 1
         parts.policy.end_epoch()
         parts.scheduler.step()
         metrics: dict[str, float] = {"epoch": epoch + 1, "global_step": global_step}
-        metrics.update({name: value / steps for name, value in sums.items()})
+        metrics.update({name: math.fsum(found) / len(found) for name, found in seen.items()})
         metrics.update({f"policy/{name}": value for name, value in parts.policy.metrics().items()})
-        held_out = eval_batches(
-            evaluation.streams,
-            evaluation.rows,
-            tasks=names,
-            batch_size=max(1, experiment.batch_size // workers.size),
-            workers=workers,
-            dtype=dtype,
-        )
         metrics.update(
-            evaluate(
-                parts.model,
-                (to_device(batch, device) for batch in held_out),
-                tasks,
-                workers=workers,
-                device=device,
-                precision=experiment.precision,
-            )
+            _evaluate(experiment, tasks, parts.model, evaluation, workers, device, global_step)
         )
-        _check_finite(metrics, epoch)
+        _check_finite(metrics, experiment, global_step)
         progress = Progress(
             epochs_done=epoch + 1,
             global_step=global_step,
@@ -192,6 +198,36 @@ def run(
         )
         report(metrics, _writer(experiment, parts, progress))
     return parts, progress
+
+
+def _evaluate(
+    experiment: Experiment,
+    tasks: Sequence[Task],
+    model: MultiTaskModel,
+    split: Split,
+    workers: Workers,
+    device: torch.device,
+    global_step: int,
+) -> dict[str, float]:
+    batches = eval_batches(
+        split.streams,
+        split.rows,
+        tasks=[task.name for task in tasks],
+        batch_size=max(1, experiment.batch_size // workers.size),
+        workers=workers,
+        dtype=DTYPES[experiment.precision],
+    )
+    try:
+        return evaluate(
+            model,
+            (to_device(batch, device) for batch in batches),
+            tasks,
+            workers=workers,
+            device=device,
+            precision=experiment.precision,
+        )
+    except NonFiniteLossError as error:
+        raise _diverged(str(error), experiment, global_step) from error
 
 
 def _stepper(
@@ -216,12 +252,16 @@ def _stepper(
     )
 
 
-def _check_finite(metrics: Mapping[str, float], epoch: int) -> None:
+def _check_finite(metrics: Mapping[str, float], experiment: Experiment, global_step: int) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise NonFiniteLossError(
-                f"{name} is {value} after epoch {epoch + 1}; training diverged, lower the learning rate."
-            )
+            raise _diverged(f"{name} is {value}", experiment, global_step)
+
+
+def _diverged(found: str, experiment: Experiment, global_step: int) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        f"{found} after step {global_step} with policy {experiment.policy.name!r}; training diverged, lower the learning rate."
+    )
 
 
 def _writer(experiment: Experiment, parts: Parts, progress: Progress) -> Callable[[Path], None]:

@@ -8,13 +8,11 @@ for all tasks together, or once a task for policies that combine parameter gradi
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +20,15 @@ from torch.nn import Parameter
 
 from repmtl_ray.batch_norm import frozen_statistics
 from repmtl_ray.collectives import Workers
+from repmtl_ray.config import ExperimentError
+from repmtl_ray.cut import cut_at, detached, differentiate, vector_jacobian
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel, representation_module
-from repmtl_ray.policies.base import Penalty, Policy, TaskPass
+from repmtl_ray.policies.base import Policy
+from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.saliency import arrange
 from repmtl_ray.tasks import Task
-
-
-class ExperimentError(ValueError):
-    """An experiment that cannot be done, or not further; every worker finds so alike, and would
-    again."""
 
 
 class NonFiniteLossError(ExperimentError):
@@ -80,59 +76,58 @@ class Stepper:
             global_step: steps done before this one; decides dropout's and random policies' draws.
 
         Returns:
-            "<task>/train_loss" (L_t before the step, over the global batch), "rep_mtl/tsr" and
-            "rep_mtl/csa" (weighted), "gradient_norm"; equal on every worker.
+            "<task>/train_loss" (L_t before the step, over the global batch, if it has labels), "rep_mtl/tsr" and
+            "rep_mtl/csa" (weighted), "gradient_norm" (the update's, for a policy that makes it
+            itself); equal on every worker.
 
         Raises:
             NonFiniteLossError: names task, policy and step; parameters are unchanged.
         """
         with cut_at(representation_module(self.model, self.representation)) as cut:
-            sums, counts = self._loss_sums(batch, global_step)
+            predictions = self._predictions(batch, global_step)
+        sums, counts = self._loss_sums(predictions, batch)
         plain_losses, losses, present = self._global_losses(sums, counts, global_step)
-        leaf, root = cut.leaf, cut.root
+        heads = [list(self.model.heads[task.name].parameters()) for task in self.tasks]
+        penalized = self.regularizer.lambda_tsr > 0 or self.regularizer.lambda_csa > 0
         shared = [
             parameter for parameter in self.model.encoder.parameters() if parameter.requires_grad
         ]
-        reachable = shared if self.representation != "encoder" else []
-        heads = [list(self.model.heads[task.name].parameters()) for task in self.tasks]
-        differentiable = self.regularizer.lambda_tsr > 0 or self.regularizer.lambda_csa > 0
-        gradients = [
-            torch.autograd.grad(
-                loss,
-                [leaf, *reachable, *parameters],
-                create_graph=differentiable,
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for loss, parameters in zip(losses, heads, strict=True)
-        ]
-        is_after = [
-            any(parts[1 + i] is not None for parts in gradients) for i in range(len(reachable))
-        ]
-        after = list(itertools.compress(reachable, is_after))
-        after_ids = {id(parameter) for parameter in after}
-        before = [parameter for parameter in shared if id(parameter) not in after_ids]
-        saliency = [torch.zeros_like(leaf) if parts[0] is None else parts[0] for parts in gradients]
+        side = differentiate(
+            losses,
+            cut.leaf,
+            shared=shared,
+            may_be_after=self.representation != "encoder",
+            heads=heads,
+            create_graph=penalized,
+        )
         penalty: Penalty | None = None
         terms: dict[str, Tensor] = {}
-        if differentiable:
-            penalty, terms = self._penalty(saliency, batch, leaf, after, heads)
-        num_shared = 1 + len(reachable)
+        if penalized:
+            penalty, terms = self._penalty(side.saliency, batch, cut.leaf, side.after, heads)
+        root, before = cut.root, side.before
+
+        def encoder_backward(
+            cotangent: Tensor, parameters: Sequence[Parameter] | None = None
+        ) -> list[Tensor]:
+            return vector_jacobian(root, before if parameters is None else parameters, cotangent)
+
         task_pass = TaskPass(
             tasks=tuple(task.name for task in self.tasks),
             plain_losses=plain_losses,
             losses=torch.stack([loss.detach() for loss in losses]),
             log_losses=self.log_losses,
             present=present,
-            saliency=[part.detach() for part in saliency],
-            head_gradients=[_detached(parts[num_shared:]) for parts in gradients],
+            representation=cut.leaf.detach(),
+            saliency=[part.detach() for part in side.saliency],
+            head_gradients=[detached(parts) for parts in side.head_gradients],
             head_parameters=heads,
             shared_before=before,
-            shared_after=after,
-            shared_after_gradients=[
-                _detached(itertools.compress(parts[1:num_shared], is_after)) for parts in gradients
-            ],
-            encoder_backward=lambda cotangent: _vector_jacobian(root, before, cotangent),
+            shared_after=side.after,
+            shared_after_gradients=[detached(parts) for parts in side.after_gradients],
+            encoder_backward=encoder_backward,
+            part_gradients=lambda num_parts: self._part_gradients(
+                num_parts, predictions, batch, cut.leaf, side.after, global_step
+            ),
             penalty=penalty,
             workers=self.workers,
         )
@@ -142,14 +137,16 @@ class Stepper:
             self._second_look(batch, global_step)
         values = {
             f"{task.name}/train_loss": value
-            for task, value in zip(self.tasks, plain_losses.tolist(), strict=True)
+            for task, value, is_present in zip(
+                self.tasks, plain_losses.tolist(), present.tolist(), strict=True
+            )
+            if is_present
         }
         values.update({f"rep_mtl/{name}": term.item() for name, term in terms.items()})
         return {**values, "gradient_norm": gradient_norm}
 
-    def _loss_sums(self, batch: Batch, global_step: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Own loss sums and valid counts by task; dropout draws depend on (seed, step, worker)
-        alone."""
+    def _predictions(self, batch: Batch, global_step: int) -> list[Tensor]:
+        """By task; dropout draws depend on (seed, step, worker) alone."""
         torch.manual_seed(
             zlib.crc32(f"step {self.seed} {global_step} {self.workers.rank}".encode())
         )
@@ -157,17 +154,59 @@ class Stepper:
         device, low_precision = batch.images.device, self.precision == "bfloat16"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision):
             representation = self.model.encoder(batch.images)
-            predictions = [
+            return [
                 self.model.predict(
                     task.name, _rows(representation, batch.rows[task.name]), (height, width)
                 )
                 for task in self.tasks
             ]
-        pairs = [
-            task.loss_sum(prediction, batch.targets[task.name])
-            for task, prediction in zip(self.tasks, predictions, strict=True)
-        ]
-        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+    def _loss_sums(
+        self, predictions: Sequence[Tensor], batch: Batch, *, part: int = 0, num_parts: int = 1
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Own loss sums and valid counts by task, of the rows whose number in the global batch is
+        `part` modulo `num_parts`."""
+        sums, counts = [], []
+        for task, prediction in zip(self.tasks, predictions, strict=True):
+            first = self.workers.rank * prediction.shape[0]
+            own = slice((part - first) % num_parts, None, num_parts)
+            total, count = task.loss_sum(prediction[own], batch.targets[task.name][own])
+            sums.append(total)
+            counts.append(count)
+        return sums, counts
+
+    def _part_gradients(
+        self,
+        num_parts: int,
+        predictions: Sequence[Tensor],
+        batch: Batch,
+        leaf: Tensor,
+        after: Sequence[Parameter],
+        global_step: int,
+    ) -> list[TaskGradients]:
+        """As `TaskPass.part_gradients`; a part with a loss that cannot be trained on is an error as
+        the whole batch is."""
+        most = max(prediction.shape[0] for prediction in predictions) * self.workers.size
+        if most < num_parts:
+            raise ExperimentError(
+                f"batch_size is {most}, but policy {self.policy_name!r} compares {num_parts} "
+                f"parts of a batch; take at least {num_parts}."
+            )
+        parts = []
+        for part in range(num_parts):
+            sums, counts = self._loss_sums(predictions, batch, part=part, num_parts=num_parts)
+            _, losses, _ = self._global_losses(sums, counts, global_step)
+            rows = [
+                torch.autograd.grad(loss, [leaf, *after], retain_graph=True, allow_unused=True)
+                for loss in losses
+            ]
+            parts.append(
+                TaskGradients(
+                    saliency=[torch.zeros_like(leaf) if row[0] is None else row[0] for row in rows],
+                    shared_after=[row[1:] for row in rows],
+                )
+            )
+        return parts
 
     def _global_losses(
         self, sums: Sequence[Tensor], counts: Sequence[Tensor], global_step: int
@@ -180,9 +219,8 @@ class Stepper:
         plain, trained = [], []
         for own_sum, count, has_labels in zip(sums, totals, present.tolist(), strict=True):
             loss = self.workers.total(own_sum) / count.clamp(min=1).to(own_sum.dtype)
-            loss = (
-                loss if has_labels else loss + 1.0
-            )  # an absent task: plain loss 1, log loss 0, gradients zero
+            if not has_labels:
+                loss = loss + 1.0  # an absent task: plain loss 1, log loss 0, gradients zero
             plain.append(loss)
             trained.append(loss.log() if self.log_losses else loss)
         plain_losses = torch.stack([loss.detach() for loss in plain])
@@ -211,7 +249,10 @@ class Stepper:
         terms = self.regularizer.terms(arrange(paired, self.model.channel_axis))
         flat_heads = [parameter for parameters in heads for parameter in parameters]
         gradients = torch.autograd.grad(
-            torch.stack(list(terms.values())).sum(), [leaf, *after, *flat_heads], allow_unused=True
+            torch.stack(list(terms.values())).sum(),
+            [leaf, *after, *flat_heads],
+            allow_unused=True,
+            retain_graph=self.policy.needs_parts,
         )
         by_head: list[list[Tensor | None]] = []
         rest: list[Tensor | None] = list(gradients[1 + len(after) :])
@@ -230,16 +271,20 @@ class Stepper:
         parameters = [
             parameter for parameter in self.model.parameters() if parameter.grad is not None
         ]
-        limit = math.inf if self.max_gradient_norm is None else self.max_gradient_norm
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        self.optimizer.step()
+        norm = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters])
+        if self.max_gradient_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.max_gradient_norm, norm)
+        if self.policy.makes_update:
+            _descend(self.optimizer)
+            self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()  # without gradients it changes nothing, but schedulers count it
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
     @torch.no_grad()
     def _second_look(self, batch: Batch, global_step: int) -> None:
         with frozen_statistics(self.model):
-            sums, counts = self._loss_sums(batch, global_step)
+            sums, counts = self._loss_sums(self._predictions(batch, global_step), batch)
         totals = torch.stack(
             [*(own.double() for own in sums), *(count.double() for count in counts)]
         )
@@ -249,44 +294,14 @@ class Stepper:
         self.policy.second_look(losses.to(sums[0].dtype))
 
 
-@dataclass
-class Cut:
-    """Where the graph was cut: `root` ends the encoder's part, `leaf` (same values) begins the
-    heads'."""
-
-    root: Tensor
-    leaf: Tensor
-
-
-@contextlib.contextmanager
-def cut_at(module: nn.Module) -> Iterator[Cut]:
-    """Cuts the graph at a module's output for the forward passes inside.
-
-    Raises:
-        ValueError: the module's output is no tensor, or it did not run exactly once.
-    """
-    cuts: list[Cut] = []
-
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Tensor:
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"model.representation: {type(module).__name__} gives {type(output).__name__}; expected a tensor."
-            )
-        precise = output.dtype if output.dtype == torch.float64 else torch.float32
-        cuts.append(Cut(output, output.detach().to(precise).requires_grad_()))
-        return cuts[-1].leaf
-
-    cut = Cut(torch.empty(0), torch.empty(0))
-    handle = module.register_forward_hook(hook)
-    try:
-        yield cut
-    finally:
-        handle.remove()
-    if len(cuts) != 1:
-        raise ValueError(
-            f"model.representation: {type(module).__name__} ran {len(cuts)} times in a forward pass; expected once."
-        )
-    cut.root, cut.leaf = cuts[0].root, cuts[0].leaf
+@torch.no_grad()
+def _descend(optimizer: torch.optim.Optimizer) -> None:
+    """Subtracts the learning rate times what stands in `.grad`; weight decay as AdamW has it."""
+    for group in optimizer.param_groups:
+        rate = float(group["lr"])
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.mul_(1 - rate * group["weight_decay"]).add_(parameter.grad, alpha=-rate)
 
 
 def paired_saliency(saliency: Sequence[Tensor], rows: Sequence[slice]) -> Tensor:
@@ -315,22 +330,6 @@ def paired_saliency(saliency: Sequence[Tensor], rows: Sequence[slice]) -> Tensor
 
 def _rows(representation: Tensor, rows: slice) -> Tensor:
     return representation if rows == slice(0, representation.shape[0]) else representation[rows]
-
-
-def _vector_jacobian(
-    root: Tensor, parameters: Sequence[Parameter], cotangent: Tensor
-) -> list[Tensor]:
-    gradients = torch.autograd.grad(
-        root, list(parameters), cotangent.to(root.dtype), retain_graph=True, allow_unused=True
-    )
-    return [
-        torch.zeros_like(parameter) if gradient is None else gradient
-        for parameter, gradient in zip(parameters, gradients, strict=True)
-    ]
-
-
-def _detached(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.detach() for tensor in tensors]
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -10,6 +10,7 @@ of every trial.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,15 +24,23 @@ from ray.train.torch import TorchTrainer
 
 from repmtl_ray import cluster, collectives
 from repmtl_ray.cluster import Placement
-from repmtl_ray.config import Experiment, digest, from_dict, to_dict
+from repmtl_ray.config import (
+    Experiment,
+    ExperimentError,
+    differences,
+    digest,
+    from_dict,
+    to_dict,
+)
 from repmtl_ray.delta import delta_p
-from repmtl_ray.storage import absolute
+from repmtl_ray.storage import absolute, exists, read_text, write_text
 
 if TYPE_CHECKING:
     from repmtl_ray.data.cache import CachedSplit
     from repmtl_ray.loop import Split
 
 CHECKPOINTS_KEPT = 2
+EXPERIMENT_FILE = "experiment.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +105,7 @@ def preflight(experiment: Experiment, placement: Placement) -> None:
             f"batch_size is {experiment.batch_size} over {workers} workers; the global batch must divide evenly: take {near}."
         )
     tasks = loop.selected_tasks(experiment)
-    open_streams(experiment.data, "train")
+    loop.num_steps(experiment, tasks, open_streams(experiment.data, "train"))
     open_streams(experiment.data, experiment.data.eval_split)
     build_model(experiment.model, tasks, image_size=image_size(experiment.data))
     placement.check_fits()
@@ -134,14 +143,34 @@ def fit(
     placement = placement or Placement()
     cluster.connect()
     preflight(experiment, placement)
+    root, name = absolute(storage), name or fresh_name("fit", experiment)
+    claim(f"{root}/{name}", experiment)
     return train(
         experiment,
         cache_data(experiment),
         placement=placement,
-        storage=absolute(storage),
-        name=name or fresh_name("fit", experiment),
+        storage=root,
+        name=name,
         max_failures=max_failures,
     )
+
+
+def claim(directory: str, experiment: Experiment) -> None:
+    """Notes in the folder of a run or a search whose it is.
+
+    Raises:
+        ValueError: it belongs to another experiment.
+    """
+    note = f"{directory}/{EXPERIMENT_FILE}"
+    if not exists(note):
+        write_text(note, json.dumps(to_dict(experiment), indent=2) + "\n")
+        return
+    stored = from_dict(Experiment, json.loads(read_text(note)))
+    if stored != experiment:
+        raise ValueError(
+            f"{directory} belongs to another experiment: {differences(stored, experiment)}. "
+            "Continue it with the same configuration, or give another name."
+        )
 
 
 def fresh_name(kind: str, experiment: Experiment) -> str:
@@ -195,10 +224,10 @@ def train(
     )
     result = trainer.fit()
     outcome = result.return_value  # type: ignore[attr-defined]  # annotated as Train V1's
+    if outcome is not None and "error" in outcome:
+        raise ExperimentError(outcome["error"])
     if outcome is None or result.checkpoint is None:
         raise RuntimeError(f"run {name!r} in {storage} ended without a result; see {result.path}.")
-    if "error" in outcome:
-        raise ValueError(outcome["error"])
     history = outcome["history"]
     return FitResult(
         metrics=history[-1],
@@ -213,7 +242,6 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train.torch import get_device
 
     from repmtl_ray import loop
-    from repmtl_ray.step import ExperimentError
 
     experiment = from_dict(Experiment, config["experiment"])
     data: CachedData = config["data"]

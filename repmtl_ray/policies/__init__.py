@@ -13,10 +13,19 @@ from typing import Any
 
 from repmtl_ray.config import PolicyConfig, nearest
 from repmtl_ray.policies import (
+    db_mtl,
+    go4align,
+    gradnorm,
+    igbv2,
+    imtl,
+    metabalance,
+    moco,
+    mtadam,
     plain,
     torchjd_gradients,
     torchjd_jacobians,
     torchjd_losses,
+    torchjd_parts,
     torchjd_solvers,
 )
 from repmtl_ray.policies.arguments import (
@@ -29,7 +38,7 @@ from repmtl_ray.policies.arguments import (
     resolve,
     task,
 )
-from repmtl_ray.policies.base import GradientPolicy, Policy
+from repmtl_ray.policies.base import LossPolicy, Policy
 from repmtl_ray.policies.gramian import GramianPolicy
 
 __all__ = ["build", "check", "gradient_places", "names"]
@@ -44,7 +53,7 @@ class Entry:
 
     @property
     def allows_representation(self) -> bool:
-        return issubclass(self.cls, GramianPolicy)
+        return bool(self.cls.allows_representation)
 
 
 def _entry(cls: Any, **signature: Any) -> tuple[str, Entry]:
@@ -142,6 +151,71 @@ _POLICIES: dict[str, Entry] = dict(
             robust_step_size=number(1.0, above=0),
             n_warmup_steps=integer(0, at_least=0),
         ),
+        _entry(imtl.IMTL, learning_rate=number(0.025, above=0)),
+        _entry(
+            gradnorm.GradNorm,
+            alpha=number(1.5, at_least=0),
+            learning_rate=number(0.025, above=0),
+            initial_losses=choice("step", "epoch"),
+        ),
+        _entry(
+            metabalance.MetaBalance,
+            main=task(),
+            relax=number(0.7, at_least=0, at_most=1),
+            beta=number(0.9, at_least=0, below=1),
+        ),
+        _entry(
+            db_mtl.DBMTL,
+            beta=number(0.9, at_least=0, below=1),
+            beta_sigma=number(0.0, at_least=0),
+        ),
+        _entry(
+            moco.MoCo,
+            beta=number(0.5, above=0, at_most=1),
+            beta_sigma=number(0.5, at_least=0),
+            gamma=number(0.1, above=0),
+            gamma_sigma=number(0.5, at_least=0),
+            rho=number(0.0, at_least=0),
+            projection=choice("softmax", "euclidean"),
+            length=choice("loss", "own"),
+        ),
+        _entry(
+            go4align.GO4Align,
+            num_groups=integer(2, at_least=1),
+            step_size=number(1e-4, at_least=0),
+        ),
+        _entry(
+            torchjd_parts.MoDo,
+            gamma=number(0.1, above=0),
+            rho=number(0.1, at_least=0),
+        ),
+        _entry(
+            torchjd_parts.SDMGrad,
+            lambda_=number(0.3, at_least=0),
+            learning_rate=number(10.0, above=0),
+            momentum=number(0.5, at_least=0, below=1),
+            num_iterations=integer(20, at_least=1),
+            num_parts=integer(3, at_least=2, at_most=3),
+        ),
+        _entry(
+            mtadam.MTAdam,
+            anchor=task(),
+            beta1=number(0.9, at_least=0, below=1),
+            beta2=number(0.999, at_least=0, below=1),
+            norm_beta=number(0.9, at_least=0, below=1),
+            eps=number(1e-8, at_least=0),
+            ranks=per_task(1.0, positive=True),
+        ),
+        _entry(
+            igbv2.IGBv2,
+            learning_rate=number(3e-4, above=0),
+            replay_size=integer(10_000, at_least=1),
+            batch_size=integer(256, at_least=1),
+            random_epochs=integer(5, at_least=0),
+            baseline_epoch=integer(1, at_least=0),
+            learning_epoch=integer(3, at_least=0),
+            learn_every=integer(50, at_least=1),
+        ),
     ]
 )
 
@@ -162,6 +236,9 @@ _ELSEWHERE = {
     "alignedmtlub": "'Aligned-MTL' with gradients=\"representation\"",
     "gradientvaccine": "'GradVac'",
     "singletask": "'stl'",
+    "imtlhybrid": "'IMTL'",
+    "igb": "'IGBv2'",
+    "igbv1": "'IGBv2', the learnt form",
     "crmogm": "the argument momentum_of_weights of a gradient policy, for example of 'MGDA'",
 }
 """What other libraries call a policy, folded as by `_folded`."""
@@ -176,24 +253,34 @@ def gradient_places(name: str) -> tuple[str, ...]:
     """Where a policy can combine task gradients: "parameters", "representation", or nowhere if it
     weighs losses."""
     entry = _find(name)
-    if not issubclass(entry.cls, GradientPolicy):
+    if issubclass(entry.cls, LossPolicy):
         return ()
     return ("parameters", "representation") if entry.allows_representation else ("parameters",)
 
 
-def check(config: PolicyConfig, tasks: Sequence[str]) -> None:
-    """Finds, before any training, whatever would keep a policy from being made.
+def check(
+    config: PolicyConfig, tasks: Sequence[str], *, max_gradient_norm: float | None = None
+) -> None:
+    """Finds, before any training, whatever would keep a policy from being made or used.
 
     Args:
         config: the policy's part of an experiment.
         tasks: names, in the order of the losses.
+        max_gradient_norm: the optimiser's part.
 
     Raises:
         ValueError: an unknown name (with the right one for what other libraries call it), a number
-            of tasks that the policy has no use for, an unknown, missing or ill-valued argument, or
-            `gradients="representation"` where it means nothing.
+            of tasks that the policy has no use for, an unknown, missing or ill-valued argument,
+            `gradients="representation"` where it means nothing, or clipping where there is no
+            gradient to clip.
     """
-    build(config, tasks, seed=0)
+    policy = build(config, tasks, seed=0)
+    if policy.makes_update and max_gradient_norm is not None:
+        raise ValueError(
+            f"optimizer.max_gradient_norm is {max_gradient_norm!r}, but policy {config.name!r} "
+            "makes the update itself, from gradients that it brings to one size: there is none to "
+            "clip. Set max_gradient_norm to None."
+        )
 
 
 def build(config: PolicyConfig, tasks: Sequence[str], *, seed: int) -> Policy:
@@ -250,10 +337,10 @@ def _check_tasks(name: str, tasks: Sequence[str]) -> None:
 
 def _no_representation(name: str, entry: Entry) -> str:
     able = ", ".join(other for other in names() if _POLICIES[other].allows_representation)
-    if issubclass(entry.cls, torchjd_jacobians.JacobianPolicy):
-        why = "its method needs task gradients at the parameters"
-    else:
+    if issubclass(entry.cls, LossPolicy):
         why = "it weighs losses, so it makes no difference where gradients are taken"
+    else:
+        why = "its method needs task gradients at the parameters"
     return (
         f"policy.gradients is 'representation', but policy {name!r} cannot use it: {why}. Set it "
         f"to 'parameters', or take one of {able}."

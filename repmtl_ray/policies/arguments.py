@@ -55,16 +55,17 @@ def number(
     return Argument(default, f"a finite number {wanted}".rstrip(), accept)
 
 
-def integer(default: Any, *, at_least: int) -> Argument:
+def integer(default: Any, *, at_least: int, at_most: float = math.inf) -> Argument:
     """A whole number; None is allowed where it is the default."""
+    bounds = f">= {at_least}" + f" and <= {at_most}" * (at_most < math.inf)
 
     def accept(value: Any, _tasks: Sequence[str]) -> int | None:
         if value is None and default is None:
             return None
-        _demand(type(value) is int and value >= at_least)
+        _demand(type(value) is int and at_least <= value <= at_most)
         return int(value)
 
-    return Argument(default, f"an integer >= {at_least}" + " or None" * (default is None), accept)
+    return Argument(default, f"an integer {bounds}" + " or None" * (default is None), accept)
 
 
 def choice(default: str, *others: str) -> Argument:

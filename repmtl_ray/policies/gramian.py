@@ -15,43 +15,30 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.base import GradientPolicy, TaskPass
+from repmtl_ray.policies.base import GradientPolicy, weight_metrics
 from repmtl_ray.policies.memory import read_back, written
+from repmtl_ray.policies.refusals import refuse_non_finite
+from repmtl_ray.policies.task_pass import TaskPass
 
 logger = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 _COLUMNS_AT_ONCE = 1 << 22
 
 
+def products_of(left: Tensor, right: Tensor) -> Tensor:
+    """[T, T] inner products of the rows of two [T, P], added up in float64 whatever they are in."""
+    products = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
+    for ours, theirs in zip(
+        left.split(_COLUMNS_AT_ONCE, dim=1), right.split(_COLUMNS_AT_ONCE, dim=1), strict=True
+    ):
+        wide = ours.double()
+        products += wide @ (wide if left is right else theirs.double()).T
+    return products
+
+
 def gramian_of(jacobian: Tensor) -> Tensor:
-    """[T, T] inner products of the rows of [T, P], added up in float64 whatever the rows are in."""
-    rows = jacobian.shape[0]
-    gramian = torch.zeros(rows, rows, dtype=torch.float64, device=jacobian.device)
-    for columns in jacobian.split(_COLUMNS_AT_ONCE, dim=1):
-        columns = columns.double()
-        gramian += columns @ columns.T
-    return gramian
-
-
-def refuse_non_finite(policy: str, tasks: Sequence[str], step: int, finite: Tensor) -> None:
-    """Raises if a task's gradient holds inf or nan.
-
-    Args:
-        policy, tasks: names, for the message.
-        step: from 1.
-        finite: [T] bool, on the CPU.
-
-    Raises:
-        ValueError: names the policy, the tasks and the step.
-    """
-    if not bool(finite.all()):
-        names = ", ".join(
-            repr(task) for task, fine in zip(tasks, finite.tolist(), strict=True) if not fine
-        )
-        raise ValueError(
-            f"policy {policy!r}: the gradient of task {names} is not finite at step {step}; lower "
-            "the learning rate, or look at this task's predictions and labels."
-        )
+    """[T, T] inner products of the rows of [T, P], as `products_of`."""
+    return products_of(jacobian, jacobian)
 
 
 class GramianPolicy(GradientPolicy):
@@ -75,6 +62,7 @@ class GramianPolicy(GradientPolicy):
     """
 
     name: ClassVar[str]
+    allows_representation = True
     scale_free: ClassVar[bool] = True
     solver: ClassVar[str] = ""
     """What may fail; such a step takes `_fall_back`'s weights and is counted."""
@@ -107,13 +95,12 @@ class GramianPolicy(GradientPolicy):
         refuse_non_finite(self.name, self.tasks, self.step + 1, gramian.diagonal().isfinite())
         gramian = self._normalized(gramian, task_pass)
         self.last_weights = self._all_weights(gramian, task_pass.present.cpu())
-        weights = self.last_weights.to(jacobian)
-        combined = weights @ jacobian
+        combined = self.last_weights.to(jacobian) @ jacobian
+        heads = self._head_weights(task_pass)
         if at_representation:
-            combined = combined.view_as(task_pass.saliency[0])
-            task_pass.finish_at_representation(combined, torch.ones_like(weights))
+            task_pass.finish_at_representation(combined.view_as(task_pass.saliency[0]), heads)
         else:
-            task_pass.finish_with_direction(combined, torch.ones_like(weights))
+            task_pass.finish_with_direction(combined, heads)
         self.step += 1
 
     @abstractmethod
@@ -182,10 +169,7 @@ class GramianPolicy(GradientPolicy):
         return found
 
     def metrics(self) -> dict[str, float]:
-        values: dict[str, float] = {}
-        if self.last_weights is not None:
-            pairs = zip(self.tasks, self.last_weights.tolist(), strict=True)
-            values = {f"weight/{task}": weight for task, weight in pairs}
+        values = weight_metrics(self.tasks, self.last_weights)
         if self.solver:
             values["solver_failures"] = float(self.solver_failures)
         return values

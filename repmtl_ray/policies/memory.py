@@ -20,17 +20,26 @@ def written(owner: object, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def read_back(owner: object, names: Sequence[str], state: Mapping[str, Any], policy: str) -> None:
-    """Sets the named attributes from what `written` returned.
+def demand_names(names: Sequence[str], state: Mapping[str, Any], policy: str) -> None:
+    """Raises if a state has other names than these.
 
     Raises:
-        ValueError: other names than these, or a tensor of another shape than the one it replaces.
+        ValueError: names the policy, what it remembers and what was found.
     """
     if set(state) != set(names):
         raise ValueError(
             f"policy {policy!r} remembers {sorted(names)}, found {sorted(state)} in the "
             "checkpoint; resume with the policy and the arguments that wrote it."
         )
+
+
+def read_back(owner: object, names: Sequence[str], state: Mapping[str, Any], policy: str) -> None:
+    """Sets the named attributes from what `written` returned.
+
+    Raises:
+        ValueError: other names than these, or a tensor of another shape than the one it replaces.
+    """
+    demand_names(names, state, policy)
     for name in names:
         value, current = state[name], getattr(owner, name)
         if (

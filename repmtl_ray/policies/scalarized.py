@@ -15,13 +15,12 @@ from torch import Tensor
 
 from repmtl_ray.policies.base import LossPolicy
 from repmtl_ray.policies.memory import read_back, written
+from repmtl_ray.policies.refusals import SMALLEST_LOSS, refuse_losses
 
 if TYPE_CHECKING:
     from torchjd.scalarization import Scalarizer
 
 CPU = torch.device("cpu")
-SMALLEST_LOSS = 1e-30
-"""A positive-loss policy takes a smaller loss for this one: logarithms and ratios stay finite."""
 
 
 class ScalarizedLosses(LossPolicy):
@@ -56,15 +55,8 @@ class ScalarizedLosses(LossPolicy):
         """
 
     def _check(self, losses: Tensor, tasks: Tensor) -> None:
-        for task in tasks.tolist():
-            loss = float(losses[task])
-            if not torch.isfinite(losses[task]) or (self.needs_positive_losses and loss < 0):
-                wanted = "a finite number >= 0" if self.needs_positive_losses else "a finite number"
-                raise ValueError(
-                    f"policy {self.name!r}: the loss of task {self.tasks[task]!r} is {loss} at "
-                    f"step {self.step + 1}; expected {wanted}. Look at this task's predictions and "
-                    "labels."
-                )
+        positive = self.needs_positive_losses
+        refuse_losses(self.name, self.tasks, self.step + 1, losses, tasks, positive=positive)
 
     def _state(self) -> dict[str, Any]:
         return written(self, self.remembered)

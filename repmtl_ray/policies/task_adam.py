@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from repmtl_ray.policies.memory import demand_names
+
 
 class TaskAdam:
     """torch.optim.Adam on T separate numbers that start at 0; float64, on the CPU.
@@ -19,6 +21,9 @@ class TaskAdam:
         num_tasks: T.
         learning_rate, weight_decay: Adam's; the decay is added to the gradient.
     """
+
+    names = ("values", "adam")
+    """Of what `state` returns."""
 
     def __init__(self, num_tasks: int, *, learning_rate: float, weight_decay: float = 0.0) -> None:
         self._numbers = [Parameter(torch.zeros((), dtype=torch.float64)) for _ in range(num_tasks)]
@@ -49,6 +54,7 @@ class TaskAdam:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any], policy: str) -> None:
+        demand_names(self.names, state, policy)
         if len(state["values"]) != len(self._numbers):
             raise ValueError(
                 f"policy {policy!r}: the checkpoint holds {len(state['values'])} tasks' weights, "

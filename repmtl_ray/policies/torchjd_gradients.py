@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.base import TaskPass
 from repmtl_ray.policies.gramian import CPU, GramianPolicy
 from repmtl_ray.policies.lazy import LazyModule
-from repmtl_ray.policies.scalarized import SMALLEST_LOSS
+from repmtl_ray.policies.refusals import SMALLEST_LOSS
+from repmtl_ray.policies.task_pass import TaskPass
 
 if TYPE_CHECKING:
     from torchjd import aggregation

@@ -1,60 +1,29 @@
 """Gradient policies that look at every coordinate: GradDrop, TrimmedMean, ExcessMTL.
 
 Their result is no function of inner products, so they keep the [T, P] Jacobian of the shared
-parameters and cost one encoder backward a task. None allows `gradients="representation"`: GradDrop
-there needs the signs of the representation and totals over samples; a trimmed mean of
-representation gradients would compare coordinates of single samples; ExcessMTL estimates the
-curvature at parameters. Heads have weight 1.
+parameters and cost one encoder backward a task (`jacobian.py`). Only GradDrop allows
+`gradients="representation"`: a trimmed mean of representation gradients would compare coordinates
+of single samples, and ExcessMTL estimates the curvature at parameters. Heads have weight 1.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.base import GradientPolicy, TaskPass
-from repmtl_ray.policies.gramian import refuse_non_finite
+from repmtl_ray.policies.base import weight_metrics
+from repmtl_ray.policies.jacobian import JacobianPolicy
 from repmtl_ray.policies.lazy import LazyModule
-from repmtl_ray.policies.memory import read_back, written
+from repmtl_ray.policies.refusals import refuse_non_finite
+from repmtl_ray.policies.task_pass import TaskPass
 
 if TYPE_CHECKING:
     from torchjd import aggregation
 else:
     aggregation = LazyModule("torchjd.aggregation")
-
-
-class JacobianPolicy(GradientPolicy):
-    """The combined gradient is found by coordinates, from the present tasks' gradients."""
-
-    name: ClassVar[str]
-
-    @final
-    def backward(self, task_pass: TaskPass) -> None:
-        jacobian = task_pass.jacobian()
-        finite = jacobian.isfinite().all(dim=1).cpu()
-        refuse_non_finite(self.name, self.tasks, self.step + 1, finite)
-        tasks = task_pass.present.cpu().nonzero().flatten()
-        everyone = len(tasks) == len(self.tasks)
-        if len(tasks):
-            direction = self._direction(jacobian if everyone else jacobian[tasks], tasks)
-        else:
-            direction = torch.zeros_like(jacobian[0])
-        heads = torch.ones(len(self.tasks), dtype=jacobian.dtype, device=jacobian.device)
-        task_pass.finish_with_direction(direction, heads)
-        self.step += 1
-
-    @abstractmethod
-    def _direction(self, jacobian: Tensor, tasks: Tensor) -> Tensor:
-        """[N] combined gradient.
-
-        Args:
-            jacobian: [P, N] gradients of the tasks that are present.
-            tasks: [P], their indices, on the CPU.
-        """
 
 
 class GradDrop(JacobianPolicy):
@@ -64,21 +33,53 @@ class GradDrop(JacobianPolicy):
 
     Args:
         tasks, seed: as for every policy.
+        at_representation: draw for the units of the representation, the paper's layer, at the cost
+            of one encoder backward in all.
         leak: by task, the share of a dropped gradient that passes all the same.
 
     Source:
-        Chen et al., "Just pick a sign", NeurIPS 2020, algorithm 1, lines 10 to 15, on the gradients
-        of shared parameters. The paper's layer works on activations; LibMTL allows that alone.
-        State: none but the step.
+        Chen et al., "Just pick a sign", NeurIPS 2020, algorithm 1. At the representation (LibMTL
+        allows that alone) all of it: gradients times the signs of their units, totalled over the
+        samples of the global batch, decide; a unit's sign is then dropped or kept in every sample.
+        At the shared parameters, the default here as for every gradient policy, lines 10 to 15 on
+        their gradients, which have no samples. State: none but the step.
     """
 
     name = "GradDrop"
+    allows_representation = True
 
-    def __init__(self, tasks: Sequence[str], *, seed: int, leak: Sequence[float]) -> None:
-        super().__init__(tasks, seed=seed)
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        *,
+        seed: int,
+        leak: Sequence[float],
+        at_representation: bool = False,
+    ) -> None:
+        super().__init__(tasks, seed=seed, at_representation=at_representation)
         self.leak = torch.tensor(leak, dtype=torch.float64)
 
-    def _direction(self, jacobian: Tensor, tasks: Tensor) -> Tensor:
+    def backward(self, task_pass: TaskPass) -> None:
+        if not self.at_representation:
+            super().backward(task_pass)
+            return
+        signs = task_pass.representation.sign()
+        totals = torch.stack([(part * signs).sum(dim=0) for part in task_pass.saliency])
+        task_pass.workers.total_([totals])
+        finite = totals.isfinite().flatten(1).all(dim=1).cpu()
+        refuse_non_finite(self.name, self.tasks, self.step + 1, finite)
+        size = totals.abs().sum(dim=0)
+        share = 0.5 * (1 + totals.sum(dim=0) / torch.where(size > 0, size, 1.0))
+        with self._drawing(totals.device):
+            draw = torch.rand(share.shape, dtype=share.dtype, device=share.device)
+        passes = ((share > draw) & (totals > 0)) | ((share < draw) & (totals < 0))
+        combined = torch.zeros_like(signs)
+        for saliency, leak, kept in zip(task_pass.saliency, self.leak, passes, strict=True):
+            combined += saliency * (leak + (1 - leak) * kept).to(saliency)
+        task_pass.finish_at_representation(combined, self._head_weights(task_pass))
+        self.step += 1
+
+    def _direction(self, jacobian: Tensor, tasks: Tensor, task_pass: TaskPass) -> Tensor:
         aggregator = aggregation.GradDrop(leak=self.leak[tasks].to(jacobian))
         with self._drawing(jacobian.device):
             return aggregator(jacobian)
@@ -109,7 +110,7 @@ class TrimmedMean(JacobianPolicy):
                 f"{len(tasks)}"
             )
 
-    def _direction(self, jacobian: Tensor, tasks: Tensor) -> Tensor:
+    def _direction(self, jacobian: Tensor, tasks: Tensor, task_pass: TaskPass) -> Tensor:
         trim_number = min(self.trim_number, (len(tasks) - 1) // 2)
         return aggregation.TrimmedMean(trim_number)(jacobian)
 
@@ -148,7 +149,7 @@ class ExcessMTL(JacobianPolicy):
         self.baselines = torch.zeros_like(self.log_weights)
         self.num_seen = torch.zeros_like(self.log_weights)
 
-    def _direction(self, jacobian: Tensor, tasks: Tensor) -> Tensor:
+    def _direction(self, jacobian: Tensor, tasks: Tensor, task_pass: TaskPass) -> Tensor:
         excess = self._excess_risk(jacobian, tasks)
         num_baseline = max(self.n_warmup_steps, 1)
         num_seen = self.num_seen[tasks]
@@ -176,11 +177,4 @@ class ExcessMTL(JacobianPolicy):
         return torch.stack(excess).double().cpu()
 
     def metrics(self) -> dict[str, float]:
-        weights = self.log_weights.softmax(dim=0).tolist()
-        return {f"weight/{task}": weight for task, weight in zip(self.tasks, weights, strict=True)}
-
-    def _state(self) -> dict[str, Any]:
-        return written(self, self.remembered)
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        read_back(self, self.remembered, state, self.name)
+        return weight_metrics(self.tasks, self.log_weights.softmax(dim=0))

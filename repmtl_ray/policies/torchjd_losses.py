@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from repmtl_ray.policies.lazy import LazyModule
-from repmtl_ray.policies.scalarized import CPU, SMALLEST_LOSS, ScalarizedLosses, gradient_of
+from repmtl_ray.policies.refusals import SMALLEST_LOSS
+from repmtl_ray.policies.scalarized import CPU, ScalarizedLosses, gradient_of
 from repmtl_ray.policies.task_adam import TaskAdam
 
 if TYPE_CHECKING:

@@ -24,14 +24,14 @@ def delta_p_heatmap(table: pandas.DataFrame, path: str | Path, *, title: str) ->
     """Writes a PNG: the best delta_p of all trials at each (lambda_tsr, lambda_csa).
 
     Args:
-        table: from `repmtl_ray.search`; trials without a delta_p are left out.
+        table: from `repmtl_ray.search`; failed trials and those without a delta_p are left out.
         path: of the PNG.
         title: above the figure; says which data.
 
     Returns:
         `path`. Continuous searches (more than 12 values an axis) become a scatter plot.
     """
-    rows = table[table["delta_p_task"].notna()] if "delta_p_task" in table else table.iloc[:0]
+    rows = table[(table["status"] != "failed") & table["delta_p_task"].notna()]
     figure = Figure(figsize=(7.2, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -51,6 +51,7 @@ def results_text(
         settings += ["epoch", "status"]
     columns = [*settings, *metrics, "delta_p_task"]
     table = table.reindex(columns=[*columns, "error"])
+    table["tau"] = table["tau"].astype(object).where(table["lambda_csa"] > 0, None)  # of CSA alone
     cells = [[_cell(column, row[column]) for column in columns] for _, row in table.iterrows()]
     single = dict.fromkeys(columns, "")
     single |= {"rank": "-", "policy": "single-task", "delta_p_task": "0.00"}
@@ -60,6 +61,8 @@ def results_text(
     failures = [
         f"rank {row['rank']}: {row['error']}" for _, row in table.iterrows() if row["error"]
     ]
+    if markdown and failures:  # without the empty line they would be rows of the table
+        failures = ["", *(f"- {failure}" for failure in failures)]
     return "\n".join([text, *failures])
 
 

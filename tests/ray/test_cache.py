@@ -1,22 +1,13 @@
 """With a real Ray: what the object store gives back is what the streams gave."""
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-
-os.environ.update(
-    RAY_AUTH_MODE="disabled",
-    RAY_USAGE_STATS_ENABLED="0",
-    OMP_NUM_THREADS="1",
-    NO_ALBUMENTATIONS_UPDATE="1",
-)
-
 import ray
 import ray.data
+import torch
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig
@@ -27,19 +18,6 @@ from repmtl_ray.data.sources import Stream, open_streams
 from tests.data._layouts import make_cityscapes, make_office
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster():
-    ray.init(
-        address="local",
-        num_cpus=2,
-        log_to_driver=False,
-        include_dashboard=False,
-        object_store_memory=256 * 2**20,
-    )
-    yield
-    ray.shutdown()
 
 
 def cityscapes(root: Path, **options) -> tuple[Stream, ...]:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from repmtl_ray.policies.base import Policy
-from tests.unit._passes import Toy, drive, pass_of, toy_pass
+from tests.unit._passes import (
+    BATCHES_AN_EPOCH,
+    Toy,
+    drive,
+    pass_of,
+    second_losses,
+    task_names,
+    toy_pass,
+)
 
 Make = Callable[[], Policy]
 
@@ -77,7 +85,7 @@ def assert_absent_task_is_left_out(make: Callable[[Sequence[str]], Policy]) -> N
         for policy in (with_it, without):
             policy.begin_epoch(step)
         three = toy_pass(3, seed=step, absent=[2])
-        two = pass_like(three, 2)
+        two = pass_like(three, range(2))
         with_it.backward(three.task_pass)
         without.backward(two.task_pass)
         torch.testing.assert_close(three.finished_shared(), two.finished_shared())
@@ -90,10 +98,74 @@ def assert_absent_task_is_left_out(make: Callable[[Sequence[str]], Policy]) -> N
     assert_finite(returned)
 
 
-def pass_like(toy: Toy, num_tasks: int) -> Toy:
-    """The same gradients at the shared parameters, of the first tasks only."""
-    jacobian = toy.task_pass.jacobian()[:num_tasks]
-    return pass_of(jacobian, toy.task_pass.plain_losses[:num_tasks])
+def assert_order_of_tasks_does_not_matter(
+    make: Callable[[Sequence[str]], Policy], order: Sequence[int], *, steps: int = 5
+) -> None:
+    """With the tasks in another order, the shared update is the same.
+
+    Args:
+        make: from the tasks' names in their order.
+        order: of as many tasks.
+        steps: two an epoch.
+    """
+    names = task_names(len(order))
+    usual, other = make(names), make([names[task] for task in order])
+    for step in range(steps):
+        toy = toy_pass(len(order), seed=step, with_shared_after=True)
+        toys = (pass_like(toy, range(len(order))), pass_like(toy, order))
+        for policy, each in zip((usual, other), toys, strict=True):
+            if step % BATCHES_AN_EPOCH == 0:
+                policy.begin_epoch(step // BATCHES_AN_EPOCH)
+            policy.backward(each.task_pass)
+            if policy.needs_second_look:
+                policy.second_look(0.9 * each.task_pass.plain_losses)
+            if step % BATCHES_AN_EPOCH == BATCHES_AN_EPOCH - 1:
+                policy.end_epoch()
+        left, right = (each.finished_shared() for each in toys)
+        size = left.abs().max()  # solvers stop at a tolerance of the whole
+        torch.testing.assert_close(left / size, right / size, rtol=1e-4, atol=1e-6)
+
+
+def assert_loss_scale_does_not_matter(
+    make: Make, scales: Sequence[float], *, up_to_length: bool, log_losses: bool, steps: int = 6
+) -> None:
+    """With each task's loss in other units, the shared update is the same.
+
+    Args:
+        make: a policy.
+        scales: by task.
+        up_to_length: only the update's direction is.
+        log_losses: whether the run trains on them.
+        steps: two an epoch.
+    """
+    usual, scaled = make(), make()
+    for step in range(steps):
+        found = []
+        for policy, scale in ((usual, 1.0), (scaled, scales)):
+            if step % BATCHES_AN_EPOCH == 0:
+                policy.begin_epoch(step // BATCHES_AN_EPOCH)
+            toy = toy_pass(len(scales), seed=step, loss_scale=scale, log_losses=log_losses)
+            policy.backward(toy.task_pass)
+            if policy.needs_second_look:
+                policy.second_look(second_losses(toy, step))
+            if step % BATCHES_AN_EPOCH == BATCHES_AN_EPOCH - 1:
+                policy.end_epoch()
+            update = toy.finished_shared()
+            found.append(update / update.norm() if up_to_length else update)
+        size = found[0].norm()  # solvers stop at a tolerance of the whole
+        torch.testing.assert_close(found[0] / size, found[1] / size, rtol=1e-4, atol=2e-4)
+
+
+def pass_like(toy: Toy, tasks: Sequence[int]) -> Toy:
+    """The same gradients at the shared parameters, of some of the tasks in this order."""
+    task_pass, chosen = toy.task_pass, list(tasks)
+    return pass_of(
+        task_pass.jacobian()[chosen],
+        task_pass.plain_losses[chosen],
+        parts=lambda num_parts: [
+            task_pass.jacobian(part)[chosen] for part in task_pass.part_gradients(num_parts)
+        ],
+    )
 
 
 def assert_finite(toy: Toy) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from repmtl_ray.collectives import ALONE
-from repmtl_ray.policies.base import Penalty, Policy, TaskPass
+from repmtl_ray.policies.base import Policy
+from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
 
 BATCHES_AN_EPOCH = 2
 
@@ -67,9 +68,13 @@ def toy_pass(
     absent: Sequence[int] = (),
     with_penalty: bool = False,
     with_shared_after: bool = False,
-    loss_scale: float = 1.0,
+    loss_scale: float | Sequence[float] = 1.0,
 ) -> Toy:
-    """An encoder (4 -> 5), perhaps a shared layer after it, a linear head a task."""
+    """An encoder (4 -> 5), perhaps a shared layer after it, a linear head a task.
+
+    Args:
+        loss_scale: of all losses, or by task.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -83,11 +88,14 @@ def toy_pass(
 
     root = torch.tanh(images @ encoder)
 
-    def losses_at(representation: Tensor) -> list[Tensor]:
+    scales = [loss_scale] * num_tasks if isinstance(loss_scale, (int, float)) else loss_scale
+
+    def losses_at(representation: Tensor, rows: slice = slice(None)) -> list[Tensor]:
         hidden = representation @ after if with_shared_after else representation
         found = []
         for task, ((slope, offset), target) in enumerate(zip(heads, targets, strict=True)):
-            loss = loss_scale * ((hidden @ slope + offset - target).square().mean() + 0.1)
+            error = (hidden @ slope + offset - target)[rows]
+            loss = scales[task] * (error.square().mean() + 0.1)
             found.append(0 * loss + 1 if task in absent else loss)
         return found
 
@@ -103,6 +111,20 @@ def toy_pass(
         torch.autograd.grad(loss, [*columns, *head], retain_graph=True)
         for loss, head in zip(trained, heads, strict=True)
     ]
+
+    def part_gradients(num_parts: int) -> list[TaskGradients]:
+        parts = []
+        for part in range(num_parts):
+            losses = losses_at(leaf, slice(part, None, num_parts))
+            losses = [loss.log() if log_losses else loss for loss in losses]
+            rows = [torch.autograd.grad(loss, columns, retain_graph=True) for loss in losses]
+            parts.append(
+                TaskGradients(
+                    saliency=[row[0] for row in rows], shared_after=[row[1:] for row in rows]
+                )
+            )
+        return parts
+
     penalty = None
     if with_penalty:
         first, rest = heads[0], heads[1:]
@@ -118,15 +140,17 @@ def toy_pass(
         losses=torch.stack(trained).detach(),
         log_losses=log_losses,
         present=torch.tensor([task not in absent for task in range(num_tasks)]),
+        representation=leaf.detach(),
         saliency=[parts[0] for parts in by_task],
         head_gradients=[parts[len(columns) :] for parts in by_task],
         head_parameters=heads,
         shared_before=[encoder],
         shared_after=shared_after,
         shared_after_gradients=[parts[1 : len(columns)] for parts in by_task],
-        encoder_backward=lambda cotangent: torch.autograd.grad(
+        encoder_backward=lambda cotangent, parameters=None: torch.autograd.grad(
             root, [encoder], cotangent, retain_graph=True
         ),
+        part_gradients=part_gradients,
         penalty=penalty,
         workers=ALONE,
     )
@@ -140,12 +164,23 @@ def toy_pass(
 
 
 def pass_of(
-    jacobian: Tensor, plain_losses: Tensor | None = None, absent: Sequence[int] = ()
+    jacobian: Tensor,
+    plain_losses: Tensor | None = None,
+    absent: Sequence[int] = (),
+    parts: Callable[[int], Sequence[Tensor]] | None = None,
 ) -> Toy:
-    """A pass whose task gradients are the rows of `jacobian`, at representation and parameters."""
+    """A pass whose task gradients are the rows of `jacobian`, at representation and parameters.
+
+    Args:
+        jacobian: [T, P].
+        plain_losses: [T]; None means ones.
+        absent: tasks.
+        parts: number of parts -> each part's jacobian; None means the same for all.
+    """
     num_tasks, size = jacobian.shape
     encoder = Parameter(jacobian.new_zeros(size))
     heads = [[Parameter(jacobian.new_zeros(()))] for _ in range(num_tasks)]
+    parts = parts or (lambda num_parts: [jacobian] * num_parts)
     plain = jacobian.new_ones(num_tasks) if plain_losses is None else plain_losses
     task_pass = TaskPass(
         tasks=task_names(num_tasks),
@@ -153,13 +188,18 @@ def pass_of(
         losses=plain,
         log_losses=False,
         present=torch.tensor([task not in absent for task in range(num_tasks)]),
+        representation=torch.ones_like(jacobian[0]),
         saliency=list(jacobian),
         head_gradients=[[jacobian.new_tensor(1.0 + task)] for task in range(num_tasks)],
         head_parameters=heads,
         shared_before=[encoder],
         shared_after=[],
         shared_after_gradients=[[] for _ in range(num_tasks)],
-        encoder_backward=lambda cotangent: [cotangent.clone()],
+        encoder_backward=lambda cotangent, parameters=None: [cotangent.clone()],
+        part_gradients=lambda num_parts: [
+            TaskGradients(saliency=list(part), shared_after=[[]] * num_tasks)
+            for part in parts(num_parts)
+        ],
         penalty=None,
         workers=ALONE,
     )

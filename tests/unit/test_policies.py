@@ -1,5 +1,7 @@
 """What holds for every policy: names, checks, checkpoints, penalties, absent tasks, draws."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,39 +17,6 @@ from tests.unit._asserts import (
 )
 from tests.unit._passes import drive, task_names, toy_pass
 
-NAMES = [
-    "Aligned-MTL",
-    "CAGrad",
-    "COSMOS",
-    "ConFIG",
-    "Constant",
-    "DWA",
-    "DualProj",
-    "EW",
-    "ExcessMTL",
-    "FAMO",
-    "FairGrad",
-    "GLS",
-    "GradDrop",
-    "GradVac",
-    "IMTL-G",
-    "IMTL-L",
-    "Krum",
-    "MGDA",
-    "Mean",
-    "Nash-MTL",
-    "PBI",
-    "PCD",
-    "PCGrad",
-    "RGW",
-    "RLW",
-    "STCH",
-    "TrimmedMean",
-    "UPGrad",
-    "UW",
-    "stl",
-]
-NEEDED = {"Constant": {"weights": 0.7}, "COSMOS": {"lambda_": 1.5}}
 LOSS_POLICIES = [
     "COSMOS",
     "Constant",
@@ -55,6 +24,8 @@ LOSS_POLICIES = [
     "EW",
     "FAMO",
     "GLS",
+    "GO4Align",
+    "IGBv2",
     "IMTL-L",
     "Mean",
     "PBI",
@@ -64,8 +35,45 @@ LOSS_POLICIES = [
 ]
 JACOBIAN_POLICIES = ["ExcessMTL", "GradDrop", "TrimmedMean"]
 GRAMIAN_POLICIES = [
-    name for name in NAMES if name not in [*LOSS_POLICIES, *JACOBIAN_POLICIES, "stl"]
+    "Aligned-MTL",
+    "CAGrad",
+    "ConFIG",
+    "DualProj",
+    "FairGrad",
+    "GradVac",
+    "IMTL-G",
+    "Krum",
+    "MGDA",
+    "Nash-MTL",
+    "PCD",
+    "PCGrad",
+    "RGW",
+    "UPGrad",
 ]
+OWN_GRADIENT_POLICIES = [
+    "DB-MTL",
+    "GradNorm",
+    "IMTL",
+    "MTAdam",
+    "MetaBalance",
+    "MoCo",
+    "MoDo",
+    "SDMGrad",
+]
+"""Their references are transcriptions (test_transcriptions.py), not TorchJD's aggregators."""
+GRADIENT_POLICIES = [*GRAMIAN_POLICIES, *JACOBIAN_POLICIES, *OWN_GRADIENT_POLICIES]
+NAMES = sorted([*LOSS_POLICIES, *GRADIENT_POLICIES, "stl"])
+MULTI_TASK = [name for name in NAMES if name != "stl"]
+NEEDED = {"Constant": {"weights": 0.7}, "COSMOS": {"lambda_": 1.5}}
+BUSY_AGENT = {
+    "random_epochs": 1,
+    "baseline_epoch": 0,
+    "learning_epoch": 1,
+    "learn_every": 2,
+    "batch_size": 6,
+    "replay_size": 3,
+}
+"""IGBv2 that learns within a few steps."""
 SHORT = {"Nash-MTL": {"optim_niter": 3}}
 """Arguments that keep a test short."""
 
@@ -83,8 +91,13 @@ def test_names():
 
 
 RESUMED = [
-    *((name, {}) for name in NAMES if name != "stl"),
+    *((name, {}) for name in MULTI_TASK),
     ("STCH", {"warmup_epochs": 1}),
+    ("GradNorm", {"initial_losses": "epoch"}),
+    ("IGBv2", BUSY_AGENT),
+    ("MoCo", {"projection": "euclidean", "length": "own"}),
+    ("SDMGrad", {"num_parts": 2}),
+    ("DB-MTL", {"beta_sigma": 0.5}),
     ("STCH", {"warmup_epochs": 0, "sum_to": "one"}),
     ("ExcessMTL", {"n_warmup_steps": 2}),
     ("Nash-MTL", {"update_weights_every": 2}),
@@ -97,7 +110,13 @@ def test_a_policy_resumes_bit_by_bit(name, arguments):
     assert_resumes(lambda: make(name, **arguments), 3, moments=(0, 1, 3, 4, 5), absent_at=(0, 2, 6))
 
 
-@pytest.mark.parametrize("name", ["UW", "FAMO", "STCH", "PCD", "Nash-MTL", "GradVac"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["UW", "FAMO", "STCH", "PCD", "Nash-MTL", "GradVac", "GO4Align", "IGBv2"],
+        *OWN_GRADIENT_POLICIES,
+    ],
+)
 def test_a_checkpoint_of_other_tasks_is_refused(name):
     policy = make(name, 3)
     drive(policy, range(2), 3)
@@ -112,18 +131,18 @@ def test_a_checkpoint_of_another_policy_is_refused():
         make("EW").load_state_dict(make("GradVac").state_dict())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "stl"])
-def test_the_penalty_is_added(name):
+@pytest.mark.parametrize("name", [name for name in MULTI_TASK if name != "MTAdam"])
+def test_the_penalty_is_added(name):  # MTAdam's is a term of its own: test_transcriptions.py
     assert_penalty_is_added(lambda: make(name), 3)
 
 
-@pytest.mark.parametrize("name", GRAMIAN_POLICIES)
+@pytest.mark.parametrize("name", [*GRAMIAN_POLICIES, "IMTL", "GradDrop"])
 def test_the_penalty_is_added_at_the_representation(name):
     assert_penalty_is_added(lambda: make(name, gradients="representation"), 3)
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in NAMES if n not in ("stl", "Mean", "RLW", "RGW", "Krum")]
+    "name", [n for n in MULTI_TASK if n not in ("Mean", "RLW", "RGW", "Krum", "IGBv2")]
 )
 def test_an_absent_task_is_left_out(name):
     arguments = {"TrimmedMean": {"trim_number": 0}, "STCH": {"warmup_epochs": 1}}.get(name, {})
@@ -134,7 +153,7 @@ def test_an_absent_task_is_left_out(name):
     assert_absent_task_is_left_out(make_for)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "stl"])
+@pytest.mark.parametrize("name", MULTI_TASK)
 @pytest.mark.parametrize("absent", [[0], [0, 1], [0, 1, 2]])
 def test_any_task_may_be_absent(name, absent):
     policy = make(name)
@@ -149,13 +168,13 @@ def test_any_task_may_be_absent(name, absent):
     assert all(value == value for value in policy.metrics().values())
 
 
-@pytest.mark.parametrize("name", ["RLW", "RGW", "PCGrad", "GradVac", "GradDrop"])
+@pytest.mark.parametrize("name", ["RLW", "RGW", "PCGrad", "GradVac", "GradDrop", "IGBv2"])
 def test_draws_depend_on_seed_and_step_alone(name):
     assert_draws_by_seed_and_step(lambda seed: make(name, 10, seed=seed), 10)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "stl"])
-@pytest.mark.parametrize("num_tasks", [2, 10])
+@pytest.mark.parametrize("name", MULTI_TASK)
+@pytest.mark.parametrize("num_tasks", [2, 10, 40])
 def test_other_numbers_of_tasks(name, num_tasks):
     arguments = {"TrimmedMean": {"trim_number": 0}}.get(name, {})
     if name == "Krum" and num_tasks == 2:
@@ -184,7 +203,16 @@ REFUSED = [
     ({"name": "uncertainty"}, 3, "here it is 'UW'"),
     ({"name": "mgda-ub"}, 3, "here it is 'MGDA' with gradients=\"representation\""),
     ({"name": "CR-MOGM"}, 3, "here it is the argument momentum_of_weights"),
-    ({"name": "IMTL"}, 3, "did you mean 'IMTL-[GL]' or 'IMTL-[GL]'"),
+    ({"name": "imtl"}, 3, "here it is 'IMTL'"),
+    ({"name": "igb"}, 3, "here it is 'IGBv2'"),
+    ({"name": "db_mtl"}, 3, "here it is 'DB-MTL'"),
+    ({"name": "SDMGrad", "arguments": {"num_parts": 4}}, 3, "an integer >= 2 and <= 3"),
+    ({"name": "MoCo", "arguments": {"projection": "l2"}}, 3, "one of 'softmax', 'euclidean'"),
+    ({"name": "MetaBalance", "arguments": {"relax": 1.5}}, 3, "a finite number >= 0 and <= 1"),
+    ({"name": "MTAdam", "arguments": {"anchor": "x"}}, 3, "is 'x'; expected a task's name"),
+    ({"name": "MTAdam", "arguments": {"ranks": [1, 0, 1]}}, 3, "one finite number a task"),
+    ({"name": "GO4Align", "arguments": {"num_groups": 0}}, 3, "expected an integer >= 1"),
+    ({"name": "MoDo", "gradients": "representation"}, 3, "needs task gradients at the parameters"),
     ({"name": "zzz"}, 3, "known names: Aligned-MTL, CAGrad"),
     ({"name": "UPGrad"}, 1, r"weighs tasks .*found 1 \(a\); take policy 'stl' for one task"),
     ({"name": "EW"}, 1, "take policy 'stl' for one task"),
@@ -247,7 +275,7 @@ REFUSED = [
     ),
     ({"name": "EW", "gradients": "representation"}, 3, "take one of Aligned-MTL, CAGrad"),
     (
-        {"name": "GradDrop", "gradients": "representation"},
+        {"name": "ExcessMTL", "gradients": "representation"},
         3,
         "needs task gradients at the parameters",
     ),
@@ -258,6 +286,13 @@ REFUSED = [
 def test_a_wrong_configuration_is_refused_before_training(fields, num_tasks, message):
     with pytest.raises(ValueError, match=message):
         policies.check(PolicyConfig(**fields), task_names(num_tasks))
+
+
+def test_clipping_is_refused_where_there_is_no_gradient_to_clip():
+    config = PolicyConfig(name="MTAdam")
+    policies.check(config, task_names(2))
+    with pytest.raises(ValueError, match=r"max_gradient_norm is 1\.0, but policy 'MTAdam' makes"):
+        policies.check(config, task_names(2), max_gradient_norm=1.0)
 
 
 def test_arguments_by_task_may_be_a_mapping():
@@ -273,6 +308,16 @@ def test_every_other_name_leads_somewhere():
             policies.check(PolicyConfig(name=name), task_names(3))
         assert policies._folded(name) == name
         assert where.startswith("the argument") or where.split("'")[1] in NAMES
+
+
+def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults():
+    page = Path(__file__).parents[2] / "docs" / "methods.md"
+    cells = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+    rows = {row[0].removeprefix("| "): " | ".join(row[1:]) for row in cells}
+    for name in policies.names():
+        for argument, kind in policies._POLICIES[name].signature.items():
+            if argument != "momentum_of_weights":  # named once for all
+                assert f"{argument}={kind.default!r}" in rows[name], name
 
 
 def test_task_adam_is_adam():

@@ -7,9 +7,10 @@ import torch
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import PolicyConfig
+from repmtl_ray.cut import cut_at
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.saliency import task_saliency
-from repmtl_ray.step import NonFiniteLossError, cut_at, paired_saliency
+from repmtl_ray.step import ExperimentError, NonFiniteLossError, paired_saliency
 from tests.unit._runs import (
     DENSE,
     OFFICE,
@@ -86,10 +87,99 @@ def count_encoder_backwards(policy, regularizer):
         (policy_config("UPGrad"), (0.0, 0.0), 2),
         (policy_config("UPGrad"), (0.9, 0.7), 3),
         (policy_config("MGDA", gradients="representation"), (0.9, 0.7), 1),
+        (policy_config("GradDrop", gradients="representation"), (0.9, 0.7), 1),
+        (policy_config("IMTL", gradients="representation"), (0.9, 0.7), 1),
+        (policy_config("GradNorm"), (0.9, 0.7), 1),
+        (policy_config("DB-MTL"), (0.0, 0.0), 2),
+        (policy_config("MTAdam"), (0.9, 0.7), 3),
+        (policy_config("MoDo"), (0.9, 0.7), 5),
+        (policy_config("SDMGrad"), (0.0, 0.0), 5),
     ],
 )
 def test_encoder_backwards_are_as_few_as_promised(policy, regularizer, backwards):
     assert count_encoder_backwards(policy, regularizer) == backwards
+
+
+def watched_pass(policy, **options):
+    """A stepper, and a function that makes a step and returns what `look` makes of its pass."""
+    stepper = small_stepper(ALONE, policy, **options)
+    looked = []
+
+    def step(look):
+        original = type(stepper.policy).backward
+
+        def backward(task_pass):
+            looked.append(look(task_pass))
+            original(stepper.policy, task_pass)
+
+        stepper.policy.backward = backward
+        stepper.step(dense_batch(0, ALONE), global_step=0)
+        return looked[0]
+
+    return stepper, step
+
+
+@pytest.mark.parametrize("num_parts", [2, 3])
+def test_parts_are_the_rows_in_turn_and_add_up_to_the_batch(num_parts):
+    policy = PolicyConfig(name="MoDo", log_losses=False)
+    _, step = watched_pass(policy, regularizer=(0.9, 0.7), head="linear")  # no batch norm in it
+    parts, whole = step(
+        lambda task_pass: (task_pass.part_gradients(num_parts), list(task_pass.saliency))
+    )
+    batch = dense_batch(0, ALONE)
+    valid = (
+        (batch.targets["segmentation"] >= 0).sum(dim=(1, 2)),
+        (batch.targets["depth"] > 0).sum(dim=(1, 2, 3)),
+    )
+    for task, labels in enumerate(valid):
+        total = torch.zeros_like(whole[task])
+        for number, part in enumerate(parts):
+            outside = [row for row in range(4) if row % num_parts != number]
+            assert part.saliency[task][outside].abs().max() == 0
+            total += part.saliency[task] * labels[number::num_parts].sum() / labels.sum()
+        torch.testing.assert_close(total, whole[task])
+
+
+def test_a_batch_with_fewer_rows_than_parts_is_explained():
+    stepper = small_stepper(ALONE, policy_config("SDMGrad"))
+    with pytest.raises(
+        ExperimentError, match=r"batch_size is 2, but policy 'SDMGrad'.* at least 3"
+    ):
+        stepper.step(dense_batch(0, ALONE, size=2), global_step=0)
+
+
+def test_gradnorm_sees_the_gradients_of_the_last_shared_kernel():
+    stepper, step = watched_pass(policy_config("GradNorm"))
+    last, everything = step(lambda p: (p.last_layer_jacobian(), p.jacobian()))
+    kernel, bias = stepper.model.encoder[3].weight, stepper.model.encoder[3].bias
+    columns = everything[:, -kernel.numel() - bias.numel() : -bias.numel()]
+    torch.testing.assert_close(last, columns)
+
+
+def test_a_policy_that_makes_the_update_takes_rate_schedule_and_decay_from_the_optimiser():
+    stepper = small_stepper(ALONE, policy_config("MTAdam"))
+    stepper.optimizer.param_groups[0]["weight_decay"] = 0.5
+    scheduler = torch.optim.lr_scheduler.LambdaLR(stepper.optimizer, lambda epoch: 0.5**epoch)
+    for step, rate in enumerate((0.05, 0.025)):
+        before = {name: value.clone() for name, value in stepper.model.named_parameters()}
+        updates = {}
+        original = stepper.policy.backward
+
+        def backward(task_pass, original=original, updates=updates):
+            original(task_pass)
+            for name, value in stepper.model.named_parameters():
+                updates[name] = value.grad.clone()
+
+        stepper.policy.backward = backward
+        values = stepper.step(dense_batch(step, ALONE), global_step=step)
+        stepper.policy.backward = original
+        for name, value in stepper.model.named_parameters():
+            expected = before[name] * (1 - rate * 0.5) - rate * updates[name]
+            torch.testing.assert_close(value, expected)
+        norm = torch.stack([update.norm() for update in updates.values()]).norm()
+        assert values["gradient_norm"] == pytest.approx(float(norm))
+        scheduler.step()
+    assert not stepper.optimizer.state_dict()["state"]
 
 
 def test_second_look_leaves_statistics_and_parameters_alone():

@@ -12,6 +12,18 @@ MULTI_TASK = [name for name in policies.names() if name != "stl"]
 AT_REPRESENTATION = [
     name for name in MULTI_TASK if "representation" in policies.gradient_places(name)
 ]
+WRITTEN_HERE = [
+    "DB-MTL",
+    "GO4Align",
+    "GradNorm",
+    "IGBv2",
+    "IMTL",
+    "MTAdam",
+    "MetaBalance",
+    "MoCo",
+    "MoDo",
+    "SDMGrad",
+]
 
 
 def needed_tasks(name):
@@ -48,16 +60,23 @@ def test_gradients_at_the_representation_too(pool_of, name):
     assert_workers_agree(pool_of(2), policy, {"regularizer": (0.9, 0.7), **needed_tasks(name)})
 
 
-@pytest.mark.parametrize("name", ["EW", "GLS", "UPGrad", "GradDrop"])
+@pytest.mark.parametrize("name", [*["EW", "GLS", "UPGrad", "GradDrop"], *WRITTEN_HERE])
 def test_four_workers_equal_one(pool_of, name):
     assert_workers_agree(pool_of(4), policy_config(name), {"regularizer": (0.9, 0.7)})
 
 
-@pytest.mark.parametrize("name", ["EW", "DWA", "PCGrad"])
+@pytest.mark.parametrize("name", ["EW", "DWA", "PCGrad", "DB-MTL", "MoDo"])
 def test_office_domains_too(pool_of, name):
     assert_workers_agree(
         pool_of(2), policy_config(name), {"tasks": OFFICE, "regularizer": (0.9, 0.7)}
     )
+
+
+@pytest.mark.parametrize("name", ["EW", *WRITTEN_HERE])
+def test_office_domains_of_unequal_batch_size_too(pool_of, name):
+    """Without penalties: they pair the domains' rows by number, which is the worker's own."""
+    options = {"tasks": OFFICE, "office_sizes": (4, 2, 6)}
+    assert_workers_agree(pool_of(2), policy_config(name), options)
 
 
 @pytest.mark.parametrize("name", ["EW", "Aligned-MTL"])

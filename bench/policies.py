@@ -1,0 +1,194 @@
+"""Every policy's step time and peak memory as ratios to EW's: same model, same batches, one run.
+
+    python -m bench.policies [--rounds 2] [--device cpu|cuda] [--policies EW UPGrad MGDA@r ...]
+                             [--encoder resnet10t --size 32 --batch-size 8]
+
+Prints a Markdown table. Rows that end in "@r" combine gradients at the representation. A whole
+training step is timed: forward, heads, encoder backwards, policy, optimiser. Steps of a policy
+alternate with EW's, so that a slow moment of the machine falls on both; the ratio is the median of
+the pairs' ratios. Memory is what two steps add at their peak to what model and batch take (optimiser
+and policy state included; CPU: resident pages, Linux only; CUDA: the allocator's). IGBv2 is timed
+between two of its agent's lessons. Without Ray; about two minutes on one core by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from repmtl_ray import policies
+from repmtl_ray.collectives import ALONE
+from repmtl_ray.config import ModelConfig, PolicyConfig
+from repmtl_ray.data.columns import Batch
+from repmtl_ray.models import build_model
+from repmtl_ray.regularizers import RepMTL
+from repmtl_ray.step import Stepper
+from repmtl_ray.tasks import InverseDepth, Normals, Segmentation, Task
+
+TASKS: tuple[Task, ...] = (
+    Segmentation(name="segmentation", num_classes=7),
+    InverseDepth(name="depth"),
+    Normals(name="normal"),
+)
+NEEDED = {"Constant": {"weights": 1.0}, "COSMOS": {"lambda_": 1.0}}
+AT_REPRESENTATION = "@r"
+WARM_UP = 2
+MEMORY_STEPS = 2
+MIB = 2**20
+
+
+def rows_of_the_table() -> list[str]:
+    """Every policy for several tasks, and once more where it may work at the representation."""
+    names = [name for name in policies.names() if name != "stl"]
+    places = [name for name in names if "representation" in policies.gradient_places(name)]
+    return sorted([*names, *(name + AT_REPRESENTATION for name in places)])
+
+
+def stepper_of(row: str, arguments: argparse.Namespace) -> Stepper:
+    """A model in training and the policy of one row; the same initial model for all."""
+    name = row.removesuffix(AT_REPRESENTATION)
+    config = PolicyConfig(
+        name=name,
+        arguments=NEEDED.get(name, {}),
+        gradients="representation" if row.endswith(AT_REPRESENTATION) else "parameters",
+    )
+    torch.manual_seed(0)
+    model_config = ModelConfig(
+        encoder=arguments.encoder, output_stride=None, head="linear", dropout=0.0
+    )
+    size = (arguments.size, arguments.size)
+    model = build_model(model_config, TASKS, image_size=size).to(arguments.device)
+    return Stepper(
+        model=model,
+        tasks=TASKS,
+        policy=policies.build(config, [task.name for task in TASKS], seed=0),
+        policy_name=name,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-4),
+        regularizer=RepMTL(0.0, 0.0),
+        representation="encoder",
+        log_losses=True,
+        max_gradient_norm=None,
+        precision="float32",
+        seed=0,
+        workers=ALONE,
+    )
+
+
+def batch_of(arguments: argparse.Namespace) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    size, count = arguments.size, arguments.batch_size
+    images = torch.rand(count, 3, size, size, generator=generator)
+    normals = torch.nn.functional.normalize(
+        torch.randn(count, 3, size, size, generator=generator), dim=1
+    )
+    targets = {
+        "segmentation": torch.randint(0, 7, (count, size, size), generator=generator),
+        "depth": 0.1 + torch.rand(count, 1, size, size, generator=generator),
+        "normal": normals,
+    }
+    return Batch(
+        images=images.to(arguments.device),
+        targets={name: target.to(arguments.device) for name, target in targets.items()},
+        rows={task.name: slice(0, count) for task in TASKS},
+        sample_ids=torch.arange(count),
+    )
+
+
+def seconds_of_a_step(stepper: Stepper, batch: Batch, step: int) -> float:
+    if batch.images.is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    stepper.step(batch, global_step=step)  # reads its losses back, so it ends when the device does
+    if batch.images.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def time_ratio(row: str, base: Stepper, batch: Batch, arguments: argparse.Namespace) -> float:
+    """The median over rounds of this row's step time by EW's next to it."""
+    stepper = stepper_of(row, arguments)
+    stepper.policy.begin_epoch(0)
+    for step in range(WARM_UP):
+        stepper.step(batch, global_step=step)
+    ratios = []
+    for number in range(arguments.rounds):
+        own = seconds_of_a_step(stepper, batch, WARM_UP + number)
+        ratios.append(own / seconds_of_a_step(base, batch, WARM_UP + number))
+    return statistics.median(ratios)
+
+
+def mib_of(row: str, batch: Batch, arguments: argparse.Namespace) -> float:
+    """What some steps add at their peak to what model and batch take."""
+    stepper = stepper_of(row, arguments)
+    stepper.policy.begin_epoch(0)
+    gc.collect()
+    if arguments.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / MIB
+    else:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = _resident_mib("VmRSS")
+    for step in range(MEMORY_STEPS):
+        stepper.step(batch, global_step=step)
+    if arguments.device == "cuda":
+        return torch.cuda.max_memory_allocated() / MIB - before
+    return _resident_mib("VmHWM") - before
+
+
+def _resident_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def _give_freed_memory_back() -> None:
+    """From now on freed tensors leave the process, so that resident pages are what is in use."""
+    m_mmap_threshold = -3
+    ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 16)
+
+
+def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--policies", nargs="+", default=rows_of_the_table(), metavar="ROW")
+    parser.add_argument("--encoder", default="resnet10t")
+    parser.add_argument("--size", type=int, default=32, help="pixels, height and width")
+    parser.add_argument("--batch-size", type=int, default=8)
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    arguments = parsed()
+    batch, base = batch_of(arguments), stepper_of("EW", arguments)
+    for step in range(WARM_UP):
+        base.step(batch, global_step=step)
+    alone = [seconds_of_a_step(base, batch, WARM_UP + number) for number in range(5)]
+    num_shared = base.model.num_encoder_parameters
+    ratios = {row: time_ratio(row, base, batch, arguments) for row in arguments.policies}
+    del base
+    if arguments.device == "cpu":
+        _give_freed_memory_back()
+    base_mib = mib_of("EW", batch, arguments)
+    print(
+        f"{arguments.encoder}, {arguments.batch_size} x {arguments.size} x {arguments.size} pixels, "
+        f"{len(TASKS)} tasks, {num_shared / 1e6:.1f} M shared parameters, {arguments.device}, "
+        f"{torch.get_num_threads()} threads: EW takes {statistics.median(alone) * 1e3:.0f} ms and "
+        f"{base_mib:.0f} MiB.\n\n| policy | step time / EW | peak memory / EW |\n|---|---|---|"
+    )
+    for row, ratio in ratios.items():
+        memory = mib_of(row, batch, arguments) / base_mib
+        print(f"| {row} | {ratio:.2f} | {memory:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Configurations as plain values and back, with errors that say where, what and what instead.
+
+Owns the conversion of frozen dataclasses, for any of them; which there are is in `config.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+C = TypeVar("C")
+
+
+class ExperimentError(ValueError):
+    """An experiment that cannot be done, or not further; all workers find so, and would again."""
+
+
+def check(condition: bool, where: str, found: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{where} is {found!r}; expected {expected}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The part of an error message that offers the names closest to `name`, or else all of them."""
+    names = sorted(known)
+    folded = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(folded[match]) for match in close) + "?"
+    return "known names: " + ", ".join(names)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain, JSON-compatible values; `from_dict` reads it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """Builds a configuration class from nested plain values.
+
+    Args:
+        cls: Experiment or one of its parts.
+        values: field names to values, nested like the classes.
+        where: dotted prefix for messages.
+
+    Raises:
+        ValueError: an unknown key (the nearest valid ones are offered), a missing or ill-typed
+            value.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{where}.{key}" if where else key
+        if key not in fields:
+            raise ValueError(f"{path} is not a field of {cls.__name__}; {nearest(key, fields)}")
+        arguments[key] = _convert(hints[key], value, path)
+    for name, entry in fields.items():
+        required = (
+            entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        )
+        if required and name not in arguments:
+            raise ValueError(
+                f"{where + '.' if where else ''}{name} is missing from {cls.__name__}."
+            )
+    return cls(**arguments)
+
+
+def check_types(config: Any, where: str = "") -> None:
+    """Refuses fields whose values are not what their annotations say; called as an object is made.
+
+    Numbers become floats and lists tuples where those are declared, so that equal configurations
+    are the same plain values.
+
+    Args:
+        config: a frozen dataclass.
+        where: what messages call it.
+    """
+    hints = typing.get_type_hints(type(config))
+    for entry in dataclasses.fields(config):
+        path = f"{where}.{entry.name}" if where else entry.name
+        value = _convert(hints[entry.name], getattr(config, entry.name), path)
+        object.__setattr__(config, entry.name, value)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        check(isinstance(value, Mapping), path, value, f"the fields of {hint.__name__}")
+        return from_dict(hint, value, path)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        return _convert(next(option for option in inner if option is not type(None)), value, path)
+    if origin is Literal:
+        check(value in inner, path, value, "one of " + ", ".join(map(repr, inner)))
+        return value
+    if origin is tuple:
+        check(isinstance(value, list | tuple), path, value, "a list")
+        return tuple(_convert(inner[0], item, path) for item in value)
+    if hint is float:
+        check(
+            isinstance(value, int | float) and not isinstance(value, bool), path, value, "a number"
+        )
+        return float(value)
+    if hint in (int, str, bool):
+        check(type(value) is hint, path, value, f"a value of type {hint.__name__}")
+        return value
+    check(isinstance(value, Mapping), path, value, "a mapping")
+    return dict(value)
+
+
+def digest(config: Any) -> str:
+    """Twelve hexadecimal digits that identify a configuration; equal configurations have equal
+    digests."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(old: Any, new: Any) -> str:
+    """Which values of two configurations differ, as "path was x, is y"; empty if none."""
+    return _differences(to_dict(old), to_dict(new), "")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> str:
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found.append(_differences(before, after, f"{prefix}{key}."))
+        elif before != after:
+            was, is_ = (repr(side[key]) if key in side else "absent" for side in (old, new))
+            found.append(f"{prefix}{key} was {was}, is {is_}")
+    return ", ".join(part for part in found if part)

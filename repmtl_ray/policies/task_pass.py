@@ -1,0 +1,303 @@
+"""What one differentiated forward pass leaves to a policy, and the ways to finish it.
+
+Owns `TaskPass`: task gradients at the representation, at all shared parameters, at the last shared
+layer or of parts of the batch, and the methods that leave finished `.grad`, totalled over all
+workers, with the Rep-MTL penalty added. Owns no method of combining. No Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from repmtl_ray.collectives import Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """The derivative of the Rep-MTL penalty, own parts; None where it does not depend.
+
+    Args:
+        representation: [*representation.shape].
+        shared_after: by parameter in `TaskPass.shared_after`.
+        heads: by task, by head parameter.
+    """
+
+    representation: Tensor
+    shared_after: Sequence[Tensor | None]
+    heads: Sequence[Sequence[Tensor | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskGradients:
+    """Each task's derivative down to the representation, own parts.
+
+    Args:
+        saliency: T tensors [*representation.shape], own rows.
+        shared_after: by task, by parameter in `TaskPass.shared_after`.
+    """
+
+    saliency: Sequence[Tensor]
+    shared_after: Sequence[Sequence[Tensor | None]]
+
+
+class EncoderBackward(Protocol):
+    """From a representation cotangent (own rows) to gradients of shared parameters, own parts.
+
+    May be called any number of times; each costs one encoder backward, or the part of it behind the
+    named parameters.
+    """
+
+    def __call__(
+        self, cotangent: Tensor, parameters: Sequence[Parameter] | None = None
+    ) -> Sequence[Tensor]:
+        """By parameter; `parameters` are some of `TaskPass.shared_before`, None means all."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPass:
+    """One forward pass, differentiated by task at the representation.
+
+    Args:
+        tasks: names, T of them.
+        plain_losses: [T], detached, replicated: L_t, means over the global batch's valid labels.
+        losses: [T], detached, replicated: what the run trains on; log L_t if `log_losses`, else
+            L_t.
+        log_losses: see there.
+        present: [T] bool, replicated: whether the global batch holds any valid label of the task.
+            An absent task has zero gradients, plain loss 1 and log loss 0; a policy neither breaks
+            on it nor learns from it.
+        representation: [rows, ...], detached, own rows.
+        saliency: T tensors [*representation.shape], own rows: d losses[t] / d representation.
+        head_gradients: by task, by head parameter, own parts: d losses[t] / d parameter.
+        head_parameters: by task.
+        shared_before: parameters that the representation is computed with.
+        shared_after: shared parameters between representation and heads (none when the
+            representation is the encoder's output).
+        shared_after_gradients: by task, for `shared_after`, own parts.
+        encoder_backward: see there.
+        part_gradients: number of parts -> each part's task gradients. Row r of the global batch
+            belongs to part r modulo their number, whoever holds it, and a part's losses are means
+            over its own valid labels; a task without any there has zero gradients. All parts come
+            from this one forward pass, so they share batch statistics. Costs a backward through the
+            heads for each part and task; nothing until it is called. Only for policies that say
+            so (`Policy.needs_parts`).
+        penalty: None when it is off.
+        workers: who takes part.
+    """
+
+    tasks: tuple[str, ...]
+    plain_losses: Tensor
+    losses: Tensor
+    log_losses: bool
+    present: Tensor
+    representation: Tensor
+    saliency: Sequence[Tensor]
+    head_gradients: Sequence[Sequence[Tensor | None]]
+    head_parameters: Sequence[Sequence[Parameter]]
+    shared_before: Sequence[Parameter]
+    shared_after: Sequence[Parameter]
+    shared_after_gradients: Sequence[Sequence[Tensor | None]]
+    encoder_backward: EncoderBackward
+    part_gradients: Callable[[int], Sequence[TaskGradients]]
+    penalty: Penalty | None
+    workers: Workers
+
+    @property
+    def shared(self) -> list[Parameter]:
+        """Shared parameters, in the order of the columns of `jacobian`."""
+        return [*self.shared_before, *self.shared_after]
+
+    @property
+    def gradients(self) -> TaskGradients:
+        """Those of the whole batch."""
+        return TaskGradients(saliency=self.saliency, shared_after=self.shared_after_gradients)
+
+    def jacobian(self, gradients: TaskGradients | None = None) -> Tensor:
+        """[T, P]: every task's gradient at all shared parameters, global; T encoder backwards.
+
+        Args:
+            gradients: a part's; None means the whole batch's.
+        """
+        of = self.gradients if gradients is None else gradients
+        rows = []
+        for saliency, after in zip(of.saliency, of.shared_after, strict=True):
+            parts = [*self.encoder_backward(saliency), *_filled(after, self.shared_after)]
+            rows.append(torch.cat([part.reshape(-1) for part in parts]))
+        jacobian = torch.stack(rows)
+        self.workers.total_([jacobian])
+        return jacobian
+
+    def last_layer_jacobian(self) -> Tensor:
+        """[T, size]: every task's gradient at the weight of the last shared layer, global.
+
+        That is the last shared parameter with two axes at least, in the order of registration (a
+        kernel or a matrix: no bias, no normalisation). The backward passes end there, so all T
+        together cost less than one encoder backward.
+        """
+        last = _last_weight(self.shared_after or self.shared_before)
+        if self.shared_after:
+            index = [parameter is last for parameter in self.shared_after].index(True)
+            rows = [
+                _filled(after, self.shared_after)[index] for after in self.shared_after_gradients
+            ]
+        else:
+            rows = [self.encoder_backward(saliency, [last])[0] for saliency in self.saliency]
+        jacobian = torch.stack([row.reshape(-1) for row in rows])
+        self.workers.total_([jacobian])
+        return jacobian
+
+    def representation_jacobian(self) -> Tensor:
+        """[T, own representation size]: every task's gradient at this worker's rows of the
+        representation."""
+        return torch.stack([saliency.reshape(-1) for saliency in self.saliency])
+
+    def global_head_gradients(self) -> list[list[Tensor]]:
+        """By task, by head parameter, totalled over workers."""
+        heads = [
+            [gradient.clone() for gradient in _filled(gradients, parameters)]
+            for gradients, parameters in zip(self.head_gradients, self.head_parameters, strict=True)
+        ]
+        self.workers.total_(gradient for head in heads for gradient in head)
+        return heads
+
+    def global_penalty_gradient(self) -> list[Tensor] | None:
+        """The penalty's gradient by parameter (`shared`, then heads by task), totalled over
+        workers; None when it is off. One encoder backward."""
+        if self.penalty is None:
+            return None
+        own = self._own_gradients(None, self.gradients, None, None)
+        self.workers.total_(own)
+        return own
+
+    def finish_with_weights(
+        self,
+        weights: Tensor,
+        *,
+        head_weights: Tensor | None = None,
+        gradients: TaskGradients | None = None,
+    ) -> None:
+        """Leaves the gradient of sum_t weights[t] * losses[t] + penalty; one encoder backward.
+
+        Args:
+            weights: [T], replicated.
+            head_weights: [T], replicated; None means `weights`. Heads always follow the losses of
+                the whole batch.
+            gradients: a part's, for the shared parameters; None means the whole batch's.
+        """
+        of = self.gradients if gradients is None else gradients
+        own = self._own_gradients(
+            _combine(weights, of.saliency),
+            of,
+            weights,
+            weights if head_weights is None else head_weights,
+        )
+        self.workers.total_(own)
+        self._leave(own)
+
+    def finish_at_representation(self, cotangent: Tensor, head_weights: Tensor) -> None:
+        """Leaves the gradient of a combined representation gradient plus penalty; one encoder
+        backward.
+
+        Args:
+            cotangent: [*representation.shape], own rows.
+            head_weights: [T], replicated; heads follow their own task's gradient times this.
+        """
+        own = self._own_gradients(cotangent, self.gradients, head_weights, head_weights)
+        self.workers.total_(own)
+        self._leave(own)
+
+    def finish_with_direction(self, direction: Tensor, head_weights: Tensor) -> None:
+        """Leaves a combined gradient of the shared parameters plus penalty (one encoder backward if
+        it is on).
+
+        Args:
+            direction: [P], replicated, ordered as `jacobian`'s columns.
+            head_weights: [T], replicated.
+        """
+        shared = self.shared
+        own = self._own_gradients(None, self.gradients, None, head_weights)
+        self.workers.total_(own if self.penalty is not None else own[len(shared) :])
+        parts = direction.split([parameter.numel() for parameter in shared])
+        for target, part in zip(own, parts, strict=False):
+            target.add_(part.view_as(target))
+        self._leave(own)
+
+    def finish_with_update(self, updates: Sequence[Tensor]) -> None:
+        """Leaves a finished update; for policies that say so (`Policy.makes_update`).
+
+        Args:
+            updates: by parameter (`shared`, then heads by task), replicated; what a learning rate
+                of 1 subtracts, the penalty's share included.
+        """
+        self._leave(updates)
+
+    @property
+    def _parameters(self) -> list[Parameter]:
+        return [*self.shared, *(parameter for head in self.head_parameters for parameter in head)]
+
+    def _own_gradients(
+        self,
+        cotangent: Tensor | None,
+        of: TaskGradients,
+        after_weights: Tensor | None,
+        head_weights: Tensor | None,
+    ) -> list[Tensor]:
+        """By parameter, own parts, the penalty's added; what is None counts as zero."""
+        penalty = self.penalty
+        own = [torch.zeros_like(parameter) for parameter in self._parameters]
+        num_before, num_shared = len(self.shared_before), len(self.shared)
+        after, rest = own[num_before:num_shared], own[num_shared:]
+        if penalty is not None:
+            at = penalty.representation
+            cotangent = at if cotangent is None else cotangent + at
+            _add(after, penalty.shared_after)
+        if cotangent is not None:
+            _add(own[:num_before], self.encoder_backward(cotangent))
+        if after_weights is not None:
+            for weight, gradients in zip(after_weights, of.shared_after, strict=True):
+                _add(after, gradients, weight)
+        for task, parameters in enumerate(self.head_parameters):
+            head, rest = rest[: len(parameters)], rest[len(parameters) :]
+            if head_weights is not None:
+                _add(head, self.head_gradients[task], head_weights[task])
+            if penalty is not None:
+                _add(head, penalty.heads[task])
+        return own
+
+    def _leave(self, gradients: Sequence[Tensor]) -> None:
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+
+def _last_weight(parameters: Sequence[Parameter]) -> Parameter:
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    return (weights or list(parameters))[-1]
+
+
+def _add(
+    into: Sequence[Tensor], gradients: Sequence[Tensor | None], weight: Tensor | None = None
+) -> None:
+    for target, gradient in zip(into, gradients, strict=True):
+        if gradient is not None:
+            target.add_(gradient if weight is None else gradient * weight.to(gradient.dtype))
+
+
+def _filled(gradients: Sequence[Tensor | None], parameters: Sequence[Parameter]) -> list[Tensor]:
+    return [
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for gradient, parameter in zip(gradients, parameters, strict=True)
+    ]
+
+
+def _combine(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros_like(tensors[0])
+    for weight, tensor in zip(weights, tensors, strict=True):
+        total.add_(tensor * weight.to(tensor.dtype))
+    return total

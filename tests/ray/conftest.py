@@ -1,0 +1,65 @@
+"""One local Ray for all tests here: four logical CPUs, the dashboard on (stopped trials need it)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from repmtl_ray.cluster import LOCAL_ENVIRONMENT
+
+os.environ.update(LOCAL_ENVIRONMENT)
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_ADDRESS="local",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",
+    OMP_NUM_THREADS="1",
+)
+
+import ray
+
+from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
+
+
+@pytest.fixture(scope="session")
+def scenes_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Rendered scenes of the tests, apart from the user's; set before Ray starts its processes."""
+    cache = tmp_path_factory.mktemp("scenes")
+    before = os.environ.get("REPMTL_RAY_CACHE")
+    os.environ["REPMTL_RAY_CACHE"] = str(cache)
+    yield cache
+    if before is None:
+        del os.environ["REPMTL_RAY_CACHE"]
+    else:
+        os.environ["REPMTL_RAY_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_cluster(scenes_cache: Path) -> Iterator[None]:
+    ray.init(
+        address="local",
+        num_cpus=4,
+        log_to_driver=False,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        object_store_memory=256 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    """A minute experiment on rendered scenes, in float64 so that worker counts can be compared."""
+    return Experiment(
+        data=DataConfig(
+            name="cityscapes", height=32, width=64, num_train=16, num_val=6, augment=True
+        ),
+        model=ModelConfig(encoder="test_efficientnet", head="linear", dropout=0.0),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.01),
+        epochs=3,
+        batch_size=4,
+        precision="float64",
+    )

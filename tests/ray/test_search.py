@@ -1,0 +1,159 @@
+"""`tune` on a real Ray: table, baselines, failed trials, early stopping, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray import tune as ray_tune
+
+from repmtl_ray import tune
+from repmtl_ray.config import replace, to_dict
+
+pytestmark = pytest.mark.ray
+TSR, RATE, POLICY = "regularizer.lambda_tsr", "optimizer.learning_rate", "policy.name"
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("searches")
+
+
+@pytest.fixture
+def short(experiment):
+    return replace(experiment, {"epochs": 2, "precision": "float32"})
+
+
+def test_a_search_ranks_trials_and_goes_on_when_one_fails(short, storage):
+    space = {RATE: ray_tune.grid_search([0.01, 1e30]), TSR: 0.5, "regularizer.temperature": 0.3}
+    found = tune(short, space, num_samples=1, storage_path=str(storage), name="grid")
+    table = found.table
+    assert list(table["rank"]) == [1, 2]
+    assert list(table["status"]) == ["done", "failed"]
+    assert table["lambda_tsr"].tolist() == [0.5, 0.5]
+    assert table["tau"].tolist() == [0.3, 0.3]
+    assert "with policy 'EW'" in table["error"][1]
+    assert table["error"][0] == ""
+    assert set(found.baseline) >= {"segmentation/miou", "depth/abs_error"}
+    assert found.best == replace(short, {RATE: 0.01, TSR: 0.5, "regularizer.temperature": 0.3})
+    row = table.iloc[0]
+    relative = [
+        (row["segmentation/miou"] / found.baseline["segmentation/miou"] - 1) / 2
+        + (row["segmentation/pixel_accuracy"] / found.baseline["segmentation/pixel_accuracy"] - 1)
+        / 2,
+        -(row["depth/abs_error"] / found.baseline["depth/abs_error"] - 1) / 2
+        - (row["depth/rel_error"] / found.baseline["depth/rel_error"] - 1) / 2,
+    ]
+    assert row["delta_p_task"] == pytest.approx(50 * sum(relative), rel=1e-6)
+
+
+def test_early_stopping_leaves_no_placement_group_behind(short, storage, capsys):
+    longer = replace(short, {"epochs": 6})
+    found = tune(
+        longer,
+        {RATE: ray_tune.grid_search([0.02, 1e-6, 1e-7])},
+        num_samples=1,
+        scheduler="asha",
+        max_concurrent=1,
+        storage_path=str(storage),
+        name="asha",
+    )
+    assert set(found.table["status"]) == {"done", "stopped"}
+    assert found.table["status"][0] == "done"
+    assert (found.table.loc[found.table["status"] == "stopped", "epoch"] < 6).all()
+    deadline = time.monotonic() + 60
+    while placement_groups() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not placement_groups()
+
+
+def placement_groups():
+    return [
+        group
+        for group in ray.util.placement_group_table().values()
+        if group["state"] not in ("REMOVED",)
+    ]
+
+
+SEARCH = """
+import json, sys
+from ray import tune as ray_tune
+from repmtl_ray import tune
+from repmtl_ray.config import Experiment, from_dict
+
+experiment = from_dict(Experiment, json.loads(sys.argv[1]))
+space = {"regularizer.lambda_tsr": ray_tune.grid_search([0.1, 0.5, 0.9])}
+tune(experiment, space, num_samples=1, max_concurrent=1, storage_path=sys.argv[2], name="interrupted")
+"""
+
+
+def finished_trials(directory: Path) -> dict[str, float]:
+    """Checkpoints of trials that did all their epochs, with the time they were written."""
+    return {
+        path.parent.parent.name: path.stat().st_mtime
+        for path in directory.glob("runs/*/checkpoint_*/state.pt")
+        if len(list(path.parent.parent.glob("checkpoint_*/state.pt"))) == 2
+    }
+
+
+def test_a_killed_driver_loses_nothing(short, storage):
+    """The driver and its Ray die after the first trial; resuming runs the others only."""
+    directory = storage / "interrupted"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", SEARCH, json.dumps(to_dict(short)), str(storage)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while not finished_trials(directory) and time.monotonic() < deadline:
+        assert driver.poll() is None, "the search ended before it could be interrupted"
+        time.sleep(0.2)
+    time.sleep(6)  # Tune writes its own state every few seconds
+    everything = [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]
+    for process in everything:
+        process.kill()
+    driver.wait()
+    before = finished_trials(directory)
+    assert 1 <= len(before) < 3
+    found = tune(
+        short,
+        {TSR: ray_tune.grid_search([0.1, 0.5, 0.9])},
+        num_samples=1,
+        storage_path=str(storage),
+        name="interrupted",
+        resume=True,
+    )
+    assert sorted(found.table["lambda_tsr"]) == [0.1, 0.5, 0.9]
+    assert set(found.table["status"]) == {"done"}
+    after = finished_trials(directory)
+    assert {name: after[name] for name in before} == before, "finished trials did not run again"
+    assert len(after) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"param_space": {POLICY: ray_tune.choice(["EW", "UWW"])}},
+            r"'policy.name' may become 'UWW'.*did you mean",
+        ),
+        ({"param_space": {"regularizer.lamda": 1.0}}, "did you mean"),
+        ({"param_space": {TSR: ray_tune.grid_search([1.0])}, "searcher": "optuna"}, "is a grid"),
+        ({"param_space": {TSR: 1.0}, "resume": True, "name": "never"}, "there is no search at"),
+        (
+            {"param_space": {TSR: 1.0}, "name": "grid"},
+            "exists already; give another name, or resume",
+        ),
+        ({"param_space": {TSR: 1.0}, "resume": True}, "resume needs the name"),
+        ({"param_space": {TSR: 1.0}, "num_samples": 0}, "num_samples is 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(short, storage, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tune(short, storage_path=str(storage), **arguments)

@@ -1,0 +1,95 @@
+"""Small real runs on rendered street scenes, in this process and without Ray.
+
+Needs the fixture `scenes_cache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from repmtl_ray import loop
+from repmtl_ray.checkpoint import Parts
+from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, replace
+from repmtl_ray.data.batches import LocalRows
+from repmtl_ray.data.sources import open_streams
+
+Watch = Callable[[dict[str, float]], None]
+
+
+def small_experiment(**overrides: Any) -> Experiment:
+    """Two steps an epoch on eight scenes; `overrides` by path, with "__" for the dots."""
+    experiment = Experiment(
+        data=DataConfig(
+            name="cityscapes", height=32, width=64, num_train=8, num_val=4, augment=True
+        ),
+        model=ModelConfig(encoder="test_efficientnet", head="linear"),
+        optimizer=OptimizerConfig(learning_rate=3e-3),
+        epochs=2,
+        batch_size=4,
+    )
+    return replace(experiment, {path.replace("__", "."): v for path, v in overrides.items()})
+
+
+@dataclass
+class Run:
+    """What a run left behind.
+
+    Args:
+        parts: at the end.
+        reported: the metrics of every epoch that this run trained itself.
+        history: the metrics of all epochs.
+        checkpoints: by number of epochs done; those asked for.
+    """
+
+    parts: Parts
+    history: list[dict[str, float]]
+    reported: list[dict[str, float]] = field(default_factory=list)
+    checkpoints: dict[int, Path] = field(default_factory=dict)
+
+
+def split(experiment: Experiment, name: Any) -> loop.Split:
+    streams = open_streams(experiment.data, name)
+    return loop.Split(streams=streams, rows={stream.name: LocalRows(stream) for stream in streams})
+
+
+def run(
+    experiment: Experiment,
+    *,
+    checkpoints: Path | None = None,
+    resume_from: Path | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Trains; keeps every epoch's checkpoint below `checkpoints`."""
+    reported: list[dict[str, float]] = []
+    kept: dict[int, Path] = {}
+
+    def report(metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+        reported.append(metrics)
+        if watch is not None:
+            watch(metrics)
+        if checkpoints is not None:
+            kept[int(metrics["epoch"])] = checkpoints / f"after-{metrics['epoch']}"
+            write(kept[int(metrics["epoch"])])
+
+    parts, progress = loop.run(
+        experiment,
+        train=split(experiment, "train"),
+        evaluation=split(experiment, experiment.data.eval_split),
+        report=report,
+        resume_from=resume_from,
+    )
+    return Run(parts=parts, history=progress.history, reported=reported, checkpoints=kept)
+
+
+def state_of(parts: Parts) -> dict[str, Any]:
+    """All that a run remembers."""
+    return {
+        "model": dict(parts.model.state_dict()),
+        "optimizer": parts.optimizer.state_dict()["state"],
+        "groups": parts.optimizer.state_dict()["param_groups"],
+        "scheduler": parts.scheduler.state_dict(),
+        "policy": parts.policy.state_dict(),
+    }

@@ -1,0 +1,174 @@
+"""The documents: their Python runs, their links and paths lead somewhere, their tables of options and
+fields are complete."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from repmtl_ray import config
+from repmtl_ray.cluster import Placement
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+GUIDE = ROOT / "docs" / "guide.md"
+NOT_RUN = re.compile(r"<!-- not run: needs (Ray|data|a GPU) -->\s*\Z")
+PATH = re.compile(
+    r"`((?:repmtl_ray|pipelines|search_spaces|tests|bench|docs|deploy|\.ci)/[\w./-]+"
+    r"\.(?:py|md|yaml|json|csv|png))`"
+)
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+class Snippet(NamedTuple):
+    document: Path
+    line: int
+    language: str
+    code: str
+    runs: bool
+
+    def __str__(self) -> str:
+        return f"{label(self.document)}:{self.line}"
+
+
+def snippets(document: Path) -> list[Snippet]:
+    """Every fenced block."""
+    text = document.read_text()
+    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = [
+        Snippet(
+            document,
+            text[: match.start()].count("\n") + 1,
+            match[1],
+            match[2],
+            runs=NOT_RUN.search(text[: match.start()]) is None,
+        )
+        for match in fence.finditer(text)
+    ]
+    assert 2 * len(found) == len(re.findall("^```", text, re.MULTILINE)), f"{document}: fences"
+    return found
+
+
+SNIPPETS = [snippet for document in DOCUMENTS for snippet in snippets(document)]
+PYTHON = [snippet for snippet in SNIPPETS if snippet.language == "python"]
+SHELL = [snippet for snippet in SNIPPETS if snippet.language == "bash"]
+
+
+@pytest.mark.parametrize("snippet", [s for s in PYTHON if s.runs], ids=str)
+def test_python_runs(snippet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path / "cache"))
+    lines = "\n" * snippet.line + snippet.code  # so that a traceback shows the document's line
+    exec(compile(lines, str(snippet.document), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("snippet", [s for s in PYTHON if not s.runs], ids=str)
+def test_python_that_is_not_run_is_python_and_imports_what_exists(snippet):
+    tree = compile(snippet.code, str(snippet), "exec", flags=0x400)  # ast.PyCF_ONLY_AST
+    imports = [node for node in tree.body if type(node).__name__.startswith("Import")]
+    assert imports, "a snippet that is not run must at least import what it uses"
+    for node in imports:
+        exec(compile(type(tree)([node], []), str(snippet), "exec"), {})
+
+
+def test_the_guide_has_snippets_that_run():
+    assert len([s for s in PYTHON if s.document == GUIDE and s.runs]) >= 5
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=label)
+def test_relative_links_lead_somewhere(document):
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), f"{label(document)} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{label(document)} links to {target}"
+
+
+def anchors(document: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=label)
+def test_paths_of_the_repository_exist(document):
+    for path in PATH.findall(document.read_text()):
+        assert (ROOT / path).exists(), f"{label(document)} mentions {path}"
+
+
+def options_of(recipe: Path) -> set[str]:
+    """Every option in a recipe's source, with those that searches share."""
+    text = recipe.read_text()
+    if "search_parser" in text:
+        text += (ROOT / "repmtl_ray" / "cli.py").read_text()
+    return set(re.findall(r'"(--[a-z][a-z-]+)"', text))
+
+
+@pytest.mark.parametrize("snippet", SHELL, ids=str)
+def test_commands_name_recipes_and_options_that_exist(snippet):
+    for line in snippet.code.replace("\\\n", " ").splitlines():
+        command = line.partition(" #")[0]
+        recipe = re.search(r"python (pipelines/\w+\.py)(.*)", command)
+        if recipe:
+            unknown = set(re.findall(r"(--[a-z][a-z-]+)", recipe[2])) - options_of(ROOT / recipe[1])
+            assert not unknown, f"{snippet}: {recipe[1]} has no {sorted(unknown)}"
+        module = re.search(r"python -m (bench[\w.]*)", command)
+        if module:
+            assert (ROOT / (module[1].replace(".", "/") + ".py")).exists(), f"{snippet}: {command}"
+        target = re.match(r"make (\w+)", command)
+        if target:
+            assert f"\n{target[1]}:" in (ROOT / "Makefile").read_text(), f"{snippet}: {command}"
+
+
+@pytest.mark.parametrize("name", ["tune_cityscapes", "tune_office31", "train"])
+def test_the_guide_explains_every_option(name):
+    options = options_of(ROOT / "pipelines" / f"{name}.py")
+    missing = {option for option in options if f"{option}`" not in GUIDE.read_text()} - {
+        option for option in options if f"{option} " in GUIDE.read_text()
+    }
+    assert not missing
+
+
+PARTS = [
+    config.Experiment,
+    config.DataConfig,
+    config.ModelConfig,
+    config.PolicyConfig,
+    config.RegularizerConfig,
+    config.OptimizerConfig,
+    Placement,
+]
+
+
+def default_of(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        return f"`{field.default!r}`".replace("'", '"')
+    if field.default_factory is dataclasses.MISSING:
+        return "required"
+    if dataclasses.is_dataclass(field.default_factory):
+        return f"`{field.default_factory.__name__}()`"
+    return f"`{field.default_factory()!r}`"
+
+
+@pytest.mark.parametrize("cls", PARTS, ids=lambda cls: cls.__name__)
+def test_the_guide_has_every_field_with_its_default(cls):
+    section = GUIDE.read_text().split(f"\n**`{cls.__name__}`**", 1)[1].split("\n\n", 2)[1]
+    rows = [row.split("|") for row in section.splitlines()[2:]]
+    documented = {row[1].strip(" `"): row[2].strip() for row in rows}
+    assert documented == {field.name: default_of(field) for field in dataclasses.fields(cls)}
+
+
+def test_the_guide_lists_every_space():
+    import search_spaces
+
+    text = GUIDE.read_text()
+    assert all(f"| `{name}` |" in text for name in search_spaces.__all__)
