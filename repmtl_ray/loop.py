@@ -73,19 +73,18 @@ def selected_tasks(experiment: Experiment) -> tuple[Task, ...]:
     return tasks
 
 
-def num_steps(experiment: Experiment, tasks: Sequence[Task], streams: Sequence[Stream]) -> int:
+def num_steps(experiment: Experiment, streams: Sequence[Stream]) -> int:
     """Optimiser steps in an epoch.
 
     Args:
-        experiment, tasks: what is trained.
-        streams: of the training split.
+        experiment: what is trained.
+        streams: all of the training split.
 
     Raises:
         ExperimentError: a batch that is larger than the split.
     """
-    names = [task.name for task in tasks]
     try:
-        return steps_per_epoch(streams, experiment.batch_size, tasks=names)
+        return steps_per_epoch(streams, experiment.batch_size)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
 
@@ -152,7 +151,7 @@ def run(
     """
     device = torch.device(device)
     tasks = selected_tasks(experiment)
-    steps = num_steps(experiment, tasks, train.streams)
+    steps = num_steps(experiment, train.streams)
     parts = build(experiment, tasks, device=device, workers=workers)
     progress = Progress(seed=experiment.seed)
     if resume_from is not None:

@@ -105,7 +105,7 @@ def preflight(experiment: Experiment, placement: Placement) -> None:
             f"batch_size is {experiment.batch_size} over {workers} workers; the global batch must divide evenly: take {near}."
         )
     tasks = loop.selected_tasks(experiment)
-    loop.num_steps(experiment, tasks, open_streams(experiment.data, "train"))
+    loop.num_steps(experiment, open_streams(experiment.data, "train"))
     open_streams(experiment.data, experiment.data.eval_split)
     build_model(experiment.model, tasks, image_size=image_size(experiment.data))
     placement.check_fits()

@@ -88,21 +88,17 @@ def select(streams: Sequence[Stream], tasks: Sequence[str]) -> tuple[Stream, ...
     return tuple(stream for stream in streams if any(task in stream.kinds for task in tasks))
 
 
-def steps_per_epoch(
-    streams: Sequence[Stream], batch_size: int, *, tasks: Sequence[str] | None = None
-) -> int:
+def steps_per_epoch(streams: Sequence[Stream], batch_size: int) -> int:
     """How many global batches an epoch has: those that the longest stream fills.
 
     Args:
-        streams: of the training split.
+        streams: all of the training split, also those of tasks that are not trained: a task trained
+            alone takes as many steps as together with the others.
         batch_size: samples of each stream in a global batch.
-        tasks: which are trained; None means all.
 
     Raises:
         ValueError: not even one.
     """
-    if tasks is not None:
-        streams = select(streams, tasks)
     longest = max(streams, key=lambda stream: stream.num_samples)
     if longest.num_samples < batch_size:
         which = (
@@ -170,8 +166,8 @@ def train_batches(
         ValueError: at once: a batch that does not divide over the workers or is larger than the
             split, an unknown task; later: what `rows` raises.
     """
-    streams = select(streams, tasks)
     num_steps = steps_per_epoch(streams, batch_size)
+    streams = select(streams, tasks)
     num_own = _share(batch_size, workers)
     orders: dict[tuple[str, int], Indices] = {}
 

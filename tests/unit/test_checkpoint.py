@@ -38,6 +38,7 @@ RUNS = {
     "DWA": {"policy__name": "DWA", "policy__log_losses": False, **PLAIN},
     "RLW": {"policy__name": "RLW"},
     "FAMO": {"policy__name": "FAMO", **PLAIN},
+    "STCH": {"policy__name": "STCH", "policy__arguments": {"warmup_epochs": 2}, **PLAIN},
     "PCGrad": {"policy__name": "PCGrad"},
     "GradDrop": {"policy__name": "GradDrop", **PLAIN},
     "MGDA with momentum": {

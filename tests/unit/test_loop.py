@@ -12,6 +12,7 @@ from repmtl_ray.collectives import ALONE
 from repmtl_ray.data.batches import eval_batches
 from repmtl_ray.evaluate import evaluate
 from repmtl_ray.models import MultiTaskModel
+from repmtl_ray.policies.base import Policy
 from repmtl_ray.step import ExperimentError, NonFiniteLossError
 from tests.unit._asserts import assert_same
 from tests.unit._training import run, small_experiment, split, state_of
@@ -101,6 +102,18 @@ def test_the_schedule_goes_on_where_it_was(monkeypatch, tmp_path):
     for done, expected in ((1, [3e-3] * 2 + [1.5e-3] * 2), (2, [1.5e-3] * 2), (3, [])):
         rates, _ = learning_rates(monkeypatch, experiment, resume_from=unbroken.checkpoints[done])
         assert rates == expected
+
+
+def test_the_policy_is_told_every_epoch_once_also_after_a_restart(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(Policy, "begin_epoch", lambda _self, epoch: told.append(epoch))
+    monkeypatch.setattr(Policy, "end_epoch", lambda _self: told.append("end"))
+    experiment = small_experiment(epochs=3)
+    unbroken = run(experiment, checkpoints=tmp_path)
+    assert told == [0, "end", 1, "end", 2, "end"]
+    told.clear()
+    run(experiment, resume_from=unbroken.checkpoints[1])
+    assert told == [1, "end", 2, "end"]
 
 
 def test_one_task_alone_trains_with_policy_stl():

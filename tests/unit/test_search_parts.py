@@ -601,37 +601,57 @@ def test_impossible_placements_are_refused(values, message):
         Placement(**values)
 
 
-def on_cluster(monkeypatch, *, cpus, gpus=0.0, to_come=0.0):
+def on_cluster(monkeypatch, *nodes, to_come=0):
+    """Nodes as (CPUs, GPUs); `to_come` more CPUs once an autoscaler has added what it may."""
+    has = [Available(cpus, gpus) for cpus, gpus in nodes]
+    cpus, gpus = sum(node.cpus for node in has), sum(node.gpus for node in has)
+    monkeypatch.setattr(cluster, "nodes", lambda: has)
     monkeypatch.setattr(cluster, "available", lambda: Available(cpus, gpus))
     monkeypatch.setattr(cluster, "reachable", lambda: Available(cpus + to_come, gpus))
 
 
 @pytest.mark.parametrize(
-    ("placement", "cpus", "gpus", "runs"),
+    ("placement", "nodes", "runs"),
     [
-        (Placement(), 2, 0, 2),
-        (Placement(num_workers=2), 5, 0, 2),
-        (Placement(cpus_per_worker=0.5), 2, 0, 4),
-        (Placement(gpus_per_worker=1), 8, 3, 3),
-        (Placement(num_workers=2, gpus_per_worker=0.5), 8, 3, 3),
-        (Placement(num_workers=3), 2, 0, 0),
+        (Placement(), [(2, 0)], 2),
+        (Placement(num_workers=2), [(5, 0)], 2),
+        (Placement(num_workers=2), [(1, 0), (2, 0), (1, 0)], 2),
+        (Placement(cpus_per_worker=0.5), [(2, 0)], 4),
+        (Placement(cpus_per_worker=2), [(3, 0), (3, 0)], 2),
+        (Placement(gpus_per_worker=1), [(8, 3)], 3),
+        (Placement(num_workers=2, gpus_per_worker=0.5), [(8, 3)], 3),
+        (Placement(gpus_per_worker=1), [(8, 0), (1, 2)], 1),
     ],
 )
-def test_as_many_runs_at_once_as_have_room(monkeypatch, placement, cpus, gpus, runs):
-    on_cluster(monkeypatch, cpus=cpus, gpus=gpus)
+def test_as_many_runs_at_once_as_have_room(monkeypatch, placement, nodes, runs):
+    on_cluster(monkeypatch, *nodes)
     assert placement.concurrent() == runs
-    if runs:
+    placement.check_fits()
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        (Placement(num_workers=5), "5 workers with 1 CPUs .* this cluster of 4 CPUs and 0 GPUs"),
+        (Placement(cpus_per_worker=3), "1 workers with 3 CPUs .* this cluster of 4 CPUs"),
+        (Placement(gpus_per_worker=1), "1 CPUs and 1 GPUs each .* 4 CPUs and 0 GPUs"),
+    ],
+    ids=["workers", "a node's CPUs", "GPUs"],
+)
+def test_what_the_cluster_can_never_hold_is_refused_with_what_there_is(
+    monkeypatch, placement, message
+):
+    on_cluster(monkeypatch, (2, 0), (2, 0))
+    with pytest.raises(ValueError, match=message):
         placement.check_fits()
 
 
-def test_a_request_that_the_cluster_can_never_serve_says_what_there_is(monkeypatch):
-    on_cluster(monkeypatch, cpus=2)
-    with pytest.raises(ValueError, match=r"3 workers with 1 CPUs .* cluster of 2 CPUs and 0 GPUs"):
-        Placement(num_workers=3).check_fits()
-    with pytest.raises(ValueError, match="1 workers with 1 CPUs and 1 GPUs each do not fit"):
-        Placement(gpus_per_worker=1).check_fits()
-    on_cluster(monkeypatch, cpus=2, to_come=2)
+def test_nodes_to_come_count(monkeypatch):
+    on_cluster(monkeypatch, (2, 0), to_come=2)
+    assert Placement(num_workers=3).concurrent() == 1
     Placement(num_workers=3).check_fits()
+    with pytest.raises(ValueError, match="cluster of 4 CPUs"):
+        Placement(num_workers=5).check_fits()
 
 
 # Progress
