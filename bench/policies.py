@@ -6,9 +6,10 @@
 Prints a Markdown table. Rows that end in "@r" combine gradients at the representation. A whole
 training step is timed: forward, heads, encoder backwards, policy, optimiser. Steps of a policy
 alternate with EW's, so that a slow moment of the machine falls on both; the ratio is the median of
-the pairs' ratios. Memory is what two steps add at their peak to what model and batch take (optimiser
-and policy state included; CPU: resident pages, Linux only; CUDA: the allocator's). IGBv2 is timed
-between two of its agent's lessons. Without Ray; about two minutes on one core by default.
+the pairs' ratios (CPU: of processor time). Memory is what two steps add at their peak to what model
+and batch take, optimiser and policy state included (CPU: resident pages, Linux only; CUDA: the
+allocator's). IGBv2 is timed between two of its agent's lessons. Without Ray; about two minutes on
+one core by default.
 """
 
 from __future__ import annotations
@@ -102,13 +103,16 @@ def batch_of(arguments: argparse.Namespace) -> Batch:
 
 
 def seconds_of_a_step(stepper: Stepper, batch: Batch, step: int) -> float:
-    if batch.images.is_cuda:
+    """Of the clock on CUDA, of the processor on a CPU, where other processes disturb it less."""
+    on_cuda = batch.images.is_cuda
+    clock = time.perf_counter if on_cuda else time.process_time
+    if on_cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    stepper.step(batch, global_step=step)  # reads its losses back, so it ends when the device does
-    if batch.images.is_cuda:
+    start = clock()
+    stepper.step(batch, global_step=step)
+    if on_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def time_ratio(row: str, base: Stepper, batch: Batch, arguments: argparse.Namespace) -> float:

@@ -700,7 +700,7 @@ def test_every_recipe_explains_itself(recipe):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
     )
     assert shown.returncode == 0, shown.stderr
     assert f"python pipelines/{recipe}" in shown.stdout, "its command"
