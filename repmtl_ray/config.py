@@ -76,7 +76,7 @@ class DataConfig:
             raise ValueError(f"data.name is {self.name!r}; {nearest(self.name, known)}")
         for name in ("height", "width"):
             size = getattr(self, name)
-            check(size is None or size >= 16, f"data.{name}", size, "at least 16 pixels, or None")
+            check(size is None or size >= 8, f"data.{name}", size, "at least 8 pixels, or None")
         check(
             (self.height is None) == (self.width is None),
             "data.(height, width)",

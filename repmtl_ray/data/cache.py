@@ -165,7 +165,7 @@ def _read(stream: Stream, num_bytes: int, num_cpus_per_task: float) -> _Cached:
         batch_size=None,
         fn_kwargs={"stream": stream},
         num_cpus=num_cpus_per_task,
-        compute=ray.data.TaskPoolStrategy(size=num_readers),
+        compute=ray.data.TaskPoolStrategy(size=min(num_readers, num_blocks)),
     )
     blocks = tuple(dataset.materialize().to_arrow_refs())
     size = math.ceil(len(blocks) / num_readers)
