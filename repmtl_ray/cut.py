@@ -1,7 +1,8 @@
 """Where the graph is cut in two, and the derivatives on either side of the cut.
 
 Owns the cut at the representation, each task's derivative from its loss back to it, and the
-encoder's vector-Jacobian product. Knows nothing of policies, penalties or workers. No Ray.
+encoder's backward pass. Knows nothing of penalties or workers, and of policies only what they may
+ask of that pass. No Ray.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from repmtl_ray.policies.task_pass import EncoderBackward
+
 
 @dataclass
 class Cut:
@@ -24,6 +27,31 @@ class Cut:
 
     root: Tensor
     leaf: Tensor
+
+    def backward_to(self, before: Sequence[Parameter]) -> EncoderBackward:
+        """The encoder's backward pass as a function of the cotangent at the cut; the graph is kept.
+
+        Args:
+            before: the parameters that `root` is computed with.
+
+        Returns:
+            As `EncoderBackward`; some of `before` may be named, and the pass ends at them.
+        """
+        root = self.root
+
+        def backward(
+            cotangent: Tensor, parameters: Sequence[Parameter] | None = None
+        ) -> list[Tensor]:
+            wanted = list(before if parameters is None else parameters)
+            found = torch.autograd.grad(
+                root, wanted, cotangent.to(root.dtype), retain_graph=True, allow_unused=True
+            )
+            return [
+                torch.zeros_like(parameter) if gradient is None else gradient
+                for parameter, gradient in zip(wanted, found, strict=True)
+            ]
+
+        return backward
 
 
 @contextlib.contextmanager
@@ -119,19 +147,6 @@ def differentiate(
         ],
         head_gradients=[list(parts[num_shared:]) for parts in gradients],
     )
-
-
-def vector_jacobian(
-    root: Tensor, parameters: Sequence[Parameter], cotangent: Tensor
-) -> list[Tensor]:
-    """The encoder's backward pass, as far as the parameters need it; the graph is kept."""
-    gradients = torch.autograd.grad(
-        root, list(parameters), cotangent.to(root.dtype), retain_graph=True, allow_unused=True
-    )
-    return [
-        torch.zeros_like(parameter) if gradient is None else gradient
-        for parameter, gradient in zip(parameters, gradients, strict=True)
-    ]
 
 
 def detached(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:

@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from repmtl_ray.batch_norm import frozen_statistics
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import ExperimentError
-from repmtl_ray.cut import cut_at, detached, differentiate, vector_jacobian
+from repmtl_ray.cut import cut_at, detached, differentiate
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel, representation_module
 from repmtl_ray.policies.base import Policy
@@ -76,9 +76,9 @@ class Stepper:
             global_step: steps done before this one; decides dropout's and random policies' draws.
 
         Returns:
-            "<task>/train_loss" (L_t before the step, over the global batch, if it has labels), "rep_mtl/tsr" and
-            "rep_mtl/csa" (weighted), "gradient_norm" (the update's, for a policy that makes it
-            itself); equal on every worker.
+            "<task>/train_loss" (L_t before the step, over the global batch, if it has labels),
+            "rep_mtl/tsr" and "rep_mtl/csa" (weighted), "gradient_norm" (the update's, for a policy
+            that makes it itself); equal on every worker.
 
         Raises:
             NonFiniteLossError: names task, policy and step; parameters are unchanged.
@@ -104,13 +104,6 @@ class Stepper:
         terms: dict[str, Tensor] = {}
         if penalized:
             penalty, terms = self._penalty(side.saliency, batch, cut.leaf, side.after, heads)
-        root, before = cut.root, side.before
-
-        def encoder_backward(
-            cotangent: Tensor, parameters: Sequence[Parameter] | None = None
-        ) -> list[Tensor]:
-            return vector_jacobian(root, before if parameters is None else parameters, cotangent)
-
         task_pass = TaskPass(
             tasks=tuple(task.name for task in self.tasks),
             plain_losses=plain_losses,
@@ -121,10 +114,10 @@ class Stepper:
             saliency=[part.detach() for part in side.saliency],
             head_gradients=[detached(parts) for parts in side.head_gradients],
             head_parameters=heads,
-            shared_before=before,
+            shared_before=side.before,
             shared_after=side.after,
             shared_after_gradients=[detached(parts) for parts in side.after_gradients],
-            encoder_backward=encoder_backward,
+            encoder_backward=cut.backward_to(side.before),
             part_gradients=lambda num_parts: self._part_gradients(
                 num_parts, predictions, batch, cut.leaf, side.after, global_step
             ),
@@ -135,15 +128,15 @@ class Stepper:
         gradient_norm = self._update()
         if self.policy.needs_second_look:
             self._second_look(batch, global_step)
-        values = {
+        train_losses = {
             f"{task.name}/train_loss": value
             for task, value, is_present in zip(
                 self.tasks, plain_losses.tolist(), present.tolist(), strict=True
             )
             if is_present
         }
-        values.update({f"rep_mtl/{name}": term.item() for name, term in terms.items()})
-        return {**values, "gradient_norm": gradient_norm}
+        penalties = {f"rep_mtl/{name}": term.item() for name, term in terms.items()}
+        return {**train_losses, **penalties, "gradient_norm": gradient_norm}
 
     def _predictions(self, batch: Batch, global_step: int) -> list[Tensor]:
         """By task; dropout draws depend on (seed, step, worker) alone."""

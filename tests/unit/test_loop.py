@@ -139,6 +139,10 @@ def test_one_task_alone_trains_with_policy_stl():
         ({"tasks": ["depth", "flow"]}, "'flow' is not a task of cityscapes; .*segmentation, depth"),
         ({"policy__name": "EWW"}, "did you mean 'EW'"),
         (
+            {"policy__name": "MTAdam", "optimizer__max_gradient_norm": 1.0},
+            "max_gradient_norm is 1.0, but policy 'MTAdam' makes the update itself",
+        ),
+        (
             {"data__num_train": 3},
             "batch_size is 4, but the training split has 3 samples.*at most 3",
         ),
