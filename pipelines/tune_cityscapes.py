@@ -87,7 +87,7 @@ def main() -> None:
         replace(experiment, chosen),
         arguments,
         space="joint" if preset == "paper" else "small",
-        samples=20 if preset == "paper" else 8,
+        samples=20 if preset == "paper" else 6,
         metrics=METRICS,
         data_title=f"Cityscapes, {arguments.data}"
         if arguments.data
