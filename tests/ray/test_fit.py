@@ -120,7 +120,7 @@ def test_divergence_names_task_policy_and_step(experiment, storage):
     ("overrides", "placement", "message"),
     [
         (
-            {},
+            {"batch_size": 8},
             Placement(num_workers=8),
             "8 workers with 1 CPUs .* do not fit this cluster of 4 CPUs",
         ),
