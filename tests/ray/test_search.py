@@ -30,6 +30,7 @@ def short(experiment):
     return replace(experiment, {"epochs": 2, "precision": "float32"})
 
 
+@pytest.mark.timeout(600)
 def test_a_search_ranks_trials_and_goes_on_when_one_fails(short, storage):
     space = {RATE: ray_tune.grid_search([0.01, 1e30]), TSR: 0.5, "regularizer.temperature": 0.3}
     found = tune(short, space, num_samples=1, storage_path=str(storage), name="grid")
@@ -53,6 +54,7 @@ def test_a_search_ranks_trials_and_goes_on_when_one_fails(short, storage):
     assert row["delta_p_task"] == pytest.approx(50 * sum(relative), rel=1e-6)
 
 
+@pytest.mark.timeout(600)
 def test_early_stopping_leaves_no_placement_group_behind(short, storage, capsys):
     longer = replace(short, {"epochs": 6})
     found = tune(
@@ -102,6 +104,7 @@ def finished_trials(directory: Path) -> dict[str, float]:
     }
 
 
+@pytest.mark.timeout(900)  # two searches, one in a process of its own, on whatever machine
 def test_a_killed_driver_loses_nothing(short, storage):
     """The driver and its Ray die after the first trial; resuming runs the others only."""
     directory = storage / "interrupted"
@@ -110,7 +113,7 @@ def test_a_killed_driver_loses_nothing(short, storage):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not finished_trials(directory) and time.monotonic() < deadline:
         assert driver.poll() is None, "the search ended before it could be interrupted"
         time.sleep(0.2)

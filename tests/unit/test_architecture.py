@@ -14,14 +14,14 @@ PACKAGE = ROOT / "repmtl_ray"
 FLOORS: dict[int, tuple[str, ...]] = {
     0: ("conversion", "config", "collectives", "storage", "data.columns", "data.stream"),
     1: (
-        *("metrics", "tasks", "saliency", "regularizers", "delta", "cut"),
+        *("metrics", "tasks", "saliency", "regularizers", "delta"),
         *("batch_norm", "encoders", "heads", "models"),
         *("data", "data.npy", "data.cityscapes", "data.office", "data.sources"),
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
         *("data.augment", "data.batches", "data.cache"),
     ),
     2: ("policies", "policies.*"),
-    3: ("step", "evaluate", "checkpoint", "loop", "report", "report.*"),
+    3: ("cut", "step", "evaluate", "checkpoint", "loop", "report", "report.*"),
     4: ("cluster", "train"),
     5: ("baseline", "progress", "search", "space", "trial"),
     6: ("cli",),
