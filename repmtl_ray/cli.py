@@ -16,7 +16,7 @@ from typing import Any
 
 from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
-from repmtl_ray.config import Experiment, digest, to_dict
+from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.report.heatmap import delta_p_heatmap
 from repmtl_ray.report.table import results_text
 from repmtl_ray.search import SearchResult, tune
@@ -81,6 +81,7 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
         "--pretrained", action="store_true", help="the encoder's published weights from the hub"
     )
     training.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    add_set_option(training)
     where = parser.add_argument_group("where it runs (no result depends on it)")
     where.add_argument(
         "--workers",
@@ -108,6 +109,35 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
         help="folder for table, CSV, picture and best configuration (default: %(default)s)",
     )
     return parser
+
+
+def add_set_option(parser: argparse._ActionsContainer) -> None:
+    """`--set PATH=VALUE`, any number of times; read by `assignments`."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change any value of the experiment (JSON, or a string)",
+    )
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """What `--set` was given, as `config.replace` takes it.
+
+    Raises:
+        ValueError: a text without "=".
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        path, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"--set {text!r}: expected PATH=VALUE, for example epochs=50.")
+        try:
+            found[path] = json.loads(value)
+        except json.JSONDecodeError:
+            found[path] = value
+    return found
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -175,13 +205,14 @@ def run_search(
     """Searches, prints the table, and writes the results.
 
     Args:
-        experiment: with the options applied.
+        experiment: with the recipe's options applied; `--set` is, here, as the last word.
         arguments: from `search_parser`.
         space, samples: the preset's, where the options say nothing.
         metrics: columns of the table.
         data_title: names the data in table and figure.
     """
     param_space = search_space(arguments.space or space, arguments.policies)
+    experiment = replace(experiment, assignments(arguments.set))
     out = _folder(arguments.out)
     result = tune(
         experiment,

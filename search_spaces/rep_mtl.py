@@ -51,9 +51,18 @@ def joint(names: Sequence[str] = ("EW", "UW", "GLS", "RLW", "DWA", "IMTL-L")) ->
     }
 
 
-def policies(names: Sequence[str]) -> dict[str, Any]:
-    """Every policy once, with the experiment's own coefficients."""
-    return {"policy.name": tune.grid_search(list(names))}
+def policies(names: Sequence[str] = ()) -> dict[str, Any]:
+    """Every policy once, with the experiment's own coefficients.
+
+    Args:
+        names: which; none means all that train two tasks without arguments of their own.
+    """
+    chosen = list(names)
+    if not chosen:
+        from repmtl_ray import policies as known  # loads torch and TorchJD
+
+        chosen = list(known.ready(2))
+    return {"policy.name": tune.grid_search(chosen)}
 
 
 def small(names: Sequence[str] = ("EW", "UW", "GLS")) -> dict[str, Any]:

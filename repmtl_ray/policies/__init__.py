@@ -41,7 +41,7 @@ from repmtl_ray.policies.arguments import (
 from repmtl_ray.policies.base import LossPolicy, Policy
 from repmtl_ray.policies.gramian import GramianPolicy
 
-__all__ = ["build", "check", "gradient_places", "names"]
+__all__ = ["build", "check", "gradient_places", "names", "ready"]
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,19 @@ _ELSEWHERE = {
 def names() -> tuple[str, ...]:
     """Every name that `PolicyConfig.name` may have, sorted."""
     return tuple(sorted(_POLICIES))
+
+
+def ready(num_tasks: int) -> tuple[str, ...]:
+    """The names of the policies that train so many tasks without arguments of their own, sorted."""
+    tasks = [f"task {number}" for number in range(num_tasks)]
+    found = []
+    for name in names():
+        try:
+            build(PolicyConfig(name=name), tasks, seed=0)
+        except ValueError:  # it needs arguments, or more or fewer tasks
+            continue
+        found.append(name)
+    return tuple(found)
 
 
 def gradient_places(name: str) -> tuple[str, ...]:

@@ -2,13 +2,14 @@
 fields are complete."""
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from repmtl_ray import config
+from repmtl_ray import cli, config
 from repmtl_ray.cluster import Placement
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,8 @@ def options_of(recipe: Path) -> set[str]:
     text = recipe.read_text()
     if "search_parser" in text:
         text += (ROOT / "repmtl_ray" / "cli.py").read_text()
+    for helper in re.findall(r"cli\.(add_\w+)\(", text):
+        text += inspect.getsource(getattr(cli, helper))
     return set(re.findall(r'"(--[a-z][a-z-]+)"', text))
 
 

@@ -121,9 +121,8 @@ def test_the_last_value_of_an_integer_range_is_not_its_upper_bound():
 
 @pytest.mark.parametrize("name", sorted(search_spaces.__all__))
 def test_search_spaces_are_found_by_name(name):
-    names = ["EW", "UW"] if name == "policies" else None
-    space = cli.search_space(name, names)
-    assert space.keys() == cli.search_space(f"search_spaces:{name}", names).keys()
+    space = cli.search_space(name, None)
+    assert space.keys() == cli.search_space(f"search_spaces:{name}", None).keys()
     check_space(BASE, space, "random")
 
 
@@ -147,7 +146,6 @@ def test_policies_go_into_the_space(name):
             "has no function 'f'; it has absolute, exists, read_text, write_text",
         ),
         ("paper_grid", ["EW"], "--policies: the space 'paper_grid' takes no policy names"),
-        ("policies", None, "'policies' needs policies to search over; add --policies"),
     ],
 )
 def test_a_space_that_is_not_there_is_an_error(name, names, message):
@@ -917,7 +915,8 @@ def test_office_searches_its_domains(monkeypatch, searches, capsys):
     ("options", "message"),
     [
         (["--space", "nosuch"], "has no function 'nosuch'"),
-        (["--space", "policies"], "add --policies"),
+        (["--set", "epochs"], "--set 'epochs': expected PATH=VALUE"),
+        (["--set", "epoch=3"], "'epoch' names no field"),
         (["--epochs", "0"], "epochs is 0; expected at least 1"),
         (["--workers", "0"], "num_workers is 0"),
         (["--data", "/d", "--height", "64"], "both or neither"),
@@ -938,6 +937,28 @@ def test_samples_of_zero_are_refused_and_not_replaced(monkeypatch, capsys, tmp_p
     monkeypatch.setattr(cluster, "connect", lambda: pytest.fail("Ray was started"))
     message = error_of(monkeypatch, capsys, tune_cityscapes, "--samples", 0)
     assert "num_samples is 0; expected at least 1" in message
+
+
+def test_any_value_of_the_experiment_can_be_set(monkeypatch, searches):
+    options = ["--set", "regularizer.lambda_tsr=0.25", "--set", "data.augment=true"]
+    run_recipe(monkeypatch, tune_cityscapes, *options, "--set", "optimizer.name=sgd")
+    experiment = searches[0][0]
+    assert (experiment.regularizer.lambda_tsr, experiment.data.augment) == (0.25, True)
+    assert experiment.optimizer.name == "sgd"
+
+
+def test_a_space_that_needs_names_says_so(monkeypatch):
+    module = types.ModuleType("my_spaces")
+    module.mine = lambda names: {POLICY: ray_tune.choice(list(names))}
+    monkeypatch.setitem(sys.modules, "my_spaces", module)
+    with pytest.raises(ValueError, match="needs policies to search over; add --policies"):
+        cli.search_space("my_spaces:mine", None)
+
+
+def test_without_names_every_policy_that_trains_two_tasks_is_compared():
+    compared = cli.search_space("policies", None)[POLICY]["grid_search"]
+    left_out = set(policies.names()) - set(compared)
+    assert left_out == {"COSMOS", "Constant", "Krum", "TrimmedMean", "stl"}
 
 
 def test_a_space_of_ones_own_is_found_by_its_module(monkeypatch, searches):
