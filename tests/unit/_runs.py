@@ -164,12 +164,16 @@ def parameters_after(
     agree on."""
     options = dict(options)
     sizes = options.pop("office_sizes", (BATCH_SIZE,) * 3)
+    no_depth_at = options.pop("no_depth_at", ())
     stepper = small_stepper(workers, policy, **options)
     for index in range(steps):
         if index % BATCHES_AN_EPOCH == 0:
             stepper.policy.begin_epoch(index // BATCHES_AN_EPOCH)
         is_dense = stepper.tasks[0].dense
-        make = dense_batch if is_dense else partial(office_batch, sizes=sizes)
+        absent = "depth" if index in no_depth_at else ""
+        make = (
+            partial(dense_batch, absent=absent) if is_dense else partial(office_batch, sizes=sizes)
+        )
         stepper.step(make(index, workers), global_step=index)
         if index % BATCHES_AN_EPOCH == BATCHES_AN_EPOCH - 1:
             stepper.policy.end_epoch()
