@@ -27,7 +27,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data", "data.npy", "data.dense", "data.npy_layout", "data.cityscapes", "data.nyuv2"),
         *("data.office", "data.sources"),
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
-        *("data.augment", "data.batches", "data.cache"),
+        *("data.augment", "data.batches", "data.pairing", "data.cache"),
     ),
     2: ("policies", "policies.*"),
     3: ("cut", "step", "evaluate", "checkpoint", "loop", "report", "report.*"),
