@@ -12,8 +12,8 @@ from typing import Literal
 from repmtl_ray.conversion import added, check, check_types, nearest
 
 FORMS: Mapping[str, tuple[str, ...]] = {
-    "cityscapes": ("npy",),
-    "nyuv2": ("npy",),
+    "cityscapes": ("npy", "parquet", "official"),
+    "nyuv2": ("npy", "parquet", "official"),
     "office31": ("folders",),
     "office_home": ("folders",),
 }

@@ -25,6 +25,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("metrics", "tasks", "saliency", "regularizers", "delta"),
         *("batch_norm", "encoders", "heads", "models"),
         *("data", "data.npy", "data.dense", "data.npy_layout", "data.cityscapes", "data.nyuv2"),
+        *("data.mirrors", "data.cityscapes_files", "data.nyuv2_mat", "data.normals"),
         *("data.office", "data.sources"),
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
         *("data.augment", "data.batches", "data.pairing", "data.cache"),
