@@ -12,13 +12,23 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "repmtl_ray"
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("conversion", "config", "collectives", "storage", "data.columns", "data.stream"),
+    0: (
+        "conversion",
+        "config",
+        "data_config",
+        "collectives",
+        "storage",
+        "data.columns",
+        "data.stream",
+    ),
     1: (
         *("metrics", "tasks", "saliency", "regularizers", "delta"),
         *("batch_norm", "encoders", "heads", "models"),
-        *("data", "data.npy", "data.cityscapes", "data.office", "data.sources"),
+        *("data", "data.npy", "data.dense", "data.npy_layout", "data.cityscapes", "data.nyuv2"),
+        *("data.mirrors", "data.cityscapes_files", "data.nyuv2_mat", "data.normals"),
+        *("data.office", "data.sources"),
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
-        *("data.augment", "data.batches", "data.cache"),
+        *("data.augment", "data.batches", "data.pairing", "data.cache"),
     ),
     2: ("policies", "policies.*"),
     3: ("cut", "step", "evaluate", "checkpoint", "loop", "report", "report.*"),
