@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "repmtl_ray"
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("conversion", "config", "collectives", "storage", "data.columns", "data.stream"),
+    0: ("conversion", "config", "collectives", "storage", "durable", "data.columns", "data.stream"),
     1: (
         *("metrics", "tasks", "saliency", "regularizers", "delta"),
         *("batch_norm", "encoders", "heads", "models"),
@@ -21,7 +21,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data.augment", "data.batches", "data.cache"),
     ),
     2: ("policies", "policies.*"),
-    3: ("cut", "step", "evaluate", "checkpoint", "loop", "report", "report.*"),
+    3: ("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
     4: ("cluster", "train"),
     5: ("baseline", "progress", "search", "space", "trial"),
     6: ("cli",),
