@@ -56,9 +56,7 @@ class Checkpoints:
         if steps is not None and steps < 1:
             raise ValueError(f"checkpoints: every_steps is {steps}; expected at least 1, or None.")
         if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
-            raise ValueError(
-                f"checkpoints: every_minutes is {minutes}; expected above 0, or None."
-            )
+            raise ValueError(f"checkpoints: every_minutes is {minutes}; expected above 0, or None.")
         if self.keep < 2:
             raise ValueError(
                 f"checkpoints: keep is {self.keep}; expected at least 2: where the newest is torn, a run goes on from the "
@@ -141,7 +139,9 @@ def read_marker(location: str) -> Marker:
 
 
 def _marker(values: dict[str, Any]) -> Marker:
-    files = {str(name): (int(size), str(digest)) for name, (size, digest) in values["files"].items()}
+    files = {
+        str(name): (int(size), str(digest)) for name, (size, digest) in values["files"].items()
+    }
     counts = [values[name] for name in ("epochs_done", "step_in_epoch", "global_step")]
     if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError(f"counts {counts}")
