@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 
-import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
 from repmtl_ray import durable
@@ -43,6 +42,7 @@ class Guard:
         self.keeper = Keeper(folder, checkpoints)
         self.checkpoint: str | None = None
         self._notice_ends: float | None = None
+        self._gave_up_inside = False
 
     def start(self) -> str | None:
         """The checkpoint that all workers go on from, every byte of it checked by the first.
@@ -71,10 +71,12 @@ class Guard:
         """Saves inside an epoch if it is time, or if this node or another is about to go.
 
         From a notice to its deadline every step is saved: whenever the node goes, at most the
-        current step is lost. A storage that fails costs this checkpoint, and no more: the end of
-        the epoch decides.
+        current step is lost. A storage that fails costs what can be saved in this epoch, and no
+        more: the end of the epoch decides.
         """
-        if self.workers.rank != 0 or not (self.keeper.due(global_step) or self._noticed()):
+        if self.workers.rank != 0 or self._gave_up_inside:
+            return
+        if not (self.keeper.due(global_step) or self._noticed()):
             return
         try:
             self.checkpoint = self.keeper.write(
@@ -84,6 +86,7 @@ class Guard:
                 global_step=global_step,
             )
         except durable.StorageError as error:
+            self._gave_up_inside = True
             logger.warning("no checkpoint at step %d: %s", global_step, error)
 
     def after_epoch(self, epochs_done: int, global_step: int, write: Write) -> None:
@@ -93,6 +96,7 @@ class Guard:
             ExperimentError: on every worker, when the first could not.
         """
         fault: str | None = None
+        self._gave_up_inside = False
         if self.workers.rank == 0:
             try:
                 self.checkpoint = self.keeper.write(

@@ -171,8 +171,9 @@ def run(
     while progress.epochs_done < experiment.epochs:
         epoch = progress.epochs_done
         seen = {name: list(values) for name, values in progress.seen.items()}
-        parts.policy.begin_epoch(epoch)
         first_step = progress.step_in_epoch
+        if first_step == 0:
+            parts.policy.begin_epoch(epoch)
         batches = train_batches(
             train.streams,
             train.rows,

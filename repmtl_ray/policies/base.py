@@ -66,8 +66,7 @@ class Policy(ABC):
         """Leaves finished `.grad` on every parameter of the pass."""
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027 - most policies do not care
-        """Called before an epoch's first batch, and again when a loaded policy goes on inside an
-        epoch: it may note the number, and nothing else; `epoch` counts from 0."""
+        """Called before an epoch's first batch; `epoch` counts from 0."""
 
     def end_epoch(self) -> None:  # noqa: B027
         """Called after an epoch's last batch."""
