@@ -62,10 +62,11 @@ class ResumableASHA(ASHAScheduler):
 
     def _read(self) -> None:
         try:
-            stored = json.loads(durable.read(self._location))
+            text = durable.read(self._location)
         except FileNotFoundError:
             return
         try:
+            stored = json.loads(text)
             (bracket,) = self._brackets
             for milestone, values in bracket._rungs:
                 values.update(stored["rungs"].get(str(milestone), {}))
