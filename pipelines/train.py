@@ -64,7 +64,7 @@ def _read(path: Path) -> Experiment:
         if not isinstance(values, dict):
             raise ValueError(f"it holds a {type(values).__name__}, not the fields of an experiment")
         return from_dict(Experiment, values)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} describes no experiment: {error}") from error
 
 

@@ -16,6 +16,7 @@ import repmtl_ray
 from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, ExperimentError, digest, replace, to_dict
+from repmtl_ray.keeper import Checkpoints
 from repmtl_ray.progress import Progress
 from repmtl_ray.train import CachedData
 from repmtl_ray.trial import make_tuner, reason, results_of, single_task_trial
@@ -28,12 +29,13 @@ def single_task_baseline(
     placement: Placement,
     storage_path: str,
     concurrency: int,
+    checkpoints: Checkpoints | None = None,
 ) -> dict[str, float]:
     """Each task trained alone with the same protocol, or read back if the storage has the same.
 
     Args:
         experiment: its policy and penalties do not matter.
-        data, placement, storage_path, concurrency: as in `tune`.
+        data, placement, storage_path, concurrency, checkpoints: as in `tune`.
 
     Returns:
         "<task>/<metric>" of every task's last epoch.
@@ -57,7 +59,8 @@ def single_task_baseline(
         experiments={name: to_dict(alone) for name, alone in missing.items()},
         data=data,
         placement=placement,
-        storage_path=f"{storage_path}/baselines/{digest(experiment)}-{time.strftime('%Y%m%d-%H%M%S')}",
+        storage_path=f"{storage_path}/baselines/{data.fingerprint}",
+        checkpoints=checkpoints,
     )
     tuner = make_tuner(
         driver,

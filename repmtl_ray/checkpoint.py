@@ -1,13 +1,15 @@
 """All that a run must remember to go on as if it had never stopped, as one directory.
 
-Owns the format: `state.pt` (tensors and plain values, read with weights_only=True, so that a
-checkpoint made by someone else cannot run code) and `experiment.json`. Random numbers need no
-state: every draw is a function of the seed, the step and the worker (step.py, data/batches.py), so
-their position is the `progress` below. No Ray.
+Owns what the files hold: `state.pt` (tensors and plain values, read with weights_only=True, so that
+a checkpoint made by someone else cannot run code) and `experiment.json`. That they are whole is for
+`keeper.py`, whose marker is written last. Random numbers need no state: every draw is a function of
+the seed, the step and the worker (step.py, data/batches.py), so their position is the `progress`
+below. No Ray.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +17,12 @@ from typing import Any
 
 import torch
 
+from repmtl_ray import durable, keeper
 from repmtl_ray.config import Experiment, ExperimentError, differences, from_dict, to_dict
+from repmtl_ray.keeper import FORMAT, MARKER_FILE, Marker
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.policies.base import Policy
 
-FORMAT = 1
 STATE_FILE = "state.pt"
 EXPERIMENT_FILE = "experiment.json"
 STATE_KEYS = frozenset({"format", "progress", "model", "optimizer", "scheduler", "policy"})
@@ -30,16 +33,32 @@ class Progress:
     """Where a run stands, which is also where its random streams stand.
 
     Args:
-        epochs_done: complete passes.
+        epochs_done: complete passes, evaluated.
         global_step: optimiser steps done.
         seed: that all draws derive from.
         history: the metrics of every epoch done.
+        step_in_epoch: steps done in the epoch after those; 0 right after an evaluation.
+        seen: by metric, its value at each of those steps.
     """
 
     epochs_done: int = 0
     global_step: int = 0
     seed: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    step_in_epoch: int = 0
+    seen: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs_done", "global_step", "seed", "step_in_epoch"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise ValueError(
+                    f"progress: {name} is {getattr(self, name)!r}; expected an integer >= 0."
+                )
+        for name, kind in (("history", list), ("seen", dict)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(
+                    f"progress: {name} is a {type(getattr(self, name)).__name__}, not a {kind.__name__}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,35 +72,62 @@ class Parts:
 
 
 def save(
-    directory: str | Path, *, experiment: Experiment, parts: Parts, progress: Progress
+    directory: str | Path,
+    *,
+    experiment: Experiment,
+    parts: Parts,
+    progress: Progress,
+    data: str = "",
 ) -> None:
-    """Writes a checkpoint; each file appears whole or not at all, and the state last."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    state = {
-        "format": FORMAT,
-        "progress": asdict(progress),
-        "model": parts.model.state_dict(),
-        "optimizer": parts.optimizer.state_dict(),
-        "scheduler": parts.scheduler.state_dict(),
-        "policy": parts.policy.state_dict(),
+    """Writes a checkpoint to a folder or URI; it is none before its last file is there.
+
+    Args:
+        directory: a new one.
+        experiment, parts, progress: of the run.
+        data: fingerprint of the samples it trains on.
+
+    Raises:
+        StorageError: the storage refused it.
+    """
+    state = io.BytesIO()
+    torch.save(
+        {
+            "format": FORMAT,
+            "progress": asdict(progress),
+            "model": parts.model.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "scheduler": parts.scheduler.state_dict(),
+            "policy": parts.policy.state_dict(),
+        },
+        state,
+    )
+    files = {
+        EXPERIMENT_FILE: (json.dumps(to_dict(experiment), indent=2) + "\n").encode(),
+        STATE_FILE: state.getvalue(),
     }
-    partial = directory / (EXPERIMENT_FILE + ".partial")
-    partial.write_text(json.dumps(to_dict(experiment), indent=2) + "\n")
-    partial.replace(directory / EXPERIMENT_FILE)
-    partial = directory / (STATE_FILE + ".partial")
-    torch.save(state, partial)
-    partial.replace(directory / STATE_FILE)
+    marker = Marker(
+        files=keeper.describe(files),
+        epochs_done=progress.epochs_done,
+        step_in_epoch=progress.step_in_epoch,
+        global_step=progress.global_step,
+        history=progress.history,
+        data=data,
+    )
+    for name, content in files.items():
+        durable.write(f"{directory}/{name}", content)
+    durable.write(f"{directory}/{MARKER_FILE}", keeper.marker_text(marker).encode())
 
 
-def load(directory: str | Path, *, experiment: Experiment, parts: Parts) -> Progress:
+def load(
+    directory: str | Path, *, experiment: Experiment, parts: Parts, data: str = ""
+) -> Progress:
     """Restores the parts from a checkpoint of the same experiment.
 
     Raises:
-        ValueError: no complete checkpoint there, a file that is none, another format.
-        ExperimentError: another experiment's (the fields that differ are named).
+        ValueError: torn, damaged, not a checkpoint, another format, tensors that do not fit.
+        ExperimentError: another experiment's (the fields that differ are named), or trained on
+            other samples.
     """
-    directory = Path(directory)
     state = read_state(directory)
     stored = read_experiment(directory)
     if stored != experiment:
@@ -89,11 +135,24 @@ def load(directory: str | Path, *, experiment: Experiment, parts: Parts) -> Prog
             f"checkpoint {directory} belongs to another experiment: {differences(stored, experiment)}. "
             "Resume with the same configuration, or start under a new name."
         )
-    parts.model.load_state_dict(state["model"])
-    parts.optimizer.load_state_dict(state["optimizer"])
-    parts.scheduler.load_state_dict(state["scheduler"])
-    parts.policy.load_state_dict(state["policy"])
-    return Progress(**state["progress"])
+    before = keeper.read_marker(str(directory)).data
+    if data and before and before != data:
+        raise ExperimentError(
+            f"checkpoint {directory} was trained on other samples (fingerprint {before}, now {data}): the data changed. "
+            "Put it back as it was, or start under a new name."
+        )
+    try:
+        progress = Progress(**state["progress"])
+        parts.model.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.scheduler.load_state_dict(state["scheduler"])
+        parts.policy.load_state_dict(state["policy"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"checkpoint {directory} does not fit the experiment that it names: {error}. It was changed after it was written, "
+            "or by another version."
+        ) from error
+    return progress
 
 
 def read_state(directory: str | Path) -> dict[str, Any]:
@@ -102,13 +161,11 @@ def read_state(directory: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: as `load`; nothing in the file was run.
     """
-    path = Path(directory) / STATE_FILE
-    if not path.is_file():
-        raise ValueError(
-            f"checkpoint {directory} has no {STATE_FILE}: it is not a checkpoint, or was never completed."
-        )
+    directory = str(directory)
+    path = f"{directory}/{STATE_FILE}"
+    content = keeper.read_file(directory, STATE_FILE, keeper.read_marker(directory))
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise almost anything
         # Not torch's own message: for code in a file it explains how to run it all the same.
         raise ValueError(
@@ -135,14 +192,11 @@ def read_experiment(directory: str | Path) -> Experiment:
     Raises:
         ValueError: no such file, or one that describes no experiment of this version.
     """
-    path = Path(directory) / EXPERIMENT_FILE
-    if not path.is_file():
-        raise ValueError(
-            f"checkpoint {directory} has no {EXPERIMENT_FILE}; it is not a checkpoint."
-        )
+    directory = str(directory)
+    content = keeper.read_file(directory, EXPERIMENT_FILE, keeper.read_marker(directory))
     try:
-        return from_dict(Experiment, json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
+        return from_dict(Experiment, json.loads(content))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"checkpoint {path} does not describe an experiment of this version: {error}"
+            f"checkpoint {directory}/{EXPERIMENT_FILE} does not describe an experiment of this version: {error}"
         ) from error

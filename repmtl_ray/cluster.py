@@ -7,6 +7,7 @@ Imports Ray, nothing of torch.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ GROUP_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # at most one report is seen in an interval; the default is 2 s
     GROUP_START_TIMEOUT: "120",  # a trial that waits for its turn longer counts as failed
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of a notice that a node goes; the default is 5 s
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -103,23 +105,63 @@ class Placement:
     """Where a run's workers go; no result depends on it.
 
     Args:
-        num_workers: data-parallel processes; each takes an equal part of every global batch.
+        num_workers: data-parallel processes; each takes an equal part of every global batch. Two
+            numbers, least and most: as many as the cluster has room for, which may change in
+            mid-run.
         cpus_per_worker: logical CPUs that Ray reserves for each.
         gpus_per_worker: 0 trains on the CPU.
     """
 
-    num_workers: int = 1
+    num_workers: int | tuple[int, int] = 1
     cpus_per_worker: float = 1
     gpus_per_worker: float = 0
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise ValueError(f"num_workers is {self.num_workers}; expected at least 1.")
+        if not 1 <= self.least <= self.most:
+            raise ValueError(
+                f"num_workers is {self.num_workers}; expected at least 1, or (least, most) in this order."
+            )
         if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
             raise ValueError(
                 f"a worker asks for {self.cpus_per_worker} CPUs and {self.gpus_per_worker} GPUs; expected more than 0 and at "
                 "least 0."
             )
+
+    @property
+    def least(self) -> int:
+        """Workers that a run needs."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most(self) -> int:
+        """Workers that a run takes where there is room."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    def check_divides(self, batch_size: int) -> None:
+        """Refuses numbers of workers that cannot share a global batch equally.
+
+        Raises:
+            ValueError: names those that cannot, and what can be done.
+        """
+        sizes = range(self.least, self.most + 1)
+        unequal = [size for size in sizes if batch_size % size]
+        if not unequal:
+            return
+        if len(sizes) == 1:
+            step, which = self.least, f"{self.least}"
+        else:
+            step, which = math.lcm(*sizes), f"{self.least} to {self.most}"
+        below = batch_size - batch_size % step
+        near = " or ".join(str(size) for size in (below, below + step) if size)
+        also = (
+            f"; {', '.join(map(str, unequal))} do not divide it"
+            if len(sizes) > len(unequal)
+            else ""
+        )
+        raise ValueError(
+            f"batch_size is {batch_size} over {which} workers; the global batch must divide evenly{also}: take {near}"
+            f"{'' if len(sizes) == 1 else ', or a narrower range'}."
+        )
 
     def check_fits(self) -> None:
         """Refuses a request that the cluster can never serve.
@@ -131,7 +173,7 @@ class Placement:
             return
         has = reachable()
         raise ValueError(
-            f"{self.num_workers} workers with {self.cpus_per_worker:g} CPUs and "
+            f"{self.least} workers with {self.cpus_per_worker:g} CPUs and "
             f"{self.gpus_per_worker:g} GPUs each do not fit this cluster of {has.cpus:g} CPUs and "
             f"{has.gpus:g} GPUs; lower the number of workers or what each asks for."
         )
@@ -142,7 +184,7 @@ class Placement:
         grown = reachable()
         if grown != available():
             workers = max(workers, self._workers_on(grown))
-        return workers // self.num_workers
+        return max(workers // self.most, int(workers >= self.least))
 
     def _workers_on(self, has: Available) -> int:
         fits = int(has.cpus // self.cpus_per_worker)

@@ -37,9 +37,15 @@ class Split:
     rows: Mapping[str, Rows]
 
 
-Report = Callable[[dict[str, float], Callable[[Path], None]], None]
-"""Called after every epoch, on every worker, with its metrics and a function that writes a
-checkpoint to a directory."""
+Write = Callable[[str | Path], None]
+"""Writes a checkpoint of this moment to a new folder or URI."""
+
+Report = Callable[[dict[str, float], Write], None]
+"""Called after every epoch, on every worker, with its metrics and the way to a checkpoint."""
+
+AfterStep = Callable[[int, int, int, Write], None]
+"""Called after every step, on every worker, with the epochs done, the steps done in this one and
+in all, and the way to a checkpoint, which the others need not wait for."""
 
 
 def selected_tasks(experiment: Experiment) -> tuple[Task, ...]:
@@ -128,7 +134,9 @@ def run(
     train: Split,
     evaluation: Split,
     report: Report,
+    after_step: AfterStep | None = None,
     resume_from: str | Path | None = None,
+    data: str = "",
     workers: Workers = ALONE,
     device: torch.device | str = "cpu",
 ) -> tuple[Parts, Progress]:
@@ -140,7 +148,10 @@ def run(
         report: receives every epoch's metrics: "epoch" (from 1), "global_step", "<task>/<metric>",
             "<task>/loss" (over the evaluation split), "<task>/train_loss", "rep_mtl/<penalty>" and
             "gradient_norm" (means over the epoch), "policy/<quantity>".
-        resume_from: a checkpoint directory of the same experiment.
+        after_step: may write checkpoints inside an epoch.
+        resume_from: a checkpoint (folder or URI) of the same experiment; after an epoch or inside
+            one.
+        data: fingerprint of the samples; a checkpoint of other samples is refused.
         workers: all that take part; each calls this function.
         device: of this worker.
 
@@ -158,34 +169,45 @@ def run(
     parts = build(experiment, tasks, device=device, workers=workers)
     progress = Progress(seed=experiment.seed)
     if resume_from is not None:
-        progress = checkpoint.load(resume_from, experiment=experiment, parts=parts)
+        progress = checkpoint.load(resume_from, experiment=experiment, parts=parts, data=data)
     stepper = _stepper(experiment, tasks, parts, workers)
-    names = [task.name for task in tasks]
-    dtype = DTYPES[experiment.precision]
-    for epoch in range(progress.epochs_done, experiment.epochs):
-        parts.policy.begin_epoch(epoch)
-        seen: dict[str, list[float]] = {}
+    while progress.epochs_done < experiment.epochs:
+        epoch = progress.epochs_done
+        seen = {name: list(values) for name, values in progress.seen.items()}
+        first_step = progress.step_in_epoch
+        if first_step == 0:
+            parts.policy.begin_epoch(epoch)
         batches = train_batches(
             train.streams,
             train.rows,
-            tasks=names,
+            tasks=[task.name for task in tasks],
             batch_size=experiment.batch_size,
             seed=experiment.seed,
             epoch=epoch,
+            first_step=first_step,
             workers=workers,
             augment=experiment.data.augment,
             pairing=experiment.data.pairing,
-            dtype=dtype,
+            dtype=DTYPES[experiment.precision],
         )
-        global_step = epoch * steps
-        for batch in batches:
-            for name, value in stepper.step(
-                to_device(batch, device), global_step=global_step
-            ).items():
+        for step, batch in enumerate(batches, start=first_step + 1):
+            global_step = epoch * steps + step
+            values = stepper.step(to_device(batch, device), global_step=global_step - 1)
+            for name, value in values.items():
                 seen.setdefault(name, []).append(value)
-            global_step += 1
+            if after_step is not None:
+                inside = Progress(
+                    epochs_done=epoch,
+                    global_step=global_step,
+                    seed=experiment.seed,
+                    history=progress.history,
+                    step_in_epoch=step,
+                    seen=seen,
+                )
+                after_step(epoch, step, global_step, _writer(experiment, parts, inside, data))
         parts.policy.end_epoch()
         parts.scheduler.step()
+        global_step = (epoch + 1) * steps
         metrics: dict[str, float] = {"epoch": epoch + 1, "global_step": global_step}
         metrics.update({name: math.fsum(found) / len(found) for name, found in seen.items()})
         metrics.update({f"policy/{name}": value for name, value in parts.policy.metrics().items()})
@@ -199,7 +221,7 @@ def run(
             seed=experiment.seed,
             history=[*progress.history, metrics],
         )
-        report(metrics, _writer(experiment, parts, progress))
+        report(metrics, _writer(experiment, parts, progress, data))
     return parts, progress
 
 
@@ -267,7 +289,7 @@ def _diverged(found: str, experiment: Experiment, global_step: int) -> NonFinite
     )
 
 
-def _writer(experiment: Experiment, parts: Parts, progress: Progress) -> Callable[[Path], None]:
+def _writer(experiment: Experiment, parts: Parts, progress: Progress, data: str) -> Write:
     return lambda directory: checkpoint.save(
-        directory, experiment=experiment, parts=parts, progress=progress
+        directory, experiment=experiment, parts=parts, progress=progress, data=data
     )

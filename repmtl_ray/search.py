@@ -20,6 +20,7 @@ from repmtl_ray import cluster, storage
 from repmtl_ray.baseline import single_task_baseline
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
+from repmtl_ray.keeper import Checkpoints
 from repmtl_ray.progress import Progress
 from repmtl_ray.space import (
     check_choice,
@@ -30,7 +31,7 @@ from repmtl_ray.space import (
     problem_of,
     whole_paths,
 )
-from repmtl_ray.train import cache_data, claim, fresh_name, preflight
+from repmtl_ray.train import EXPERIMENT_FILE, cache_data, claim, fresh_name, preflight
 from repmtl_ray.trial import make_tuner, reason, results_of, run_trial
 
 METRIC = "delta_p_task"
@@ -68,6 +69,7 @@ def tune(
     storage_path: str | None = None,
     name: str | None = None,
     resume: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> SearchResult:
     """Searches `param_space` around an experiment for the largest delta_p over its tasks.
 
@@ -89,6 +91,7 @@ def tune(
         name: of the search.
         resume: continue the search of this name: finished trials are kept, interrupted ones go on
             from their last checkpoint, failed ones are tried again.
+        checkpoints: of every trial's run, as for `fit`.
 
     Returns:
         The table and the best experiment.
@@ -121,7 +124,12 @@ def tune(
     room = max(1, placement.concurrent())
     concurrency = min(room, max_concurrent or room)
     baseline = single_task_baseline(
-        experiment, data, placement=placement, storage_path=root, concurrency=concurrency
+        experiment,
+        data,
+        placement=placement,
+        storage_path=root,
+        concurrency=concurrency,
+        checkpoints=checkpoints,
     )
     driver = ray_tune.with_parameters(
         run_trial,
@@ -130,6 +138,7 @@ def tune(
         placement=placement,
         storage_path=directory,
         baseline=baseline,
+        checkpoints=checkpoints,
         whole=whole_paths(param_space),
     )
     tuner = make_tuner(
@@ -145,7 +154,7 @@ def tune(
             search_alg=_search_algorithm(
                 searcher, param_space, references, experiment.seed, concurrency
             ),
-            scheduler=_scheduler(scheduler, experiment.epochs),
+            scheduler=_scheduler(scheduler, experiment.epochs, directory),
         ),
         progress=Progress(experiment.epochs, METRIC),
         resume=resume,
@@ -221,20 +230,24 @@ def _search_algorithm(
     )
 
 
-def _scheduler(scheduler: str, epochs: int) -> Any:
+def _scheduler(scheduler: str, epochs: int, directory: str) -> Any:
     if scheduler == "none":
         return None
-    from ray.tune.schedulers import ASHAScheduler
+    from repmtl_ray.asha import RUNGS_FILE, ResumableASHA
 
     # Beyond the last epoch, so that a trial which gets there ends by itself and is not stopped at
     # its end.
-    return ASHAScheduler(
-        time_attr="epoch", max_t=epochs + 1, grace_period=max(1, epochs // 4), reduction_factor=2
+    return ResumableASHA(
+        f"{directory}/{RUNGS_FILE}",
+        time_attr="epoch",
+        max_t=epochs + 1,
+        grace_period=max(1, epochs // 4),
+        reduction_factor=2,
     )
 
 
 def _check_name(directory: str, resume: bool) -> None:
-    found = storage.exists(f"{directory}/search")
+    found = storage.exists(f"{directory}/{EXPERIMENT_FILE}")
     if resume and not found:
         raise ValueError(
             f"resume: there is no search at {directory}; check its name and storage, or start it without resume."

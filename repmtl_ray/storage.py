@@ -19,27 +19,28 @@ def absolute(storage: str | Path | None) -> str:
     return text.rstrip("/") if "://" in text else str(Path(text).expanduser().resolve())
 
 
-def _open(location: str) -> tuple[fs.FileSystem, str]:
+def open_location(location: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a location, and the path in it."""
     return fs.FileSystem.from_uri(
         location if "://" in location else Path(location).absolute().as_uri()
     )
 
 
 def exists(location: str) -> bool:
-    system, path = _open(location)
+    system, path = open_location(location)
     return system.get_file_info(path).type != fs.FileType.NotFound
 
 
 def read_text(location: str) -> str:
     """A whole UTF-8 file."""
-    system, path = _open(location)
+    system, path = open_location(location)
     with system.open_input_stream(path) as stream:
         return stream.read().decode()
 
 
 def write_text(location: str, text: str) -> None:
     """Writes a whole UTF-8 file; a reader sees the old one or the new one, never a part."""
-    system, path = _open(location)
+    system, path = open_location(location)
     system.create_dir(path.rsplit("/", 1)[0], recursive=True)
     draft = f"{path}.{uuid.uuid4().hex}"
     with system.open_output_stream(draft) as stream:

@@ -1,7 +1,8 @@
 """One experiment on Ray Train: `fit`, and the loop that each of its workers runs.
 
-Owns the only use of Ray Train. What happens in an epoch is `loop.py`; this module gives it workers,
-data from the object store, checkpoints in the run's storage, and another life after a worker died.
+Owns how a run uses Ray Train. What happens in an epoch is `loop.py`; this module gives it workers,
+data from the object store, and another life after a worker died; `guard.py` and `keeper.py` give it
+checkpoints in the run's storage.
 
 Two more processes than the workers import this module for every run (Tune's driver and Train's
 controller), so what they do not need (models, policies, data) is imported where it is used: seconds
@@ -11,7 +12,7 @@ of every trial.
 from __future__ import annotations
 
 import json
-import tempfile
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from repmtl_ray import cluster, collectives
@@ -33,13 +34,15 @@ from repmtl_ray.config import (
     to_dict,
 )
 from repmtl_ray.delta import delta_p
+from repmtl_ray.keeper import Checkpoints, Keeper, read_marker
 from repmtl_ray.storage import absolute, exists, read_text, write_text
 
 if TYPE_CHECKING:
     from repmtl_ray.data.cache import CachedSplit
     from repmtl_ray.loop import Split
 
-CHECKPOINTS_KEPT = 2
+logger = logging.getLogger(__name__)
+
 EXPERIMENT_FILE = "experiment.json"
 
 
@@ -67,12 +70,15 @@ class FitResult:
         checkpoint: path or URI of the last checkpoint (`repmtl_ray.checkpoint`).
         epochs_now: how many of the epochs were trained by this very call; 0 if the run had finished
             before.
+        best_checkpoint: of the best epoch: the largest delta_p over tasks where a baseline is
+            known, else the smallest evaluation losses (the geometric mean over tasks).
     """
 
     metrics: dict[str, float]
     history: list[dict[str, float]]
     checkpoint: str
     epochs_now: int
+    best_checkpoint: str = ""
 
 
 def cache_data(experiment: Experiment) -> CachedData:
@@ -97,13 +103,7 @@ def preflight(experiment: Experiment, placement: Placement) -> None:
     from repmtl_ray.data.sources import image_size, open_streams
     from repmtl_ray.models import build_model
 
-    workers = placement.num_workers
-    if experiment.batch_size % workers:
-        below = experiment.batch_size - experiment.batch_size % workers
-        near = " or ".join(str(size) for size in (below, below + workers) if size)
-        raise ValueError(
-            f"batch_size is {experiment.batch_size} over {workers} workers; the global batch must divide evenly: take {near}."
-        )
+    placement.check_divides(experiment.batch_size)
     tasks = loop.selected_tasks(experiment)
     loop.num_steps(experiment, open_streams(experiment.data, "train"))
     open_streams(experiment.data, experiment.data.eval_split)
@@ -118,6 +118,7 @@ def fit(
     storage: str | Path | None = None,
     name: str | None = None,
     max_failures: int = 3,
+    checkpoints: Checkpoints | None = None,
 ) -> FitResult:
     """Trains one experiment on Ray, here or on the cluster this machine belongs to.
 
@@ -130,7 +131,9 @@ def fit(
         name: of the run. Giving the name of a run that was interrupted continues it (and returns at
             once if it had finished); by default a new one.
         max_failures: how many times lost workers are replaced; each time training goes on from the
-            last checkpoint.
+            last checkpoint. Nodes that Ray was told would go (spot machines) do not count.
+        checkpoints: when the run is saved inside an epoch, and what stays; after every epoch, and
+            every 15 minutes, by default.
 
     Returns:
         The last epoch's metrics, all epochs' history, and the checkpoint.
@@ -152,6 +155,7 @@ def fit(
         storage=root,
         name=name,
         max_failures=max_failures,
+        checkpoints=checkpoints,
     )
 
 
@@ -186,18 +190,23 @@ def train(
     storage: str,
     name: str,
     max_failures: int = 3,
+    checkpoints: Checkpoints | None = None,
     baseline: Mapping[str, float] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> FitResult:
     """`fit` without its checks, on data already cached; what a Tune trial calls.
 
     Args:
-        experiment, placement, storage, name, max_failures: as for `fit`.
+        experiment, placement, storage, name, max_failures, checkpoints: as for `fit`.
         data: from `cache_data`.
         baseline: single-task metrics; adds "delta_p_task" and "delta_p_metric" to every epoch's
             metrics.
-        callbacks: Ray Train callbacks.
+        callbacks: Ray Train callbacks; they see every epoch's metrics and its "checkpoint_path".
     """
+    folder = f"{storage}/{name}"
+    done = finished(folder, experiment, data.fingerprint)
+    if done is not None:
+        return done
     use_gpu = placement.gpus_per_worker > 0
     resources = {"CPU": placement.cpus_per_worker}
     if use_gpu:
@@ -208,9 +217,13 @@ def train(
             "experiment": to_dict(experiment),
             "data": data,
             "baseline": None if baseline is None else dict(baseline),
+            "directory": folder,
+            "checkpoints": checkpoints or Checkpoints(),
         },
         scaling_config=ScalingConfig(
-            num_workers=placement.num_workers, use_gpu=use_gpu, resources_per_worker=resources
+            num_workers=placement.num_workers,  # type: ignore[arg-type]  # annotated as Train V1's
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=name,
@@ -218,22 +231,47 @@ def train(
             failure_config=FailureConfig(  # type: ignore[call-arg]  # annotated as Train V1's
                 max_failures=max_failures, controller_failure_limit=3
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             callbacks=list(callbacks),
         ),
     )
-    result = trainer.fit()
-    outcome = result.return_value  # type: ignore[attr-defined]  # annotated as Train V1's
-    if outcome is not None and "error" in outcome:
+    outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
+    if outcome is None:
+        raise RuntimeError(f"run {name!r} in {storage} ended without a result.")
+    for note in outcome["notes"]:
+        logger.warning(note)
+    if "error" in outcome:
         raise ExperimentError(outcome["error"])
-    if outcome is None or result.checkpoint is None:
-        raise RuntimeError(f"run {name!r} in {storage} ended without a result; see {result.path}.")
     history = outcome["history"]
     return FitResult(
         metrics=history[-1],
         history=history,
-        checkpoint=result.checkpoint.path,
+        checkpoint=outcome["checkpoint"],
+        best_checkpoint=outcome["best_checkpoint"],
         epochs_now=outcome["epochs_now"],
+    )
+
+
+def finished(folder: str, experiment: Experiment, fingerprint: str) -> FitResult | None:
+    """The result of a run that had ended before, without starting anything; None if it had not.
+
+    Args:
+        folder: of the run.
+        experiment: that it is known to belong to.
+        fingerprint: of the samples.
+    """
+    keeper = Keeper(folder)
+    newest = keeper.newest()
+    if newest is None:
+        return None
+    marker = read_marker(newest)
+    if marker.epochs_done < experiment.epochs or marker.data != fingerprint:
+        return None
+    return FitResult(
+        metrics=marker.history[-1],
+        history=marker.history,
+        checkpoint=newest,
+        best_checkpoint=keeper.best() or newest,
+        epochs_now=0,
     )
 
 
@@ -241,13 +279,14 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
     from ray.train.torch import get_device
 
+    from repmtl_ray import guard as guards
     from repmtl_ray import loop
 
     experiment = from_dict(Experiment, config["experiment"])
     data: CachedData = config["data"]
     workers = collectives.current()
     baseline = config["baseline"]
-
+    guard = guards.Guard(config["directory"], config["checkpoints"], workers)
     epochs_now = 0
 
     def report(metrics: dict[str, float], write: Any) -> None:
@@ -256,34 +295,49 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         if baseline is not None:
             delta = delta_p(metrics, baseline)
             metrics.update(delta_p_task=delta.task, delta_p_metric=delta.metric)
-        if workers.rank != 0:
-            ray.train.report(metrics, checkpoint=None)
-            return
-        with tempfile.TemporaryDirectory() as directory:
-            write(Path(directory))
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
+        guard.after_epoch(int(metrics["epoch"]), int(metrics["global_step"]), write)
+        ray.train.report({**metrics, "checkpoint_path": guard.checkpoint})
 
-    def go(resume_from: str | None) -> dict[str, Any]:
-        try:  # what every worker finds alike, and would find again after a restart, is an outcome
-            loop.selected_tasks(experiment)
-            _, progress = loop.run(
-                experiment,
-                train=_split(data.train),
-                evaluation=_split(data.evaluation),
-                report=report,
-                resume_from=resume_from,
-                workers=workers,
-                device=get_device(),
-            )
-        except ExperimentError as error:
-            return {"error": str(error)}
-        return {"history": progress.history, "epochs_now": epochs_now}
+    def go() -> dict[str, Any]:
+        loop.selected_tasks(experiment)
+        resume_from = guard.start()
+        if resume_from is not None:
+            _report_again(read_marker(resume_from).history, resume_from)
+        _, progress = loop.run(
+            experiment,
+            train=_split(data.train),
+            evaluation=_split(data.evaluation),
+            report=report,
+            after_step=guard.after_step,
+            resume_from=resume_from,
+            data=data.fingerprint,
+            workers=workers,
+            device=get_device(),
+        )
+        return {
+            "history": progress.history,
+            "epochs_now": epochs_now,
+            "checkpoint": guard.checkpoint,
+            "best_checkpoint": guard.keeper.best() if workers.rank == 0 else None,
+        }
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return go(None)
-    with checkpoint.as_directory() as directory:
-        return go(directory)
+    try:  # what every worker finds alike, and would find again after a restart, is an outcome
+        outcome = go()
+    except ExperimentError as error:
+        outcome = {"error": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not guards.is_out_of_memory(error):
+            raise
+        outcome = {"error": guard.out_of_memory(error, experiment)}
+        if workers.size > 1:
+            raise  # the others wait for this one; the next attempt reads why it failed
+    return {**outcome, "notes": guard.keeper.notes}
+
+
+def _report_again(history: list[dict[str, float]], checkpoint: str) -> None:
+    """The last epoch before an interruption: its report may not have been heard."""
+    if history:
+        ray.train.report({**history[-1], "checkpoint_path": checkpoint})
 
 
 def _split(cached: CachedSplit) -> Split:

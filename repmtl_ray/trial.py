@@ -7,18 +7,25 @@ process imports it.
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import Any
 
 import ray
 from ray import tune as ray_tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from repmtl_ray import durable
+from repmtl_ray.asha import RUNGS_FILE
 from repmtl_ray.cluster import Placement
-from repmtl_ray.config import Experiment, from_dict, replace
+from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.delta import delta_p
+from repmtl_ray.keeper import Checkpoints
 from repmtl_ray.progress import Progress
 from repmtl_ray.space import flatten
 from repmtl_ray.train import CachedData, train
+
+logger = logging.getLogger(__name__)
 
 DRIVER = {"node:__internal_head__": 0.001}
 """A driver waits for its workers; any CPU it took would be one that they wait for."""
@@ -32,14 +39,18 @@ def run_trial(
     placement: Placement,
     storage_path: str,
     baseline: dict[str, float] | None,
+    checkpoints: Checkpoints | None = None,
     whole: frozenset[str] = frozenset(),
 ) -> None:
     """One Tune trial: waits for one Ray Train run, whose every report goes on to Tune.
 
+    The run is named by the digest of its experiment: whatever Tune has forgotten when a search goes
+    on, training that was done is found again.
+
     Args:
         config: the values of this trial.
         experiment: what is not searched, as plain values.
-        data, placement, baseline: as in `train`.
+        data, placement, baseline, checkpoints: as in `train`.
         storage_path: of the search.
         whole: paths of `config` whose values are mappings that replace a part as it is.
     """
@@ -49,7 +60,8 @@ def run_trial(
         data,
         placement=placement,
         storage=f"{storage_path}/runs",
-        name=ray_tune.get_context().get_trial_id(),
+        name=digest(trial),
+        checkpoints=checkpoints,
         baseline=baseline,
         callbacks=[TuneReportCallback()],
     )
@@ -68,6 +80,7 @@ def single_task_trial(
     data: CachedData,
     placement: Placement,
     storage_path: str,
+    checkpoints: Checkpoints | None = None,
 ) -> None:
     """The same for one of several single-task experiments, by `config["task"]`."""
     run_trial(
@@ -77,6 +90,7 @@ def single_task_trial(
         placement=placement,
         storage_path=storage_path,
         baseline=None,
+        checkpoints=checkpoints,
     )
 
 
@@ -89,9 +103,15 @@ def make_tuner(
     progress: Progress,
     resume: bool,
 ) -> ray_tune.Tuner:
-    """A Tuner whose state is in `directory`/search, new or continued."""
+    """A Tuner whose state is in `directory`/search, new or continued.
+
+    Where an interruption left no state of Tune's that can be read, the trials start over: those
+    that had finished are read back from their runs, the others go on from their checkpoints.
+    """
     trainable = ray_tune.with_resources(driver, DRIVER)
-    if resume:
+    if resume and not _has_state(f"{directory}/search"):
+        durable.remove(f"{directory}/{RUNGS_FILE}")  # of trials whose names are forgotten
+    elif resume:
         return ray_tune.Tuner.restore(
             f"{directory}/search", trainable=trainable, resume_errored=True, param_space=param_space
         )
@@ -103,6 +123,24 @@ def make_tuner(
             name="search", storage_path=directory, verbose=0, callbacks=[progress]
         ),
     )
+
+
+def _has_state(location: str) -> bool:
+    """Whether Tune can restore a search; states that were torn are removed, so that it takes the
+    one before."""
+    names = durable.names(location)
+    states = [name for name in names if name.startswith("experiment_state-")]
+    for name in sorted(states, reverse=True):
+        try:
+            json.loads(durable.read(f"{location}/{name}"))
+        except json.JSONDecodeError as error:
+            logger.warning("%s/%s is torn (%s); taking the one before it", location, name, error)
+            durable.remove(f"{location}/{name}")
+            continue
+        if "tuner.pkl" in names:
+            return True
+    logger.warning("%s holds no state of a search; finished runs are read back", location)
+    return False
 
 
 def results_of(grid: ray_tune.ResultGrid) -> list[Any]:

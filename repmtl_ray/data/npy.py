@@ -6,6 +6,7 @@ Nothing here unpickles: a file that holds Python objects is refused.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,11 @@ def read_header(path: Path, label: str) -> Header:
         )
     if dtype.kind not in "uif":
         raise ValueError(f"{label} has dtype {dtype}, expected integers or floats.")
-    expected = start + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    if any(size < 0 for size in shape):
+        raise ValueError(
+            f"{label} has shape {shape}, which no array has; copy it again or re-run the preparation."
+        )
+    expected = start + dtype.itemsize * math.prod(shape)
     if num_bytes < expected:
         raise ValueError(
             f"{label} is truncated: {num_bytes} bytes, expected {expected} for shape {shape} of "

@@ -5,7 +5,7 @@ Needs the fixture `scenes_cache`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,14 @@ class Run:
         reported: the metrics of every epoch that this run trained itself.
         history: the metrics of all epochs.
         checkpoints: by number of epochs done; those asked for.
+        inside: by number of steps done; those asked for.
     """
 
     parts: Parts
     history: list[dict[str, float]]
     reported: list[dict[str, float]] = field(default_factory=list)
     checkpoints: dict[int, Path] = field(default_factory=dict)
+    inside: dict[int, Path] = field(default_factory=dict)
 
 
 def split(experiment: Experiment, name: Any) -> loop.Split:
@@ -61,10 +63,13 @@ def run(
     checkpoints: Path | None = None,
     resume_from: Path | None = None,
     watch: Watch | None = None,
+    save_at: Sequence[int] = (),
 ) -> Run:
-    """Trains; keeps every epoch's checkpoint below `checkpoints`."""
+    """Trains; keeps every epoch's checkpoint below `checkpoints`, and those after the steps
+    `save_at`."""
     reported: list[dict[str, float]] = []
     kept: dict[int, Path] = {}
+    inside: dict[int, Path] = {}
 
     def report(metrics: dict[str, float], write: Callable[[Path], None]) -> None:
         reported.append(metrics)
@@ -74,14 +79,23 @@ def run(
             kept[int(metrics["epoch"])] = checkpoints / f"after-{metrics['epoch']}"
             write(kept[int(metrics["epoch"])])
 
+    def after_step(_epoch: int, _step: int, global_step: int, write: loop.Write) -> None:
+        if global_step in save_at:
+            assert checkpoints is not None
+            inside[global_step] = checkpoints / f"step-{global_step}"
+            write(inside[global_step])
+
     parts, progress = loop.run(
         experiment,
         train=split(experiment, "train"),
         evaluation=split(experiment, experiment.data.eval_split),
         report=report,
+        after_step=after_step,
         resume_from=resume_from,
     )
-    return Run(parts=parts, history=progress.history, reported=reported, checkpoints=kept)
+    return Run(
+        parts=parts, history=progress.history, reported=reported, checkpoints=kept, inside=inside
+    )
 
 
 def state_of(parts: Parts) -> dict[str, Any]:

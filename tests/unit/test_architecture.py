@@ -18,6 +18,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "data_config",
         "collectives",
         "storage",
+        "durable",
         "data.columns",
         "data.stream",
     ),
@@ -31,14 +32,25 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data.augment", "data.batches", "data.pairing", "data.cache"),
     ),
     2: ("policies", "policies.*"),
-    3: ("cut", "step", "evaluate", "checkpoint", "loop", "report", "report.*"),
-    4: ("cluster", "train"),
-    5: ("baseline", "progress", "search", "space", "trial"),
+    3: ("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
+    4: ("cluster", "guard", "train"),
+    5: ("asha", "baseline", "progress", "search", "space", "trial"),
     6: ("cli",),
 }
 """A module imports from its own floor and those below. `repmtl_ray` itself only hands out names."""
 
-RAY = {"baseline", "cluster", "data.cache", "progress", "search", "space", "train", "trial"}
+RAY = {
+    "asha",
+    "baseline",
+    "cluster",
+    "data.cache",
+    "guard",
+    "progress",
+    "search",
+    "space",
+    "train",
+    "trial",
+}
 LONGEST = 400
 LOOKED_AT: dict[str, int] = {}
 """Longer ones that somebody looked at again and left whole: lines that each may have."""

@@ -1,19 +1,20 @@
 """A run that goes on from a checkpoint is the run that never stopped; files that are no checkpoint
 of this run get one clear error."""
 
+import io
 import json
 import pickle
 import random
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from repmtl_ray import checkpoint, loop
-from repmtl_ray.checkpoint import EXPERIMENT_FILE, STATE_FILE, Progress
+from repmtl_ray import checkpoint, durable, loop
+from repmtl_ray.checkpoint import EXPERIMENT_FILE, MARKER_FILE, STATE_FILE, Progress
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import replace
+from repmtl_ray.keeper import describe
 from repmtl_ray.step import ExperimentError
 from tests.unit._asserts import assert_same
 from tests.unit._training import run, small_experiment, state_of
@@ -56,11 +57,11 @@ def disturb_global_generators() -> None:
 
 
 @pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
-def test_two_epochs_a_checkpoint_and_two_more_are_four_epochs(overrides, tmp_path):
+def test_a_run_that_goes_on_inside_its_third_epoch_is_the_unbroken_run(overrides, tmp_path):
     experiment = small_experiment(epochs=4, **overrides)
-    unbroken = run(experiment, checkpoints=tmp_path)
+    unbroken = run(experiment, checkpoints=tmp_path, save_at=[5])
     disturb_global_generators()
-    resumed = run(experiment, resume_from=unbroken.checkpoints[2])
+    resumed = run(experiment, resume_from=unbroken.inside[5])
     assert [metrics["epoch"] for metrics in resumed.reported] == [3, 4]
     assert resumed.history == unbroken.history
     assert_same(state_of(resumed.parts), state_of(unbroken.parts))
@@ -74,34 +75,6 @@ def test_every_epoch_is_a_place_to_go_on_from(tmp_path):
         assert len(resumed.reported) == 4 - done
         assert resumed.history == unbroken.history
         assert_same(state_of(resumed.parts), state_of(unbroken.parts))
-
-
-class KilledError(Exception):
-    pass
-
-
-def test_a_chain_of_restarts_is_the_unbroken_run(tmp_path):
-    experiment = small_experiment(epochs=3, policy__name="FAMO")
-    unbroken = run(experiment, checkpoints=tmp_path / "unbroken")
-
-    def die_in_the_second_epoch(metrics, first):
-        if metrics["epoch"] > first:
-            raise KilledError
-
-    directory = None
-    for epoch in (1, 2):
-        with pytest.raises(KilledError):
-            run(
-                experiment,
-                resume_from=directory,
-                checkpoints=tmp_path / "chain",
-                watch=partial(die_in_the_second_epoch, first=epoch),
-            )
-        directory = tmp_path / "chain" / f"after-{epoch}"
-    last = run(experiment, resume_from=directory)
-    assert [metrics["epoch"] for metrics in last.reported] == [3]
-    assert last.history == unbroken.history
-    assert_same(state_of(last.parts), state_of(unbroken.parts))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +91,7 @@ def trained(experiment, scenes_cache, tmp_path_factory):
 @pytest.fixture
 def saved(trained, tmp_path):
     """A copy of its first checkpoint, for a test to spoil."""
-    for name in (STATE_FILE, EXPERIMENT_FILE):
+    for name in (STATE_FILE, EXPERIMENT_FILE, MARKER_FILE):
         (tmp_path / name).write_bytes((trained.checkpoints[1] / name).read_bytes())
     return tmp_path
 
@@ -145,9 +118,17 @@ def test_load_returns_the_progress_and_restores_all_parts(experiment, trained, p
     assert parts.scheduler.get_last_lr() == [experiment.optimizer.learning_rate / 2]
 
 
-def test_a_checkpoint_is_two_files_of_plain_values(experiment, trained):
+def spoil(directory, name, content):
+    """Changes a file as somebody does who knows the format: the marker is made to fit."""
+    (directory / name).write_bytes(content)
+    marker = json.loads((directory / MARKER_FILE).read_text())
+    marker["files"] |= describe({name: content})
+    (directory / MARKER_FILE).write_text(json.dumps(marker))
+
+
+def test_a_checkpoint_is_files_of_plain_values(experiment, trained):
     directory = trained.checkpoints[2]
-    assert {path.name for path in directory.iterdir()} == {STATE_FILE, EXPERIMENT_FILE}
+    assert {path.name for path in directory.iterdir()} == {STATE_FILE, EXPERIMENT_FILE, MARKER_FILE}
     assert checkpoint.read_experiment(directory) == experiment
     state = checkpoint.read_state(directory)
     assert set(state) == set(checkpoint.STATE_KEYS)
@@ -207,6 +188,8 @@ def refused(experiment, directory, parts, message):
 def test_a_truncated_state_is_refused(experiment, saved, parts, share):
     whole = (saved / STATE_FILE).read_bytes()
     (saved / STATE_FILE).write_bytes(whole[: int(share * len(whole))])
+    refused(experiment, saved, parts, rf"is torn: \d+ bytes of {len(whole)}\. Take the one before")
+    spoil(saved, STATE_FILE, whole[: int(share * len(whole))])
     refused(experiment, saved, parts, "cannot be read .*damaged, or not of this project")
 
 
@@ -224,7 +207,7 @@ def test_a_truncated_state_is_refused(experiment, saved, parts, share):
     ids=["text", "json", "zip", "pickle", "empty pickle", "noise", "other noise"],
 )
 def test_a_file_that_is_no_state_is_refused(experiment, saved, parts, content):
-    (saved / STATE_FILE).write_bytes(content)
+    spoil(saved, STATE_FILE, content)
     refused(experiment, saved, parts, "not of this project")
 
 
@@ -233,8 +216,8 @@ def test_a_file_that_is_no_state_is_refused(experiment, saved, parts, content):
     [
         (lambda _state: torch.zeros(3), "holds a Tensor, not the state of a run"),
         (lambda _state: [1, 2], "holds a list, not the state of a run"),
-        (lambda state: state | {"format": 2}, "has format 2; this version reads format 1"),
-        (lambda state: {"model": state["model"]}, "has format None; this version reads format 1"),
+        (lambda state: state | {"format": 1}, "has format 1; this version reads format 2"),
+        (lambda state: {"model": state["model"]}, "has format None; this version reads format 2"),
         (
             lambda state: {k: v for k, v in state.items() if k not in ("policy", "optimizer")},
             "lacks optimizer, policy",
@@ -244,8 +227,46 @@ def test_a_file_that_is_no_state_is_refused(experiment, saved, parts, content):
 def test_what_another_program_or_version_saved_is_refused(
     experiment, saved, parts, change, message
 ):
-    torch.save(change(torch.load(saved / STATE_FILE, weights_only=True)), saved / STATE_FILE)
+    spoil_state(saved, change)
     refused(experiment, saved, parts, message)
+
+
+def spoil_state(directory, change):
+    file = io.BytesIO()
+    torch.save(change(torch.load(directory / STATE_FILE, weights_only=True)), file)
+    spoil(directory, STATE_FILE, file.getvalue())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {**state, "progress": {"epochs_done": -1}},
+        lambda state: {**state, "progress": {"epochs": 1}},
+        lambda state: {**state, "progress": 3},
+        lambda state: {**state, "model": {}},
+        lambda state: {
+            **state,
+            "model": {k: v[..., :1] for k, v in state["model"].items() if v.dim()},
+        },
+        lambda state: {**state, "optimizer": {"state": {}, "param_groups": []}},
+        lambda state: {**state, "scheduler": None},
+        lambda state: {**state, "policy": {}},
+    ],
+    ids=["negative", "unknown", "number", "empty", "shapes", "groups", "scheduler", "policy"],
+)
+def test_a_state_that_does_not_fit_is_one_clear_error(experiment, saved, parts, change):
+    spoil_state(saved, change)
+    with pytest.raises(ValueError, match="does not fit the experiment that it names"):
+        checkpoint.load(saved, experiment=experiment, parts=parts)
+
+
+def test_a_checkpoint_of_other_samples_is_refused(experiment, saved, parts, trained):
+    progress = Progress(epochs_done=1, history=trained.history[:1])
+    at = saved / "new"
+    checkpoint.save(at, experiment=experiment, parts=trained.parts, progress=progress, data="aa")
+    assert checkpoint.load(at, experiment=experiment, parts=parts, data="aa") == progress
+    with pytest.raises(ExperimentError, match=r"other samples \(fingerprint aa, now bb\)"):
+        checkpoint.load(at, experiment=experiment, parts=parts, data="bb")
 
 
 class RunsCode:
@@ -261,11 +282,10 @@ class RunsCode:
 @pytest.mark.parametrize("by_torch", [True, False])
 def test_code_in_a_checkpoint_is_not_run(experiment, saved, parts, by_torch):
     target = saved / "ran"
-    state = torch.load(saved / STATE_FILE, weights_only=True) | {"policy": RunsCode(target)}
     if by_torch:
-        torch.save(state, saved / STATE_FILE)
+        spoil_state(saved, lambda state: state | {"policy": RunsCode(target)})
     else:
-        (saved / STATE_FILE).write_bytes(pickle.dumps(RunsCode(target)))
+        spoil(saved, STATE_FILE, pickle.dumps(RunsCode(target)))
     message = refused(experiment, saved, parts, "cannot be read as tensors and plain values")
     assert not target.exists()
     assert "weights_only" not in message, "a user must not learn how to run it all the same"
@@ -275,10 +295,12 @@ def test_code_in_a_checkpoint_is_not_run(experiment, saved, parts, by_torch):
 
 def test_incomplete_checkpoints_are_refused(experiment, saved, parts):
     (saved / EXPERIMENT_FILE).unlink()
-    refused(experiment, saved, parts, "has no experiment.json")
+    refused(experiment, saved, parts, "has no experiment.json; it is torn")
     (saved / STATE_FILE).unlink()
-    refused(experiment, saved, parts, "has no state.pt: .*never completed")
-    refused(experiment, saved / "nowhere", parts, "has no state.pt")
+    refused(experiment, saved, parts, "has no state.pt; it is torn")
+    (saved / MARKER_FILE).unlink()
+    refused(experiment, saved, parts, "has no complete.json: .*never completed")
+    refused(experiment, saved / "nowhere", parts, "has no complete.json")
 
 
 @pytest.mark.parametrize(
@@ -292,49 +314,25 @@ def test_incomplete_checkpoints_are_refused(experiment, saved, parts):
 def test_an_experiment_file_that_describes_none_is_refused(
     experiment, saved, parts, content, message
 ):
-    (saved / EXPERIMENT_FILE).write_text(content)
+    spoil(saved, EXPERIMENT_FILE, content.encode())
     refused(experiment, saved, parts, message)
 
 
-def spoiled_torch_save(_state, path):
-    path.write_bytes(b"half a state")
-    raise OSError("no space left on device")
-
-
-def spoiled_write_text(path, text):
-    path.write_bytes(text[: len(text) // 2].encode())
-    raise OSError("no space left on device")
-
-
-@pytest.mark.parametrize(
-    ("where", "name", "spoiled"),
-    [
-        (torch, "save", spoiled_torch_save),
-        (checkpoint.Path, "write_text", spoiled_write_text),
-    ],
-    ids=["state", "experiment"],
-)
-def test_a_crash_while_saving_leaves_the_earlier_state(
-    experiment, saved, parts, trained, monkeypatch, where, name, spoiled
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_crash_while_saving_leaves_no_checkpoint(
+    experiment, parts, trained, tmp_path, monkeypatch, number
 ):
-    with monkeypatch.context() as patch:
-        patch.setattr(where, name, spoiled)
-        with pytest.raises(OSError, match="no space left"):
-            checkpoint.save(
-                saved, experiment=experiment, parts=trained.parts, progress=Progress(epochs_done=2)
-            )
-    progress = checkpoint.load(saved, experiment=experiment, parts=parts)
-    assert progress.epochs_done == 1
-    assert progress.history == trained.history[:1]
-    checkpoint.save(saved, experiment=experiment, parts=parts, progress=progress)
-    assert {path.name for path in saved.iterdir()} == {STATE_FILE, EXPERIMENT_FILE}
+    """After no file, one, or two of the three."""
+    written = []
+    original = durable.write
 
+    def crashing(location, data):
+        if len(written) == number:
+            raise MemoryError
+        written.append(location)
+        original(location, data)
 
-def test_a_crash_before_the_first_state_leaves_no_checkpoint(
-    experiment, parts, trained, tmp_path, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", spoiled_torch_save)
-        with pytest.raises(OSError, match="no space left"):
-            checkpoint.save(tmp_path, experiment=experiment, parts=parts, progress=Progress())
-    refused(experiment, tmp_path, parts, "has no state.pt: .*never completed")
+    monkeypatch.setattr(durable, "write", crashing)
+    with pytest.raises(MemoryError):
+        checkpoint.save(tmp_path, experiment=experiment, parts=trained.parts, progress=Progress())
+    refused(experiment, tmp_path, parts, "has no complete.json: .*never completed")

@@ -1,0 +1,131 @@
+"""Faults at chosen moments of a run's workers, for `bench/survival.py` and the tests.
+
+`worker` takes the place of the function that `fit` runs in every worker: it reads a plan beside the
+run's folder, arms it, and calls the real one. Every fault strikes once, whatever restarts follow;
+steps and faults are logged with their times. Nothing in the package knows of this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+KINDS = ("start-up", "step", "evaluation", "checkpoint", "torn checkpoint", "full disk")
+FULL_AT_BYTES = 200_000  # less than any checkpoint here, more than a log file
+
+
+def plan_faults(folder: str | Path, faults: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the plan of a run that has not begun.
+
+    Args:
+        folder: of the run.
+        faults: each a "kind" of `KINDS`, the "rank" of the worker, and "at": the step of the run
+            (from 1) during which it strikes, or after which ("checkpoint", "evaluation");
+            "start-up" has none.
+    """
+    path = Path(f"{folder}.faults")
+    path.mkdir(parents=True)
+    (path / "plan.json").write_text(json.dumps([dict(fault) for fault in faults]))
+    (path / "events.jsonl").touch()
+
+
+def events_of(folder: str | Path) -> list[dict[str, Any]]:
+    """What was logged, in order: "event" ("step" of the first worker, or a fault's kind), "at",
+    "time" (seconds)."""
+    lines = (Path(f"{folder}.faults") / "events.jsonl").read_text().splitlines()
+    return sorted((json.loads(line) for line in lines), key=lambda event: event["time"])
+
+
+def log_event(folder: str | Path, event: str, at: int | None) -> None:
+    line = json.dumps({"event": event, "at": at, "time": time.time()}) + "\n"
+    file = os.open(Path(f"{folder}.faults") / "events.jsonl", os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(file, line.encode())
+    finally:
+        os.close(file)
+
+
+def worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What runs in every Ray Train worker, with the plan armed."""
+    from repmtl_ray import train
+
+    _arm(Path(config["directory"]))
+    return train._worker(config)
+
+
+def damage_newest_checkpoint(folder: Path) -> None:
+    """Cuts the newest state in the middle and leaves its marker: what a disk without a flush, or a
+    half-done copy, leaves."""
+    names = sorted(path.parent.name for path in folder.glob("checkpoint_*/complete.json"))
+    if names:
+        state = folder / names[-1] / "state.pt"
+        os.truncate(state, state.stat().st_size // 2)
+
+
+def _arm(folder: Path) -> None:
+    """Puts this process's faults into the functions that they strike in."""
+    from repmtl_ray import collectives, durable, guard, loop
+
+    plan = json.loads((Path(f"{folder}.faults") / "plan.json").read_text())
+    rank = collectives.current().rank
+    start, step = guard.Guard.start, loop.Stepper.step
+    evaluate, write = loop._evaluate, durable.write
+    now = {"step": 0}
+
+    def armed(kind: str, at: int | None) -> bool:
+        """Whether this fault is planned for now; true once."""
+        for number, fault in enumerate(plan):
+            if (fault["kind"], fault.get("at"), fault["rank"]) == (kind, at, rank):
+                with contextlib.suppress(FileExistsError):
+                    (Path(f"{folder}.faults") / f"struck-{number}").touch(exist_ok=False)
+                    log_event(folder, kind, at)
+                    return True
+        return False
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def faulty_start(self: Any) -> str | None:
+        if armed("start-up", None):
+            die()
+        return start(self)
+
+    def faulty_step(self: Any, batch: Any, *, global_step: int) -> dict[str, float]:
+        now["step"] = global_step + 1
+        if rank == 0:
+            log_event(folder, "step", now["step"])
+        if armed("step", now["step"]):
+            die()
+        if armed("torn checkpoint", now["step"]):
+            damage_newest_checkpoint(folder)
+            die()
+        if armed("full disk", now["step"]):
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT_BYTES, hard))
+        return step(self, batch, global_step=global_step)
+
+    def faulty_evaluate(*arguments: Any) -> dict[str, float]:
+        found = evaluate(*arguments)
+        if armed("evaluation", now["step"]):
+            die()
+        return found
+
+    def faulty_write(location: str, data: bytes) -> None:
+        if location.endswith("state.pt") and armed("checkpoint", now["step"]):
+            path = Path(location)  # half of it, under its name: worse than our own drafts
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data[: len(data) // 2])
+            die()
+        write(location, data)
+
+    guard.Guard.start = faulty_start  # type: ignore[method-assign]
+    loop.Stepper.step = faulty_step  # type: ignore[method-assign,assignment]
+    loop._evaluate = faulty_evaluate
+    durable.write = faulty_write

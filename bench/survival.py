@@ -1,0 +1,348 @@
+"""The kill campaign: runs that are struck at seeded random moments, against one that is not.
+
+    python -m bench.survival [--seed 0] [--runs 6] [--kills 2] [--storage DIR]
+                             [--parts workers drivers clusters preemption]
+
+Prints a Markdown table, a row a fault: kind, moment, whether the run ended with its result, steps
+that had to be taken again, seconds from the fault to the first step after it, and whether the final
+weights and all metrics equal the undisturbed run's to the bit. `workers`: several faults a run, by
+SIGKILL, torn files or a full disk (`bench/faults.py`). `drivers`: the process that called `fit`
+dies; `clusters`: it and all of Ray; both start again under the same name. `preemption`: a node is
+announced to go, and goes. The moments follow from the seed, a part's from the part alone, so that
+parts may run apart. On two idle cores about 20 minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import torch
+
+from bench import faults
+from repmtl_ray import cluster
+from repmtl_ray.checkpoint import read_state
+from repmtl_ray.cluster import Placement
+from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
+from repmtl_ray.keeper import Checkpoints
+from repmtl_ray.train import FitResult, fit
+
+PARTS = ("workers", "drivers", "clusters", "preemption")
+EPOCHS, STEPS = 3, 8
+EXPERIMENT = Experiment(
+    data=DataConfig(name="cityscapes", height=32, width=64, num_train=32, num_val=8, augment=True),
+    model=ModelConfig(encoder="test_efficientnet", head="linear", dropout=0.0),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    epochs=EPOCHS,
+    batch_size=4,
+)
+NOTICE_S = 10.0
+SAVING = Checkpoints(every_steps=3)
+HEADER = (
+    "| kind | at step | survived | steps again | seconds to recover | bit-equal |\n"
+    "|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One fault and what came of it."""
+
+    part: str
+    kind: str
+    at: int
+    survived: bool
+    lost: int
+    seconds: float
+    equal: bool
+
+    def __str__(self) -> str:
+        yes = {True: "yes", False: "**no**"}
+        return (
+            f"| {self.kind} | {self.at} | {yes[self.survived]} | {self.lost} | {self.seconds:.0f} "
+            f"| {yes[self.equal]} |"
+        )
+
+
+def trained(storage: Path, name: str, workers: int = 2) -> FitResult:
+    return fit(
+        EXPERIMENT,
+        placement=Placement(num_workers=workers),
+        storage=storage,
+        name=name,
+        max_failures=10,
+        checkpoints=SAVING,
+    )
+
+
+def equal(one: FitResult, other: FitResult) -> bool:
+    """Metrics of all epochs, and every tensor that a run remembers."""
+    states = [read_state(result.checkpoint) for result in (one, other)]
+    return one.history == other.history and same(*states)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def rows_of(part: str, folder: Path, result: FitResult | None, undisturbed: FitResult) -> list[Row]:
+    """From what a run's workers logged."""
+    events = faults.events_of(folder)
+    equals = result is not None and equal(result, undisturbed)
+    rows = []
+    for number, event in enumerate(events):
+        if event["event"] == "step":
+            continue
+        before = [e["at"] for e in events[:number] if e["event"] == "step"]
+        after = [e for e in events[number:] if e["event"] == "step"]
+        done = max(before, default=1) - 1  # the last one had begun
+        if event["event"] in ("checkpoint", "evaluation"):
+            done = event["at"]
+        elif event["event"] == "full disk":
+            done = (done // STEPS + 1) * STEPS  # the run noticed when the epoch ended
+            after = [e for e in after if e["time"] > _restart_after(events, number)]
+        rows.append(
+            Row(
+                part=part,
+                kind=event["event"],
+                at=event["at"] or done,
+                survived=result is not None,
+                lost=max(0, done - after[0]["at"] + 1) if after else 0,
+                seconds=after[0]["time"] - event["time"] if after else 0.0,
+                equal=equals,
+            )
+        )
+    return rows
+
+
+def _restart_after(events: Sequence[dict[str, Any]], number: int) -> float:
+    """When the step numbers jumped back after an event."""
+    steps = [event for event in events[number:] if event["event"] == "step"]
+    for one, other in itertools.pairwise(steps):
+        if other["at"] <= one["at"]:
+            return one["time"]
+    return steps[-1]["time"] if steps else 0.0
+
+
+def random_faults(rng: random.Random, number: int) -> list[dict[str, Any]]:
+    """Four faults of one run at increasing steps, of kinds that take turns."""
+    kinds = [faults.KINDS[(number + offset) % len(faults.KINDS)] for offset in range(0, 8, 2)]
+    total = EPOCHS * STEPS
+    moments = sorted(rng.sample(range(2, total), len(kinds)))
+    planned = []
+    for kind, at in zip(kinds, moments, strict=True):
+        fault: dict[str, Any] = {"kind": kind, "rank": rng.randrange(2), "at": at}
+        if kind in ("checkpoint", "full disk", "torn checkpoint"):
+            fault["rank"] = 0  # the one that writes
+        if kind == "checkpoint":
+            fault["at"] = STEPS * rng.randint(1, EPOCHS)  # one is written there in any case
+        elif kind == "evaluation":
+            fault["at"] = STEPS * rng.randint(1, EPOCHS)
+        elif kind == "start-up":
+            fault["at"] = None
+        planned.append(fault)
+    return planned
+
+
+def workers_part(
+    storage: Path, rng: random.Random, runs: int, undisturbed: FitResult
+) -> Iterator[Row]:
+    """Faults inside workers, which Ray replaces; a full disk ends the run, and it starts again."""
+    from repmtl_ray import train
+
+    real = train._worker
+    for number in range(runs):
+        folder = storage / f"workers-{number}"
+        faults.plan_faults(folder, random_faults(rng, number))
+        train._worker = faults.worker
+        try:
+            result = _until_done(storage, folder.name)
+        finally:
+            train._worker = real
+        yield from rows_of("workers", folder, result, undisturbed)
+
+
+def _until_done(storage: Path, name: str) -> FitResult | None:
+    """Starts again after an end that names the storage: somebody made room."""
+    for _ in range(3):
+        try:
+            return trained(storage, name)
+        except ValueError as error:
+            if "start under the same name" not in str(error):
+                raise
+            print(f"  (the run ended with: {error})", file=sys.stderr)
+    return None
+
+
+CHILD = """
+import os, sys
+from pathlib import Path
+from bench import faults, survival
+from repmtl_ray import train
+train._worker = faults.worker
+survival.trained(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def killed_driver(
+    part: str, storage: Path, number: int, at: int, undisturbed: FitResult
+) -> list[Row]:
+    """A `fit` in a process of its own is killed once a step is reached, then called again here."""
+    folder = storage / f"{part}-{number}"
+    faults.plan_faults(folder, [])
+    address = "local" if part == "clusters" else ray.get_runtime_context().gcs_address
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(storage), folder.name],
+        env={**os.environ, "RAY_ADDRESS": address},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not any(e["event"] == "step" and e["at"] >= at for e in faults.events_of(folder)):
+        if child.poll() is not None:
+            raise RuntimeError("the run ended before it could be interrupted")
+        time.sleep(0.05)
+    victims = [psutil.Process(child.pid)]
+    if part == "clusters":
+        victims += victims[0].children(recursive=True)
+    faults.log_event(folder, "driver" if part == "drivers" else "whole cluster", at)
+    for victim in victims:
+        victim.send_signal(signal.SIGKILL)
+    child.wait()
+    from repmtl_ray import train
+
+    real, train._worker = train._worker, faults.worker
+    try:
+        result = trained(storage, folder.name)
+    finally:
+        train._worker = real
+    return rows_of(part, folder, result, undisturbed)
+
+
+def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> list[Row]:
+    """On a cluster of two nodes, the one without the driver is announced to go once a step is
+    reached, goes `NOTICE_S` later, and another comes."""
+    from ray.cluster_utils import Cluster
+
+    from repmtl_ray import train
+
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_host": "127.0.0.1"},
+    )
+    goes = nodes.add_node(num_cpus=1)
+    ray.init(address=nodes.address, log_to_driver=False)
+    nodes.wait_for_nodes()
+    folder = storage / f"preemption-{number}"
+    faults.plan_faults(folder, [])
+    reclaimed = threading.Thread(target=_reclaim, args=(nodes, goes, folder, at), daemon=True)
+    real, train._worker = train._worker, faults.worker
+    try:
+        reclaimed.start()
+        result = trained(storage, folder.name)
+        reclaimed.join()
+        return rows_of("preemption", folder, result, undisturbed)
+    finally:
+        train._worker = real
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def _reclaim(nodes: Any, goes: Any, folder: Path, at: int) -> None:
+    """What a cloud does with a spot machine."""
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+    while not any(e["event"] == "step" and e["at"] >= at for e in faults.events_of(folder)):
+        time.sleep(0.05)
+    deadline_ms = int((time.time() + NOTICE_S) * 1000)
+    accepted, why = global_worker.gcs_client.drain_node(
+        goes.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", deadline_ms
+    )
+    if not accepted:
+        raise RuntimeError(f"Ray did not accept the notice: {why}")
+    time.sleep(NOTICE_S)
+    steps = [event["at"] for event in faults.events_of(folder) if event["event"] == "step"]
+    faults.log_event(folder, "preemption", steps[-1])
+    nodes.remove_node(goes, allow_graceful=False)
+    nodes.add_node(num_cpus=1)
+
+
+def campaign(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Every part asked for, in order; parts of a seed are the same whichever others run."""
+    storage = Path(tempfile.mkdtemp(prefix="survival-", dir=arguments.storage))
+    connect()
+    undisturbed = trained(storage, "undisturbed")
+    for part in arguments.parts:
+        rng = random.Random(f"{arguments.seed} {part}")
+        if part == "workers":
+            yield from workers_part(storage, rng, arguments.runs, undisturbed)
+            continue
+        for number in range(arguments.kills):
+            at = rng.randint(2, EPOCHS * STEPS - 6)
+            if part == "preemption":
+                ray.shutdown()
+                yield from preempted(storage, number, min(at, STEPS), undisturbed)
+            else:
+                connect()
+                yield from killed_driver(part, storage, number, at, undisturbed)
+
+
+def connect() -> None:
+    """A Ray of this process's own; the second driver of a part joins it."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.update(cluster.LOCAL_ENVIRONMENT)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            object_store_memory=256 * 2**20,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=int, default=6, help="of the workers' part, 4 faults each")
+    parser.add_argument("--kills", type=int, default=2, help="of each of the other parts")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--storage", help="folder for the runs (default: a temporary one)")
+    arguments = parser.parse_args()
+    print(HEADER, flush=True)
+    rows = []
+    for row in campaign(arguments):
+        rows.append(row)
+        print(row, flush=True)
+    survived, equals = sum(row.survived for row in rows), sum(row.equal for row in rows)
+    print(f"\n{len(rows)} faults, {survived} survived, {equals} bit-equal (seed {arguments.seed}).")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""The checkpoints of one run as they lie in its storage: which are whole, when one is due, which
+stay.
+
+Owns their names, the mark that makes a folder of files a checkpoint, and retention. What the files
+hold is for `checkpoint.py`. Imports neither torch nor Ray.
+
+A checkpoint is a folder. Its last file, `complete.json`, has the length and SHA-256 of every other:
+a folder without it, or one that it does not describe, is torn and never loaded. Folders are never
+written twice: their names end in random digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from repmtl_ray import durable
+
+logger = logging.getLogger(__name__)
+
+MARKER_FILE = "complete.json"
+FORMAT = 2
+NAME = re.compile(r"checkpoint_(\d{6})_(\d{8})_[0-9a-f]{8}")
+
+
+class TornCheckpointError(ValueError):
+    """A folder that is no whole checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+    """When a run is saved besides after every epoch, and what stays; no result depends on it.
+
+    Args:
+        every_steps: also inside an epoch, after so many optimiser steps; None does not.
+        every_minutes: also inside an epoch, once so many minutes have passed since the last one;
+            None does not.
+        keep: the newest so many stay, and the best epoch's.
+    """
+
+    every_steps: int | None = None
+    every_minutes: float | None = 15.0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        steps, minutes = self.every_steps, self.every_minutes
+        if steps is not None and steps < 1:
+            raise ValueError(f"checkpoints: every_steps is {steps}; expected at least 1, or None.")
+        if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+            raise ValueError(f"checkpoints: every_minutes is {minutes}; expected above 0, or None.")
+        if self.keep < 2:
+            raise ValueError(
+                f"checkpoints: keep is {self.keep}; expected at least 2: where the newest is torn, a run goes on from the "
+                "one before."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """What the last file of a checkpoint says.
+
+    Args:
+        files: length in bytes and SHA-256 (hexadecimal) of every other file.
+        epochs_done, step_in_epoch, global_step: where the run stood.
+        history: the metrics of every epoch done.
+        data: fingerprint of the samples; "" if none was given.
+    """
+
+    files: Mapping[str, tuple[int, str]]
+    epochs_done: int
+    step_in_epoch: int
+    global_step: int
+    history: list[dict[str, float]]
+    data: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """Of the epoch that just ended, higher is better; None inside an epoch."""
+        return score(self.history[-1]) if self.history and self.step_in_epoch == 0 else None
+
+
+def score(metrics: Mapping[str, float]) -> float:
+    """What the best epoch has most of: delta_p over tasks where a baseline is known, else the
+    negative mean over tasks of the logarithm of the evaluation loss."""
+    if "delta_p_task" in metrics:
+        return metrics["delta_p_task"]
+    losses = [value for name, value in metrics.items() if name.endswith("/loss")]
+    return -fmean(math.log(max(loss, 1e-30)) for loss in losses) if losses else -math.inf
+
+
+def marker_text(marker: Marker) -> str:
+    return json.dumps({"format": FORMAT, **vars(marker)}, indent=1) + "\n"
+
+
+def describe(files: Mapping[str, bytes]) -> dict[str, tuple[int, str]]:
+    """Length and digest of each."""
+    return {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+
+
+def read_marker(location: str) -> Marker:
+    """What a checkpoint says of itself.
+
+    Raises:
+        TornCheckpointError: no marker, or one that is damaged.
+        ValueError: the marker of another format.
+    """
+    path = f"{location}/{MARKER_FILE}"
+    try:
+        values = json.loads(durable.read(path).decode())
+    except FileNotFoundError:
+        raise TornCheckpointError(
+            f"checkpoint {location} has no {MARKER_FILE}: it is not a checkpoint, or was never completed."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, durable.StorageError):
+            raise
+        raise TornCheckpointError(f"checkpoint {path} is damaged: {error}.") from error
+    if not isinstance(values, dict) or "format" not in values:
+        raise TornCheckpointError(f"checkpoint {path} is not the marker of a checkpoint.")
+    if values.pop("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint {path} has another format; this version reads format {FORMAT}."
+        )
+    try:
+        return _marker(values)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise TornCheckpointError(
+            f"checkpoint {path} is damaged: it has not the fields of a marker ({error})."
+        ) from error
+
+
+def _marker(values: dict[str, Any]) -> Marker:
+    files = {
+        str(name): (int(size), str(digest)) for name, (size, digest) in values["files"].items()
+    }
+    counts = [values[name] for name in ("epochs_done", "step_in_epoch", "global_step")]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"counts {counts}")
+    history = [{str(k): _number(v) for k, v in row.items()} for row in values["history"]]
+    return Marker(**{**values, "files": files, "history": history, "data": str(values["data"])})
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"a metric is {value!r}")
+    return value
+
+
+def read_file(location: str, name: str, marker: Marker) -> bytes:
+    """One file of a checkpoint, as long and with the digest that its marker says.
+
+    Raises:
+        TornCheckpointError: it is not.
+    """
+    path = f"{location}/{name}"
+    if name not in marker.files:
+        raise TornCheckpointError(f"checkpoint {location} has no {name}; it is not a checkpoint.")
+    size, digest = marker.files[name]
+    try:
+        data = durable.read(path)
+    except FileNotFoundError:
+        raise TornCheckpointError(f"checkpoint {location} has no {name}; it is torn.") from None
+    if len(data) != size:
+        raise TornCheckpointError(
+            f"checkpoint {path} is torn: {len(data)} bytes of {size}. Take the one before it."
+        )
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise TornCheckpointError(
+            f"checkpoint {path} is damaged: its content is not what was written. Take the one before it."
+        )
+    return data
+
+
+class Keeper:
+    """Writes one run's checkpoints and knows which there are; one in the run's first worker.
+
+    Args:
+        folder: of the run, path or URI.
+        settings: when and how many.
+        clock: seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        settings: Checkpoints | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder = folder
+        self.settings = settings or Checkpoints()
+        self._clock = clock
+        self._last_time = clock()
+        self._last_step: int | None = None
+        self._markers: dict[str, Marker] = {}
+        self._torn: set[str] = set()
+        self.notes: list[str] = []
+        """What a user should hear of: torn checkpoints that were passed over."""
+
+    def due(self, global_step: int) -> bool:
+        """Whether to save inside the epoch, after so many steps of the run."""
+        if self._last_step is None:
+            self._last_step = global_step - 1
+        steps, minutes = self.settings.every_steps, self.settings.every_minutes
+        by_steps = steps is not None and global_step - self._last_step >= steps
+        return by_steps or (minutes is not None and self._clock() - self._last_time >= 60 * minutes)
+
+    def write(
+        self,
+        save: Callable[[str], None],
+        *,
+        epochs_done: int,
+        step_in_epoch: int,
+        global_step: int,
+    ) -> str:
+        """Stores one more checkpoint, then removes those that need not stay.
+
+        Args:
+            save: writes all files to a location, the marker last.
+            epochs_done, step_in_epoch, global_step: where the run stands.
+
+        Returns:
+            Its location.
+
+        Raises:
+            StorageError: it could not be stored; those before are as they were.
+        """
+        name = f"checkpoint_{epochs_done:06d}_{step_in_epoch:08d}_{uuid.uuid4().hex[:8]}"
+        self._last_time, self._last_step = self._clock(), global_step
+        save(f"{self.folder}/{name}")
+        self._last_time = self._clock()  # a slow storage must not be all that a run does
+        self._prune(name)
+        return f"{self.folder}/{name}"
+
+    def newest(self) -> str | None:
+        """The newest whole checkpoint, every byte of it compared; None if there is none.
+
+        Torn ones are passed over, with a message that names them and what is taken instead.
+
+        Raises:
+            StorageError: the storage cannot be read, which is not the same as torn.
+            ValueError: a checkpoint of another format.
+        """
+        torn: list[str] = []
+        found = None
+        for name in self._names():
+            location = f"{self.folder}/{name}"
+            try:
+                marker = read_marker(location)
+                for file in marker.files:
+                    read_file(location, file, marker)
+            except TornCheckpointError as error:
+                torn.append(str(error))
+                self._torn.add(name)
+                continue
+            self._markers[name], found = marker, location
+            self._last_step = marker.global_step
+            break
+        for message in torn:
+            taken = f"going on from {found}" if found else "there is none before it: starting anew"
+            self.notes.append(f"{message} It is passed over; {taken}.")
+            logger.warning(self.notes[-1])
+        return found
+
+    def best(self) -> str | None:
+        """The best epoch's checkpoint among those that stayed; the earliest of equals."""
+        scores = {name: marker.score for name, marker in self._known().items()}
+        ended = {name: value for name, value in sorted(scores.items()) if value is not None}
+        return f"{self.folder}/{max(ended, key=ended.__getitem__)}" if ended else None
+
+    def _names(self) -> list[str]:
+        """Newest first."""
+        found = durable.names(self.folder)
+        return sorted((name for name in found if NAME.fullmatch(name)), reverse=True)
+
+    def _known(self) -> dict[str, Marker]:
+        """The markers of all that are complete by their own word."""
+        for name in self._names():
+            if name not in self._markers and name not in self._torn:
+                try:
+                    self._markers[name] = read_marker(f"{self.folder}/{name}")
+                except TornCheckpointError:
+                    continue
+        return self._markers
+
+    def _prune(self, newest: str) -> None:
+        """Removes what is older than the newest and need not stay; the marker first, so that half a
+        removal leaves no half a checkpoint."""
+        names = self._names()
+        self._markers = {name: self._markers[name] for name in names if name in self._markers}
+        whole = self._known()
+        best = self.best()
+        stay = {name for name in names if name in whole}
+        stay = set(sorted(stay, reverse=True)[: self.settings.keep])
+        for name in names:
+            newer = name >= newest and name not in self._torn
+            if name in stay or newer or f"{self.folder}/{name}" == best:
+                continue
+            durable.remove(f"{self.folder}/{name}/{MARKER_FILE}")
+            durable.remove(f"{self.folder}/{name}")
+            self._markers.pop(name, None)
