@@ -42,7 +42,7 @@ def main() -> None:
         raise ValueError(f"{arguments.experiment} is not a file; give the best.json of a search.")
     experiment = _read(arguments.experiment)
     result = fit(
-        replace(experiment, dict(_assignment(text) for text in arguments.set)),
+        replace(experiment, dict(cli.assignment(text) for text in arguments.set)),
         placement=Placement(
             num_workers=arguments.workers,
             cpus_per_worker=arguments.cpus_per_worker,
@@ -72,16 +72,6 @@ def _read(path: Path) -> Experiment:
         return from_dict(Experiment, values)
     except ValueError as error:
         raise ValueError(f"{path} describes no experiment: {error}") from error
-
-
-def _assignment(text: str) -> tuple[str, object]:
-    path, separator, value = text.partition("=")
-    if not separator:
-        raise ValueError(f"--set {text!r}: expected PATH=VALUE, for example epochs=50.")
-    try:
-        return path, json.loads(value)
-    except json.JSONDecodeError:
-        return path, value
 
 
 if __name__ == "__main__":

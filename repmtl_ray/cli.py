@@ -255,6 +255,17 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
     print(f"all runs   {result.directory}; continue with --resume {Path(result.directory).name}")
 
 
+def assignment(text: str) -> tuple[str, object]:
+    """The path and the value of a `--set PATH=VALUE`: JSON, or else a string."""
+    path, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"--set {text!r}: expected PATH=VALUE, for example epochs=50.")
+    try:
+        return path, json.loads(value)
+    except json.JSONDecodeError:
+        return path, value
+
+
 def main(run: Any) -> None:
     """Runs a recipe; a user's mistake ends it with one line and exit code 2."""
     try:

@@ -1,6 +1,6 @@
 """From a data configuration to streams, tasks and image size.
 
-Owns the choice of the source; reading is in `cityscapes`, `office` and `street_scenes`.
+Owns the choice of the source; reading is in `cityscapes`, `office`, `street_scenes` and `shards`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repmtl_ray.config import DataConfig
-from repmtl_ray.data import cityscapes, office, street_scenes
+from repmtl_ray.data import cityscapes, office, shards, street_scenes
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ def open_streams(data: DataConfig, split: Literal["train", "val", "test"]) -> tu
             do.
     """
     size = None if data.height is None or data.width is None else (data.height, data.width)
+    if data.path is not None and shards.is_store(data.path):
+        domains = data.domains if data.name == "office31" else None
+        return shards.open_split(data.path, split, name=data.name, streams=domains, size=size)
     if data.name == "office31":
         return office.open_split(_folder(data), split, domains=data.domains, size=size)
     if data.path is not None:
@@ -69,6 +72,8 @@ def image_size(data: DataConfig) -> tuple[int, int]:
     """
     if data.height is not None and data.width is not None:
         return data.height, data.width
+    if data.path is not None and shards.is_store(data.path):
+        return shards.stored_size(data.path)
     if data.name == "office31":
         return office.SIZE
     return RENDERED_SIZE if data.path is None else cityscapes.stored_size(_folder(data))

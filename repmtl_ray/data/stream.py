@@ -43,6 +43,8 @@ class Stream:
         num_samples: how many; they are numbered from 0, and `sample_id` is that number.
         load: reads one sample and checks its content; ValueError if it is not as it should be.
         normalize: done to images when they are batched; None leaves them in 0..1.
+        reload: the same as `load`, for samples that were loaded before, in whatever process; may
+            leave out checks. None: `load` itself.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Stream:
     num_samples: int
     load: Callable[[int], Sample]
     normalize: Normalization | None = None
+    reload: Callable[[int], Sample] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
