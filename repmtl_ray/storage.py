@@ -134,11 +134,11 @@ def write_bytes(location: str, data: bytes | pyarrow.Buffer) -> None:
     On a disk a draft is renamed; an object appears in its bucket when its last part has arrived.
     """
     system, path = open_location(location)
-    system.create_dir(path.rsplit("/", 1)[0], recursive=True)
     if not isinstance(system, fs.LocalFileSystem):
         with system.open_output_stream(path) as stream:
             stream.write(data)
         return
+    system.create_dir(path.rsplit("/", 1)[0], recursive=True)
     draft = Path(f"{path}.{uuid.uuid4().hex}")
     try:
         with draft.open("wb") as file:

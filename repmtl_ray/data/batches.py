@@ -16,7 +16,7 @@ import threading
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from repmtl_ray.collectives import Workers
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch
+from repmtl_ray.data.pairing import class_aligned
 from repmtl_ray.data.stream import Kind, Sample, Stream
 
 Indices = NDArray[np.int64]
@@ -150,6 +151,7 @@ def train_batches(
     workers: Workers,
     augment: bool,
     dtype: torch.dtype,
+    pairing: Literal["position", "class"] = "position",
     prefetch: int = 2,
 ) -> Iterator[Batch]:
     """One worker's slices of an epoch's global batches.
@@ -169,6 +171,7 @@ def train_batches(
         augment: whether to show random views (`augment.augment`); a sample's view depends on seed,
             epoch, lap, stream and sample_id, not on who reads it.
         dtype: of images, depths and normals.
+        pairing: "class" takes the orders of `pairing.class_aligned` instead.
         prefetch: batches made ahead of use, at least 1, by one background thread; it ends with the
             iterator, and its errors come out of it.
 
@@ -177,13 +180,22 @@ def train_batches(
             split, an unknown task; later: what `rows` raises.
     """
     num_steps = steps_per_epoch(streams, batch_size)
+    aligned: Mapping[str, tuple[Indices, Indices]] = {}
+    if pairing == "class":
+        longest = max(streams, key=lambda stream: stream.num_samples)
+        anchor = epoch_order(
+            longest.num_samples, seed=seed, epoch=epoch, lap=0, stream=longest.name
+        )[: num_steps * batch_size]
+        aligned = class_aligned(streams, anchor, seed=seed, epoch=epoch)
     streams = select(streams, tasks)
     num_own = _share(batch_size, workers)
     orders: dict[tuple[str, int], Indices] = {}
 
-    def part(stream: Stream, step: int) -> _Part:
-        """This worker's samples of one stream in one step."""
-        first = step * batch_size + workers.rank * num_own
+    def order(stream: Stream, first: int) -> tuple[Indices, Indices]:
+        """The samples from a place in the epoch on, and their laps."""
+        if aligned:
+            indices, laps = aligned[stream.name]
+            return indices[first : first + num_own], laps[first : first + num_own]
         laps, places = np.divmod(np.arange(first, first + num_own), stream.num_samples)
         for lap in np.unique(laps).tolist():
             if (stream.name, lap) not in orders:
@@ -193,6 +205,11 @@ def train_batches(
         indices = np.array(
             [orders[stream.name, lap][place] for lap, place in zip(laps, places, strict=True)]
         )
+        return indices, laps
+
+    def part(stream: Stream, step: int) -> _Part:
+        """This worker's samples of one stream in one step."""
+        indices, laps = order(stream, step * batch_size + workers.rank * num_own)
         key = zlib.crc32(stream.name.encode())
         return _Part(
             stream,

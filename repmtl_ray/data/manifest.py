@@ -50,6 +50,7 @@ class Shard:
         num_bytes: of the file.
         sha256: of the file, in hexadecimal digits.
         first, last: the numbers that its first and its last sample had in the source.
+        labels: [num_samples], of whole images, if the stream has them (`Stream.classes`).
     """
 
     path: str
@@ -58,6 +59,7 @@ class Shard:
     sha256: str
     first: int
     last: int
+    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class StoredStream:
         classes: by label or class column, how often each value is there ("-1": ignored).
         valid: by dense target, the share of pixels (of samples, for classes) with a valid value.
         shards: in the order of the samples.
+        notes: as in `Stream`.
     """
 
     kinds: Mapping[str, Kind]
@@ -81,6 +84,7 @@ class StoredStream:
     classes: Mapping[str, Mapping[str, int]]
     valid: Mapping[str, float]
     shards: tuple[Shard, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,8 @@ class Manifest:
 
 def to_text(manifest: Manifest) -> str:
     """Readable JSON."""
-    return json.dumps({"format": FORMAT, "version": VERSION, **asdict(manifest)}, indent=1) + "\n"
+    values = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    return json.dumps(values, indent=1) + "\n"
 
 
 def read(root: str) -> Manifest:
@@ -189,17 +194,22 @@ def _stream(values: Mapping[str, Any]) -> StoredStream:
         num_samples=_number(values["num_samples"]),
         classes={name: dict(counts) for name, counts in values["classes"].items()},
         valid={name: float(share) for name, share in values["valid"].items()},
-        shards=tuple(
-            Shard(
-                path=_text(shard["path"]),
-                num_samples=_number(shard["num_samples"]),
-                num_bytes=_number(shard["num_bytes"]),
-                sha256=_text(shard["sha256"]),
-                first=_number(shard["first"]),
-                last=_number(shard["last"]),
-            )
-            for shard in values["shards"]
-        ),
+        shards=tuple(shard(entry) for entry in values["shards"]),
+        notes=tuple(_text(note) for note in values.get("notes", ())),
+    )
+
+
+def shard(values: Mapping[str, Any]) -> Shard:
+    """One entry of a manifest, its types checked."""
+    labels = values.get("labels")
+    return Shard(
+        path=_text(values["path"]),
+        num_samples=_number(values["num_samples"]),
+        num_bytes=_number(values["num_bytes"]),
+        sha256=_text(values["sha256"]),
+        first=_number(values["first"]),
+        last=_number(values["last"]),
+        labels=None if labels is None else tuple(labels),
     )
 
 
@@ -236,6 +246,10 @@ def _check_stream(where: str, stream: StoredStream) -> None:
     for shard in stream.shards:
         if not _DIGEST.fullmatch(shard.sha256):
             raise ValueError(f"{where}: {shard.path} has no SHA-256 digest: {shard.sha256!r}.")
+        if shard.labels is not None and len(shard.labels) != shard.num_samples:
+            raise ValueError(
+                f"{where}: {shard.path} has {shard.num_samples} samples and {len(shard.labels)} labels."
+            )
     for one, other in zip(stream.shards, stream.shards[1:], strict=False):
         if other.first <= one.last:
             raise ValueError(

@@ -249,7 +249,8 @@ def convert(stream: Stream, job: _Job) -> _Outcome:
             contents = contract.Contents()
             for sample in samples:
                 contents.add(sample, stream.kinds)
-            written = shards.write_shard(job.root, job.path, samples, numbers)
+            labels = stream.classes and tuple(stream.classes[number] for number in numbers)
+            written = shards.write_shard(job.root, job.path, samples, numbers, labels)
             outcome = _Outcome(shard=written, contents=contents, errors=tuple(errors))
         storage.write_text(_record_location(job), json.dumps(_record(job, outcome)))
         return outcome
@@ -316,7 +317,7 @@ def _recorded(job: _Job) -> _Outcome | None:
     same = record["plan"] == job.plan and record["range"] == [job.first, job.end]
     if not same or (errors and not job.skip_bad):
         return None
-    shard = None if record["shard"] is None else Shard(**record["shard"])
+    shard = None if record["shard"] is None else manifest.shard(record["shard"])
     if shard is not None:
         file = storage.join(job.root, shard.path)
         if not storage.exists(file):
@@ -366,6 +367,7 @@ def _stored(
                 for task in stream.kinds
             },
             shards=written,
+            notes=stream.notes,
         )
     return stored
 

@@ -60,7 +60,13 @@ def columns_of(sample: Sample) -> dict[str, Column]:
     }
 
 
-def write_shard(root: str, path: str, samples: Sequence[Sample], numbers: Sequence[int]) -> Shard:
+def write_shard(
+    root: str,
+    path: str,
+    samples: Sequence[Sample],
+    numbers: Sequence[int],
+    labels: tuple[int, ...] | None = None,
+) -> Shard:
     """Writes one Parquet file, whole or not at all.
 
     Args:
@@ -68,6 +74,7 @@ def write_shard(root: str, path: str, samples: Sequence[Sample], numbers: Sequen
         path: below it.
         samples: at least one; equal columns, shapes and dtypes.
         numbers: of the samples, in the source; increasing.
+        labels: of whole images, if the stream has them; kept in the manifest.
 
     Raises:
         ValueError: the storage refuses: permission, bucket, room; what to do.
@@ -104,6 +111,7 @@ def write_shard(root: str, path: str, samples: Sequence[Sample], numbers: Sequen
         sha256=hashlib.sha256(data).hexdigest(),
         first=int(numbers[0]),
         last=int(numbers[-1]),
+        labels=labels,
     )
 
 
@@ -184,8 +192,19 @@ def _stream(
         num_samples=stored.num_samples,
         load=load,
         normalize=stored.normalize,
+        classes=_labels(stored),
+        notes=stored.notes,
         reload=replace(load, verify=False),
     )
+
+
+def _labels(stored: StoredStream) -> tuple[int, ...] | None:
+    labels: list[int] = []
+    for shard in stored.shards:
+        if shard.labels is None:
+            return None
+        labels += shard.labels
+    return tuple(labels)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,8 @@ def _stored(root: str, split: str, stream: Stream, per_shard: int) -> manifest.S
         part = samples[first : first + per_shard]
         path = f"{split}/{stream.name}-{first}.parquet"
         numbers = list(range(first, first + len(part)))
-        written.append(shards.write_shard(root, path, part, numbers))
+        labels = stream.classes and tuple(stream.classes[number] for number in numbers)
+        written.append(shards.write_shard(root, path, part, numbers, labels))
     return manifest.StoredStream(
         kinds=stream.kinds,
         columns=shards.columns_of(samples[0]),
@@ -150,4 +151,5 @@ def _stored(root: str, split: str, stream: Stream, per_shard: int) -> manifest.S
         classes={},
         valid={},
         shards=tuple(written),
+        notes=stream.notes,
     )

@@ -72,10 +72,11 @@ def test_office_samples_come_back_to_the_bit_in_the_order_asked_for(tmp_path):
     again = DataConfig(name="office31", path=root, domains=("amazon", "dslr"))
     amazon, dslr = open_streams(again, "train")
     for stored, expected in ((dslr, photographs[0]), (amazon, photographs[1])):
-        assert (stored.name, stored.kinds, stored.normalize) == (
+        assert (stored.name, stored.kinds, stored.normalize, stored.classes) == (
             expected.name,
             expected.kinds,
             expected.normalize,
+            expected.classes,
         )
         for index in range(expected.num_samples):
             assert_same_sample(stored.load(index), expected.load(index))

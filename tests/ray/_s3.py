@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from moto.server import ThreadedMotoServer
 
 BUCKET = "bucket"
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+"""In the environment before Ray starts its processes (conftest)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class S3:
 
 @contextmanager
 def serving() -> Iterator[S3]:
-    """Starts the server on loopback; keys are in the URI, so Ray's processes need no environment."""
+    """Starts the server on loopback."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
@@ -46,13 +46,6 @@ def serving() -> Iterator[S3]:
         )
         client.create_bucket(Bucket=BUCKET)
         query = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        before = {name: os.environ.get(name) for name in KEYS}
-        os.environ.update(KEYS)
         yield S3(client, query)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
     finally:
         server.stop()

@@ -12,13 +12,23 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "repmtl_ray"
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("conversion", "config", "collectives", "storage", "data.columns", "data.stream"),
+    0: (
+        "conversion",
+        "config",
+        "data_config",
+        "collectives",
+        "storage",
+        "data.columns",
+        "data.stream",
+    ),
     1: (
         *("metrics", "tasks", "saliency", "regularizers", "delta"),
         *("batch_norm", "encoders", "heads", "models"),
-        *("data", "data.npy", "data.cityscapes", "data.office", "data.sources"),
+        *("data", "data.npy", "data.dense", "data.npy_layout", "data.cityscapes", "data.nyuv2"),
+        *("data.mirrors", "data.cityscapes_files", "data.nyuv2_mat", "data.normals"),
+        *("data.office", "data.sources"),
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
-        *("data.augment", "data.batches", "data.streamed", "data.cache"),
+        *("data.augment", "data.batches", "data.pairing", "data.streamed", "data.cache"),
         *("data.manifest", "data.shards", "data.contract", "data.prepare", "data.custom"),
     ),
     2: ("policies", "policies.*"),
@@ -29,7 +39,17 @@ FLOORS: dict[int, tuple[str, ...]] = {
 }
 """A module imports from its own floor and those below. `repmtl_ray` itself only hands out names."""
 
-RAY = {"baseline", "cluster", "data.cache", "progress", "search", "space", "train", "trial"}
+RAY = {
+    "baseline",
+    "cluster",
+    "data.cache",
+    "data.prepare",
+    "progress",
+    "search",
+    "space",
+    "train",
+    "trial",
+}
 LONGEST = 400
 LOOKED_AT: dict[str, int] = {}
 """Longer ones that somebody looked at again and left whole: lines that each may have."""
