@@ -12,10 +12,11 @@ from typing import Literal
 from repmtl_ray.conversion import added, check, check_types, nearest
 
 FORMS: Mapping[str, tuple[str, ...]] = {
-    "cityscapes": ("npy", "parquet", "official"),
-    "nyuv2": ("npy", "parquet", "official"),
-    "office31": ("folders",),
-    "office_home": ("folders",),
+    "cityscapes": ("npy", "parquet", "official", "shards"),
+    "nyuv2": ("npy", "parquet", "official", "shards"),
+    "office31": ("folders", "shards"),
+    "office_home": ("folders", "shards"),
+    "custom": (),
 }
 """The data sets, and the forms in which each is read."""
 RENDERED: Mapping[str, tuple[int, int]] = {"cityscapes": (2975, 500)}
@@ -33,8 +34,10 @@ class DataConfig:
 
     Args:
         name: "cityscapes" (segmentation and inverse depth), "nyuv2" (segmentation, depth in metres
-            and surface normals), "office31" or "office_home" (one task a domain).
-        path: of the data; None renders street scenes (cityscapes) or rooms (nyuv2).
+            and surface normals), "office31" or "office_home" (one task a domain); "custom" for the
+            data sets handed to `fit(data=...)`.
+        path: of the data, or folder or URI (s3://, gs://) of its shards; None renders street
+            scenes (cityscapes) or rooms (nyuv2).
         height, width: pixels; None takes the stored size (official files: the benchmark's; office:
             224).
         augment: random scale-crop and flip of the training samples (docs/guide.md, augmentation).
@@ -82,7 +85,7 @@ class DataConfig:
         check(len(set(domains)) == len(domains), "data.domains", domains, "no repeats")
         check(bool(domains), "data.domains", domains, "at least one domain")
         check(
-            self.name in RENDERED or self.path is not None,
+            self.name in (*RENDERED, "custom") or self.path is not None,
             "data.path",
             self.path,
             f"the {_TITLES.get(self.name)} folder (only {' and '.join(RENDERED)} can be rendered "

@@ -38,7 +38,7 @@ from repmtl_ray.keeper import Checkpoints, Keeper, read_marker
 from repmtl_ray.storage import absolute, exists, read_text, write_text
 
 if TYPE_CHECKING:
-    from repmtl_ray.data.cache import CachedSplit
+    from repmtl_ray.data.cache import HeldSplit
     from repmtl_ray.loop import Split
 
 logger = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ EXPERIMENT_FILE = "experiment.json"
 
 @dataclass(frozen=True, kw_only=True)
 class CachedData:
-    """The samples of an experiment, read, checked and kept in Ray's object store; small enough to
-    hand around."""
+    """The samples of an experiment, read, checked and held where all workers get them; small enough
+    to hand around."""
 
-    train: CachedSplit
-    evaluation: CachedSplit
+    train: HeldSplit
+    evaluation: HeldSplit
 
     @property
     def fingerprint(self) -> str:
@@ -84,13 +84,13 @@ class FitResult:
 def cache_data(experiment: Experiment) -> CachedData:
     """Reads both splits once, in parallel; every fault of the data shows here, before anything is
     trained."""
-    from repmtl_ray.data.cache import cache_streams
+    from repmtl_ray.data.cache import CachedSplit, hold_streams
     from repmtl_ray.data.sources import open_streams
 
-    return CachedData(
-        train=cache_streams(open_streams(experiment.data, "train")),
-        evaluation=cache_streams(open_streams(experiment.data, experiment.data.eval_split)),
-    )
+    train = hold_streams(open_streams(experiment.data, "train"))
+    kept = train.num_bytes if isinstance(train, CachedSplit) else 0
+    streams = open_streams(experiment.data, experiment.data.eval_split)
+    return CachedData(train=train, evaluation=hold_streams(streams, taken=kept))
 
 
 def preflight(experiment: Experiment, placement: Placement) -> None:
@@ -340,7 +340,7 @@ def _report_again(history: list[dict[str, float]], checkpoint: str) -> None:
         ray.train.report({**history[-1], "checkpoint_path": checkpoint})
 
 
-def _split(cached: CachedSplit) -> Split:
+def _split(cached: HeldSplit) -> Split:
     from repmtl_ray.loop import Split
 
     return Split(

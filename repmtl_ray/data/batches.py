@@ -14,8 +14,9 @@ from __future__ import annotations
 import queue
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,15 @@ from repmtl_ray.data.pairing import class_aligned
 from repmtl_ray.data.stream import Kind, Sample, Stream
 
 Indices = NDArray[np.int64]
+T = TypeVar("T")
+
+
+class _Part(NamedTuple):
+    """One stream's part of a batch, as stored, and what seeds each row's view."""
+
+    stream: Stream
+    samples: dict[str, NDArray[Any]]
+    keys: list[tuple[int, ...]]
 
 
 class Rows(Protocol):
@@ -197,22 +207,30 @@ def train_batches(
         )
         return indices, laps
 
-    def part(stream: Stream, step: int) -> dict[str, NDArray[Any]]:
+    def part(stream: Stream, step: int) -> _Part:
         """This worker's samples of one stream in one step."""
         indices, laps = order(stream, step * batch_size + workers.rank * num_own)
-        samples = rows[stream.name].fetch(indices, _columns(stream, tasks))
-        if augment:
-            key = zlib.crc32(stream.name.encode())
-            _augment_rows(
-                samples, _kinds(stream, tasks), [(seed, epoch, int(lap), key) for lap in laps]
-            )
-        return samples
+        key = zlib.crc32(stream.name.encode())
+        return _Part(
+            stream,
+            rows[stream.name].fetch(indices, _columns(stream, tasks)),
+            [(seed, epoch, int(lap), key) for lap in laps],
+        )
+
+    def read() -> Iterator[list[_Part]]:
+        for step in range(first_step, num_steps):
+            yield [part(stream, step) for stream in streams]
 
     def make() -> Iterator[Batch]:
-        for step in range(first_step, num_steps):
-            yield collate([(stream, part(stream, step)) for stream in streams], tasks, dtype)
+        # Two threads, so that samples are read while those before them are augmented.
+        with closing(prefetched(read, prefetch)) as steps:
+            for parts in steps:
+                if augment:
+                    for entry in parts:
+                        _augment_rows(entry.samples, _kinds(entry.stream, tasks), entry.keys)
+                yield collate([(entry.stream, entry.samples) for entry in parts], tasks, dtype)
 
-    return _prefetched(make, prefetch)
+    return prefetched(make, prefetch)
 
 
 def eval_batches(
@@ -251,7 +269,7 @@ def eval_batches(
                 samples = rows[stream.name].fetch(indices, _columns(stream, tasks))
                 yield collate([(stream, samples)], tasks, dtype)
 
-    return _prefetched(make, prefetch)
+    return prefetched(make, prefetch)
 
 
 def collate(
@@ -337,13 +355,13 @@ def _target(kind: Kind, stored: NDArray[Any], dtype: torch.dtype) -> Tensor:
     return target.permute(0, 3, 1, 2).contiguous().to(dtype)
 
 
-def _prefetched(make: Callable[[], Iterator[Batch]], depth: int) -> Iterator[Batch]:
+def prefetched(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, None]:
     """Runs an iterator in a thread, at most `depth` items ahead of its consumer."""
     assert depth >= 1, "a queue of size 0 would be unbounded"
-    items: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
+    items: queue.Queue[T | BaseException | None] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
-    def hand_over(item: Batch | BaseException | None) -> None:
+    def hand_over(item: T | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 items.put(item, timeout=0.05)

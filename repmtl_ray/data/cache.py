@@ -1,8 +1,10 @@
-"""The samples of a split in Ray's object store: read once, checked, shared by all workers.
+"""The samples of a split, read and checked once, and held where all workers get them.
 
-Owns the only use of Ray Data, for reading: in parallel, anywhere in the cluster, before training
-begins, so that a broken file is an error of the data and not of the thousandth step. Workers map
-the blocks into their memory and pick rows from them; order and augmentation are in `batches`.
+Owns reading with Ray Data: in parallel, anywhere in the cluster, before training begins, so that a
+broken file is an error of the data and not of the thousandth step. Samples that fit stay in Ray's
+object store: workers map the blocks into their memory and pick rows from them. Those that do not
+fit are read again by the workers that need them (`streamed`). Order and augmentation are in
+`batches` and do not depend on which it is.
 
 The objects live as long as the process that called `cache_streams`. Files must be readable under
 the same path on every node.
@@ -18,7 +20,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import ray
@@ -35,7 +37,10 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 16 * 2**20
 """Of a block, about: what a reading task holds in memory."""
+STORE_SHARE = 0.8
+"""Of the object store of the cluster's smallest node: what the samples of a run may take."""
 _ERROR = "error"
+_CONTENT = "content"  # no task has this name: only a column of checksums that `_load_block` made
 _ERRORS_SHOWN = 5
 
 
@@ -76,6 +81,24 @@ class CachedSplit:
         return _CachedRows(self.cached[stream.name])
 
 
+@dataclass(frozen=True, kw_only=True)
+class StreamedSplit:
+    """A split that stays where it is, every sample checked once; otherwise as `CachedSplit`."""
+
+    streams: tuple[Stream, ...]
+    num_bytes: int
+    fingerprint: str
+
+    def rows(self, stream: Stream) -> Rows:
+        """The samples of one of the streams, for use in this process."""
+        from repmtl_ray.data.streamed import StreamedRows
+
+        return StreamedRows(stream)
+
+
+HeldSplit: TypeAlias = CachedSplit | StreamedSplit
+
+
 class _CachedRows:
     def __init__(self, cached: _Cached) -> None:
         self._cached = cached
@@ -114,6 +137,38 @@ def _views(table: Any) -> dict[str, NDArray[Any]]:
     return views
 
 
+def hold_streams(streams: Sequence[Stream], *, taken: int = 0) -> HeldSplit:
+    """`cache_streams` if the samples fit the object store, else `check_streams`.
+
+    Args:
+        streams: of one split.
+        taken: bytes that other splits hold in the object store.
+    """
+    num_bytes = sum(_sizes(streams))
+    store = _smallest_store()
+    if taken + num_bytes <= STORE_SHARE * store:
+        return cache_streams(streams)
+    print(
+        f"{num_bytes / 2**30:.1f} GiB of samples do not fit the object store "
+        f"({store / 2**30:.1f} GiB): they are checked once, then read again every epoch",
+        flush=True,
+    )
+    return check_streams(streams)
+
+
+def check_streams(streams: Sequence[Stream]) -> StreamedSplit:
+    """Reads every sample of the streams once, as `cache_streams` does, and keeps none."""
+    sizes = _sizes(streams)
+    with _quiet():
+        contents = {
+            stream.name: _read(stream, size, 0, keep=False).contents
+            for stream, size in zip(streams, sizes, strict=True)
+        }
+    return StreamedSplit(
+        streams=tuple(streams), num_bytes=sum(sizes), fingerprint=_fingerprint(contents)
+    )
+
+
 def cache_streams(streams: Sequence[Stream], *, num_cpus_per_task: float = 0) -> CachedSplit:
     """Reads every sample of the streams once and keeps them in the object store.
 
@@ -130,29 +185,39 @@ def cache_streams(streams: Sequence[Stream], *, num_cpus_per_task: float = 0) ->
         ValueError: samples that their streams refuse, with the streams' messages; the first five,
             and how many there are.
     """
-    sizes = [stream.num_samples * _sample_bytes(stream) for stream in streams]
+    sizes = _sizes(streams)
     _warn_if_large(sum(sizes))
     with _quiet():
         cached = {
             stream.name: _read(stream, size, num_cpus_per_task)
             for stream, size in zip(streams, sizes, strict=True)
         }
-    contents = [
-        (name, zlib.crc32(part.contents.tobytes())) for name, part in sorted(cached.items())
-    ]
+    contents = {name: part.contents for name, part in cached.items()}
     return CachedSplit(
         streams=tuple(streams),
         cached=cached,
         num_bytes=sum(sizes),
-        fingerprint=f"{zlib.crc32(repr(contents).encode()):08x}",
+        fingerprint=_fingerprint(contents),
     )
 
 
-def _sample_bytes(stream: Stream) -> int:
-    return sum(values.nbytes for values in stream.load(0).values())
+def _fingerprint(contents: Mapping[str, NDArray[np.uint32]]) -> str:
+    sums = [(name, zlib.crc32(part.tobytes())) for name, part in sorted(contents.items())]
+    return f"{zlib.crc32(repr(sums).encode()):08x}"
 
 
-def _read(stream: Stream, num_bytes: int, num_cpus_per_task: float) -> _Cached:
+def _sizes(streams: Sequence[Stream]) -> list[int]:
+    """Bytes of each, about: as if every sample were like the first."""
+    return [
+        stream.num_samples * sum(values.nbytes for values in stream.load(0).values())
+        for stream in streams
+    ]
+
+
+def _read(
+    stream: Stream, num_bytes: int, num_cpus_per_task: float, *, keep: bool = True
+) -> _Cached:
+    """Loads all samples; without `keep`, what it returns has the checksums alone."""
     num_readers = max(1, int(ray.cluster_resources().get("CPU", 1)))
     num_blocks = max(
         math.ceil(num_bytes / BLOCK_BYTES),
@@ -163,7 +228,7 @@ def _read(stream: Stream, num_bytes: int, num_cpus_per_task: float) -> _Cached:
     dataset = numbers.map_batches(
         cast(Any, _load_block),
         batch_size=None,
-        fn_kwargs={"stream": stream},
+        fn_kwargs={"stream": stream, "keep": keep},
         num_cpus=num_cpus_per_task,
         compute=ray.data.TaskPoolStrategy(size=min(num_readers, num_blocks)),
     )
@@ -176,8 +241,10 @@ def _read(stream: Stream, num_bytes: int, num_cpus_per_task: float) -> _Cached:
     return _index(stream, blocks, summaries)
 
 
-def _load_block(batch: dict[str, NDArray[Any]], *, stream: Stream) -> dict[str, NDArray[Any]]:
-    """Samples by number, stacked; or, if any was refused, the messages.
+def _load_block(
+    batch: dict[str, NDArray[Any]], *, stream: Stream, keep: bool
+) -> dict[str, NDArray[Any]]:
+    """Samples by number, stacked, or their checksums; if any was refused, the messages.
 
     Messages travel as data: an exception would reach the user inside two others of Ray, after a
     report in the log, and would hide all errors but the first.
@@ -190,7 +257,8 @@ def _load_block(batch: dict[str, NDArray[Any]], *, stream: Stream) -> dict[str, 
             errors.append(str(error))
     if errors:
         return {_ERROR: np.array(errors)}
-    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    stacked = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return stacked if keep else {SAMPLE_ID: stacked[SAMPLE_ID], _CONTENT: _contents(stacked)}
 
 
 @dataclass(frozen=True)
@@ -213,6 +281,12 @@ def _summary(table: Any) -> _Summary:
         nothing = np.array([], dtype=np.int64)
         return _Summary(nothing, nothing.astype(np.uint32), table.column(_ERROR).to_pylist())
     columns = _views(table)
+    known = columns.get(_CONTENT)
+    return _Summary(columns[SAMPLE_ID], _contents(columns) if known is None else known, [])
+
+
+def _contents(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
+    """A checksum of each sample's columns."""
     contents = np.zeros(len(columns[SAMPLE_ID]), dtype=np.uint32)
     for name, values in sorted(columns.items()):
         for row, value in enumerate(values):
@@ -220,7 +294,7 @@ def _summary(table: Any) -> _Summary:
                 np.ascontiguousarray(value).tobytes(),
                 zlib.crc32(f"{name} {value.dtype} {value.shape}".encode(), int(contents[row])),
             )
-    return _Summary(columns[SAMPLE_ID], contents, [])
+    return contents
 
 
 def _raise_errors(stream: Stream, errors: list[str]) -> None:
@@ -264,12 +338,15 @@ def _index(
     )
 
 
-def _warn_if_large(num_bytes: int) -> None:
-    stores = [
+def _smallest_store() -> float:
+    return min(
         node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"]
-    ]
-    smallest = min(stores)
-    if num_bytes > 0.8 * smallest:
+    )
+
+
+def _warn_if_large(num_bytes: int) -> None:
+    smallest = _smallest_store()
+    if num_bytes > STORE_SHARE * smallest:
         warnings.warn(
             f"the samples take {num_bytes / 2**30:.1f} GiB, the smallest object store of the "
             f"cluster has {smallest / 2**30:.1f} GiB: Ray will keep the rest on disk and training "

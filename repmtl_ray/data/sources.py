@@ -18,6 +18,7 @@ from repmtl_ray.data import (
     nyuv2,
     nyuv2_mat,
     office,
+    shards,
     street_scenes,
 )
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
@@ -56,6 +57,11 @@ def open_streams(data: DataConfig, split: Split) -> tuple[Stream, ...]:
             do.
     """
     size = None if data.height is None or data.width is None else (data.height, data.width)
+    if _in_shards(data):
+        which_streams = None if data.name in _DENSE else data.domains
+        return shards.open_split(
+            str(data.path), split, name=data.name, streams=which_streams, size=size
+        )
     if data.name not in _DENSE:
         return office.open_split(
             office.SETS[data.name], _folder(data), split, domains=_domains(data), size=size
@@ -103,6 +109,8 @@ def image_size(data: DataConfig) -> tuple[int, int]:
     """
     if data.height is not None and data.width is not None:
         return data.height, data.width
+    if _in_shards(data):
+        return shards.stored_size(str(data.path))
     if data.name not in _DENSE:
         return office.SIZE
     which, folders = _DENSE[data.name]
@@ -122,6 +130,8 @@ def form_of(data: DataConfig) -> str:
     """
     if data.form != "auto":
         return data.form
+    if _in_shards(data):
+        return "shards"
     if data.name not in _DENSE:
         return "folders"
     root = _folder(data)
@@ -137,6 +147,10 @@ def form_of(data: DataConfig) -> str:
             "with data.form."
         )
     return forms[0] if forms else "npy"  # whose errors say what is missing
+
+
+def _in_shards(data: DataConfig) -> bool:
+    return data.form == "shards" or (data.form == "auto" and shards.is_store(data.path))
 
 
 def _rendered(data: DataConfig, size: tuple[int, int]) -> Path:

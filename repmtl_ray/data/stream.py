@@ -46,6 +46,8 @@ class Stream:
         classes: [num_samples], of whole images, where the listing tells them; None otherwise.
         notes: what a reader of results must know of these samples, one sentence each; for example,
             that a target is an estimate.
+        reload: the same as `load`, for samples that were loaded before, in whatever process; may
+            leave out checks. None: `load` itself.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Stream:
     normalize: Normalization | None = None
     classes: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
+    reload: Callable[[int], Sample] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from repmtl_ray import storage
+from repmtl_ray.data import manifest, shards
 from repmtl_ray.data.sources import Normalization, Sample, Stream
 
 
@@ -112,4 +114,42 @@ def domain_stream(name: str, num_samples: int) -> Stream:
         num_samples=num_samples,
         load=_Made((name,), seed=len(name)),
         normalize=Normalization(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3)),
+    )
+
+
+def make_store(
+    root: Path | str,
+    splits: Mapping[str, Sequence[Stream]],
+    *,
+    name: str = "cityscapes",
+    per_shard: int = 4,
+) -> str:
+    """A shard store with few samples a shard, without the preparation."""
+    stored = {
+        split: {stream.name: _stored(str(root), split, stream, per_shard) for stream in streams}
+        for split, streams in splits.items()
+    }
+    made = manifest.Manifest(name=name, source={"name": name}, software="test", splits=stored)
+    storage.write_text(storage.join(str(root), manifest.FILE), manifest.to_text(made))
+    return str(root)
+
+
+def _stored(root: str, split: str, stream: Stream, per_shard: int) -> manifest.StoredStream:
+    samples = [stream.load(index) for index in range(stream.num_samples)]
+    written = []
+    for first in range(0, len(samples), per_shard):
+        part = samples[first : first + per_shard]
+        path = f"{split}/{stream.name}-{first}.parquet"
+        numbers = list(range(first, first + len(part)))
+        labels = stream.classes and tuple(stream.classes[number] for number in numbers)
+        written.append(shards.write_shard(root, path, part, numbers, labels))
+    return manifest.StoredStream(
+        kinds=stream.kinds,
+        columns=shards.columns_of(samples[0]),
+        normalize=stream.normalize,
+        num_samples=len(samples),
+        classes={},
+        valid={},
+        shards=tuple(written),
+        notes=stream.notes,
     )

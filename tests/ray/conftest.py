@@ -16,6 +16,8 @@ os.environ.update(
     RAY_ADDRESS="local",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",
     OMP_NUM_THREADS="1",
+    AWS_ACCESS_KEY_ID="testing",  # of the tests' own S3 server
+    AWS_SECRET_ACCESS_KEY="testing",
 )
 
 import ray

@@ -1,0 +1,108 @@
+"""Checks a data set and converts it, once, to shards that train from a disk or a bucket.
+
+    python pipelines/prepare_data.py cityscapes --source DIR --out s3://bucket/cityscapes
+    python pipelines/prepare_data.py office31 --source DIR --out DIR --set domains='["dslr"]'
+
+Reports everything that is wrong in one go; run again, it goes on where it was. Then
+`pipelines/inspect_data.py URI` shows the result, and `data.path` URI trains from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tqdm import tqdm
+
+from repmtl_ray import cli, cluster, storage
+from repmtl_ray.config import DataConfig, from_dict, to_dict
+from repmtl_ray.data.prepare import prepare
+from repmtl_ray.data.sources import Stream, open_streams, tasks_of
+
+SPLITS = ("train", "val", "test")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of the data set, as in DataConfig")
+    parser.add_argument("--source", help="folder of the data (default: rendered scenes)")
+    parser.add_argument("--out", required=True, help="folder or URI (s3://, gs://) of the shards")
+    parser.add_argument(
+        "--splits", nargs="+", choices=SPLITS, help="default: train, val, and test if there is one"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave broken samples out, and list them"
+    )
+    parser.add_argument(
+        "--height", type=int, help="pixels, with --width (default: the stored size)"
+    )
+    parser.add_argument("--width", type=int, help="see --height")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="another field of DataConfig (JSON, or a string)",
+    )
+    arguments = parser.parse_args()
+    data = _config(arguments)
+    splits = _open(data, arguments.splits)
+    num_classes = {
+        task.name: task.num_classes for task in tasks_of(data) if hasattr(task, "num_classes")
+    }
+    cluster.connect()
+    bar = tqdm(total=None, unit=" samples", unit_scale=True, mininterval=1, dynamic_ncols=True)
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        manifest = prepare(
+            splits,
+            arguments.out,
+            name=data.name,
+            source=to_dict(data),
+            num_classes=num_classes,
+            skip_bad=arguments.skip_bad,
+            progress=progress,
+        )
+    for split, streams in manifest.splits.items():
+        for name, stream in streams.items():
+            num_bytes = sum(shard.num_bytes for shard in stream.shards)
+            print(
+                f"{split:5}  {name}  {stream.num_samples} samples, {len(stream.shards)} shards, "
+                f"{num_bytes / 2**20:.1f} MiB"
+            )
+    for entry in manifest.left_out:
+        print(f"left out of {entry['split']}: {entry['reason']}")
+    print(f"prepared {arguments.out}; look at it: python pipelines/inspect_data.py {arguments.out}")
+
+
+def _config(arguments: argparse.Namespace) -> DataConfig:
+    values = {
+        "name": arguments.name,
+        "path": None if arguments.source is None else storage.absolute(arguments.source),
+        "height": arguments.height,
+        "width": arguments.width,
+    }
+    values |= cli.assignments(arguments.set)
+    return from_dict(DataConfig, values)
+
+
+def _open(data: DataConfig, wanted: list[str] | None) -> dict[str, tuple[Stream, ...]]:
+    """The splits' streams; of those nobody asked for, a missing test split is only mentioned."""
+    splits = {}
+    for split in wanted or SPLITS:
+        try:
+            splits[split] = open_streams(data, split)
+        except ValueError as error:
+            if wanted is not None or split != "test":
+                raise
+            print(f"without a test split: {error}")
+    return splits
+
+
+if __name__ == "__main__":
+    cli.main(main)
