@@ -81,21 +81,7 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
         "--pretrained", action="store_true", help="the encoder's published weights from the hub"
     )
     training.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    where = parser.add_argument_group("where it runs (no result depends on it)")
-    where.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        help="data-parallel processes a trial (default: %(default)s)",
-    )
-    where.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
-    where.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
-    where.add_argument(
-        "--max-concurrent", type=int, help="trials at once (default: what the cluster has room for)"
-    )
-    where.add_argument(
-        "--storage", help=f"folder or URI that all nodes share (default: {storage.DEFAULT_STORAGE})"
-    )
+    where = placement_options(parser, "trial")
     where.add_argument("--name", help="of the search (default: a new one)")
     where.add_argument(
         "--resume",
@@ -108,6 +94,28 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
         help="folder for table, CSV, picture and best configuration (default: %(default)s)",
     )
     return parser
+
+
+def placement_options(parser: argparse.ArgumentParser, unit: str) -> argparse._ArgumentGroup:
+    """The options of where runs go, and the group that holds them."""
+    where = parser.add_argument_group("where it runs (no result depends on it)")
+    where.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help=f"data-parallel processes a {unit} (default: %(default)s)",
+    )
+    where.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
+    where.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
+    where.add_argument(
+        "--max-concurrent",
+        type=int,
+        help=f"{unit}s at once (default: what the cluster has room for)",
+    )
+    where.add_argument(
+        "--storage", help=f"folder or URI that all nodes share (default: {storage.DEFAULT_STORAGE})"
+    )
+    return where
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -182,7 +190,7 @@ def run_search(
         data_title: names the data in table and figure.
     """
     param_space = search_space(arguments.space or space, arguments.policies)
-    out = _folder(arguments.out)
+    out = folder(arguments.out)
     result = tune(
         experiment,
         param_space,
@@ -204,16 +212,16 @@ def run_search(
     return result
 
 
-def _folder(out: str) -> Path:
+def folder(out: str) -> Path:
     """Made before the search, not after hours of it."""
-    folder = Path(out)
+    made = Path(out)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        made.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"--out {out}: cannot make this folder ({error.strerror}); name another."
         ) from error
-    return folder
+    return made
 
 
 def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:

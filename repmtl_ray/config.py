@@ -55,7 +55,10 @@ class DataConfig:
         num_train, num_val: rendered scenes only; how many.
         scene_seed: rendered scenes only; which streets.
         domains: office31 only; which domains, in which order.
-        eval_split: "val" or "test"; the split that the epoch metrics are computed on.
+        eval_split: "val", "test" or "holdout"; the split that the epoch metrics are computed on.
+        holdout: fraction of the training split that is cut off, seeded, as the split "holdout"; 0
+            trains on all of it.
+        holdout_seed: which samples that takes; not the run's seed, so that all seeds share the cut.
     """
 
     name: str
@@ -67,7 +70,9 @@ class DataConfig:
     num_val: int = 500
     scene_seed: int = 0
     domains: tuple[str, ...] = ("amazon", "dslr", "webcam")
-    eval_split: Literal["val", "test"] = "val"
+    eval_split: Literal["val", "test", "holdout"] = "val"
+    holdout: float = 0.0
+    holdout_seed: int = 0
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -85,6 +90,14 @@ class DataConfig:
         )
         check(self.num_train >= 1, "data.num_train", self.num_train, "at least 1")
         check(self.num_val >= 1, "data.num_val", self.num_val, "at least 1")
+        check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a fraction in [0, 1)")
+        check(self.holdout_seed >= 0, "data.holdout_seed", self.holdout_seed, "at least 0")
+        check(
+            self.eval_split != "holdout" or self.holdout > 0,
+            "data.holdout",
+            self.holdout,
+            "above 0 with eval_split 'holdout'",
+        )
         check(
             len(set(self.domains)) == len(self.domains), "data.domains", self.domains, "no repeats"
         )
@@ -115,6 +128,8 @@ class ModelConfig:
         head: "aspp" (dense tasks) or "linear" (1x1 convolution for dense tasks, affine map for
             vectors).
         head_channels, atrous_rates, dropout: of the ASPP head.
+        bottleneck: units of LibMTL's extra layer between pooled features and heads (affine, batch
+            norm, ReLU, dropout 0.5), part of the encoder; None leaves it out.
         batch_norm: "global" normalises with the statistics of the whole global batch, so that
             results do not depend on the number of workers; "local" with each worker's own, as
             DistributedDataParallel does.
@@ -130,6 +145,7 @@ class ModelConfig:
     head_channels: int = 256
     atrous_rates: tuple[int, ...] = (12, 24, 36)
     dropout: float = 0.5
+    bottleneck: int | None = None
     batch_norm: Literal["global", "local"] = "global"
 
     def __post_init__(self) -> None:
@@ -141,6 +157,12 @@ class ModelConfig:
             "4, 8, 16, 32 or None",
         )
         check(self.head_channels >= 1, "model.head_channels", self.head_channels, "at least 1")
+        check(
+            self.bottleneck is None or (self.bottleneck >= 1 and self.features == "pooled"),
+            "model.bottleneck",
+            self.bottleneck,
+            "at least 1 with features 'pooled', or None",
+        )
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         check(
             all(rate >= 1 for rate in self.atrous_rates),

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -50,11 +50,14 @@ class CachedData:
 
     train: CachedSplit
     evaluation: CachedSplit
+    final: CachedSplit | None = None
+    """The split that is read once, at the end, with the best epoch's weights (protocols.py)."""
 
     @property
     def fingerprint(self) -> str:
         """Of the samples' content; what a result may be kept under."""
-        return f"{self.train.fingerprint}{self.evaluation.fingerprint}"
+        final = "" if self.final is None else self.final.fingerprint
+        return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +70,20 @@ class FitResult:
         checkpoint: path or URI of the last checkpoint (`repmtl_ray.checkpoint`).
         epochs_now: how many of the epochs were trained by this very call; 0 if the run had finished
             before.
+        final: metrics of the data's final split, if it has one, and the "epoch" chosen for it.
     """
 
     metrics: dict[str, float]
     history: list[dict[str, float]]
     checkpoint: str
     epochs_now: int
+    final: dict[str, float] | None = None
 
 
-def cache_data(experiment: Experiment) -> CachedData:
-    """Reads both splits once, in parallel; every fault of the data shows here, before anything is
+def cache_data(
+    experiment: Experiment, final_split: Literal["val", "test"] | None = None
+) -> CachedData:
+    """Reads the splits once, in parallel; every fault of the data shows here, before anything is
     trained."""
     from repmtl_ray.data.cache import cache_streams
     from repmtl_ray.data.sources import open_streams
@@ -84,6 +91,9 @@ def cache_data(experiment: Experiment) -> CachedData:
     return CachedData(
         train=cache_streams(open_streams(experiment.data, "train")),
         evaluation=cache_streams(open_streams(experiment.data, experiment.data.eval_split)),
+        final=None
+        if final_split is None
+        else cache_streams(open_streams(experiment.data, final_split)),
     )
 
 
@@ -208,6 +218,7 @@ def train(
             "experiment": to_dict(experiment),
             "data": data,
             "baseline": None if baseline is None else dict(baseline),
+            "directory": f"{storage}/{name}",
         },
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers, use_gpu=use_gpu, resources_per_worker=resources
@@ -234,6 +245,7 @@ def train(
         history=history,
         checkpoint=result.checkpoint.path,
         epochs_now=outcome["epochs_now"],
+        final=outcome["final"],
     )
 
 
@@ -241,7 +253,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
     from ray.train.torch import get_device
 
-    from repmtl_ray import loop
+    from repmtl_ray import checkpoint as checkpoints
+    from repmtl_ray import final, loop
 
     experiment = from_dict(Experiment, config["experiment"])
     data: CachedData = config["data"]
@@ -249,6 +262,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     baseline = config["baseline"]
 
     epochs_now = 0
+    best: final.BestEpoch | None = None
 
     def report(metrics: dict[str, float], write: Any) -> None:
         nonlocal epochs_now
@@ -259,14 +273,21 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         if workers.rank != 0:
             ray.train.report(metrics, checkpoint=None)
             return
+        if best is not None:
+            best.after_epoch(metrics, write)
         with tempfile.TemporaryDirectory() as directory:
             write(Path(directory))
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(directory))
 
     def go(resume_from: str | None) -> dict[str, Any]:
+        nonlocal best
+        if data.final is not None and workers.rank == 0:
+            done = checkpoints.read_state(resume_from)["progress"] if resume_from else {}
+            best = final.BestEpoch(config["directory"], done.get("history", ()))
+        final_metrics = None
         try:  # what every worker finds alike, and would find again after a restart, is an outcome
             loop.selected_tasks(experiment)
-            _, progress = loop.run(
+            parts, progress = loop.run(
                 experiment,
                 train=_split(data.train),
                 evaluation=_split(data.evaluation),
@@ -275,9 +296,19 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
                 workers=workers,
                 device=get_device(),
             )
+            if data.final is not None:
+                final_metrics = final.evaluate_best(
+                    experiment,
+                    parts.model,
+                    _split(data.final),
+                    directory=config["directory"],
+                    history=progress.history,
+                    workers=workers,
+                    device=get_device(),
+                )
         except ExperimentError as error:
             return {"error": str(error)}
-        return {"history": progress.history, "epochs_now": epochs_now}
+        return {"history": progress.history, "epochs_now": epochs_now, "final": final_metrics}
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:

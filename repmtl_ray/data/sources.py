@@ -5,11 +5,12 @@ Owns the choice of the source; reading is in `cityscapes`, `office` and `street_
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repmtl_ray.config import DataConfig
-from repmtl_ray.data import cityscapes, office, street_scenes
+from repmtl_ray.data import cityscapes, holdout, office, street_scenes
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ __all__ = ["Kind", "Normalization", "Sample", "Stream", "image_size", "open_stre
 RENDERED_SIZE = (128, 256)
 
 
-def open_streams(data: DataConfig, split: Literal["train", "val", "test"]) -> tuple[Stream, ...]:
+def open_streams(
+    data: DataConfig, split: Literal["train", "val", "test", "holdout"]
+) -> tuple[Stream, ...]:
     """The streams of one split, after every check that listings and file headers allow.
 
     Street scenes are rendered on first use, which takes minutes at the full size. What is in a file
@@ -30,6 +33,11 @@ def open_streams(data: DataConfig, split: Literal["train", "val", "test"]) -> tu
         ValueError: data that is missing or not as it should be: which file, what was found, what to
             do.
     """
+    if data.holdout > 0 and split in ("train", "holdout"):
+        whole = open_streams(dataclasses.replace(data, holdout=0.0, eval_split="val"), "train")
+        return holdout.cut(whole, split == "holdout", fraction=data.holdout, seed=data.holdout_seed)
+    if split == "holdout":
+        raise ValueError("data.holdout is 0: there is no split 'holdout'; give it a fraction.")
     size = None if data.height is None or data.width is None else (data.height, data.width)
     if data.name == "office31":
         return office.open_split(_folder(data), split, domains=data.domains, size=size)
