@@ -1,5 +1,7 @@
 """Protocols: which epochs a result is read from, published settings, and the cut of a holdout."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -54,7 +56,7 @@ def test_a_later_epoch_does_not_change_how_the_earlier_ones_compare():
     rng = np.random.default_rng(1)
     rows = history(*rng.uniform(0.1, 2.0, (12, 2)).tolist())
     bests = [protocols.best_epoch(rows[: n + 1]) for n in range(len(rows))]
-    assert all(now in (before, n + 2) for n, (before, now) in enumerate(zip(bests, bests[1:])))
+    assert all(now in (before, n + 2) for n, (before, now) in enumerate(itertools.pairwise(bests)))
     assert bests[-1] == max(n + 1 for n, best in enumerate(bests) if best == n + 1)
 
 
