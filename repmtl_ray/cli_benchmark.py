@@ -22,8 +22,10 @@ from repmtl_ray.report.records import Summary, summarise
 
 DATA: dict[str, dict[str, Any]] = {
     "scenes": {"name": "cityscapes", "num_train": 192, "num_val": 64},
+    "nyuv2": {"name": "nyuv2"},
     "cityscapes": {"name": "cityscapes"},
     "office_31": {"name": "office31"},
+    "office_home": {"name": "office_home"},
 }
 """What users may name; the first are rendered, and need no folder."""
 RENDERED = ("scenes",)

@@ -1,8 +1,9 @@
 """The frozen description of an experiment: everything that decides its result, and nothing else.
 
-Owns the configuration classes, their checks, and changing one by path. Where an
-experiment runs (workers, storage, cluster) is not part of it: results do not depend on that.
-Imports neither torch nor Ray, so a search space can be checked anywhere before anything starts.
+Owns the configuration classes (the data's is in `data_config`), their checks, and changing one by
+path. Where an experiment runs (workers, storage, cluster) is not part of it: results do not depend
+on that. Imports neither torch nor Ray, so a search space can be checked anywhere before
+anything starts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from repmtl_ray.conversion import (
     ExperimentError,
+    added,
     check,
     check_types,
     differences,
@@ -24,6 +26,7 @@ from repmtl_ray.conversion import (
     nearest,
     to_dict,
 )
+from repmtl_ray.data_config import DataConfig
 
 __all__ = [
     "DataConfig",
@@ -40,74 +43,6 @@ __all__ = [
     "replace",
     "to_dict",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which samples, at which size, with which augmentation.
-
-    Args:
-        name: "cityscapes" (segmentation and inverse depth) or "office31" (one task a domain).
-        path: folder in the community's layout; None renders procedural street scenes (cityscapes
-            only).
-        height, width: pixels; None takes the stored size (office31: 224).
-        augment: random scale-crop and flip of the training samples (docs/guide.md, augmentation).
-        num_train, num_val: rendered scenes only; how many.
-        scene_seed: rendered scenes only; which streets.
-        domains: office31 only; which domains, in which order.
-        eval_split: "val", "test" or "holdout"; the split that the epoch metrics are computed on.
-        holdout: fraction of the training split that is cut off, seeded, as the split "holdout"; 0
-            trains on all of it.
-        holdout_seed: which samples that takes; not the run's seed, so that all seeds share the cut.
-    """
-
-    name: str
-    path: str | None = None
-    height: int | None = None
-    width: int | None = None
-    augment: bool = False
-    num_train: int = 2975
-    num_val: int = 500
-    scene_seed: int = 0
-    domains: tuple[str, ...] = ("amazon", "dslr", "webcam")
-    eval_split: Literal["val", "test", "holdout"] = "val"
-    holdout: float = 0.0
-    holdout_seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_types(self, "data")
-        known = ("cityscapes", "office31")
-        if self.name not in known:
-            raise ValueError(f"data.name is {self.name!r}; {nearest(self.name, known)}")
-        for name in ("height", "width"):
-            size = getattr(self, name)
-            check(size is None or size >= 8, f"data.{name}", size, "at least 8 pixels, or None")
-        check(
-            (self.height is None) == (self.width is None),
-            "data.(height, width)",
-            (self.height, self.width),
-            "both or neither",
-        )
-        check(self.num_train >= 1, "data.num_train", self.num_train, "at least 1")
-        check(self.num_val >= 1, "data.num_val", self.num_val, "at least 1")
-        check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a fraction in [0, 1)")
-        check(self.holdout_seed >= 0, "data.holdout_seed", self.holdout_seed, "at least 0")
-        check(
-            self.eval_split != "holdout" or self.holdout > 0,
-            "data.holdout",
-            self.holdout,
-            "above 0 with eval_split 'holdout'",
-        )
-        check(
-            len(set(self.domains)) == len(self.domains), "data.domains", self.domains, "no repeats"
-        )
-        check(bool(self.domains), "data.domains", self.domains, "at least one domain")
-        check(
-            not (self.name == "office31" and self.path is None),
-            "data.path",
-            self.path,
-            "the Office-31 folder (only cityscapes can be rendered without one)",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +80,7 @@ class ModelConfig:
     head_channels: int = 256
     atrous_rates: tuple[int, ...] = (12, 24, 36)
     dropout: float = 0.5
-    bottleneck: int | None = None
+    bottleneck: int | None = added(None)
     batch_norm: Literal["global", "local"] = "global"
 
     def __post_init__(self) -> None:
@@ -281,7 +216,7 @@ class Experiment:
         data, model, policy, regularizer, optimizer: the parts.
         tasks: which of the data set's tasks, by name; None means all.
         epochs: passes over the training split (over the longest domain's).
-        batch_size: samples a step over **all** workers; for office31 of each domain.
+        batch_size: samples a step over **all** workers; for office of each domain.
         seed: of initial weights, epoch order, augmentation, dropout and random policies.
         precision: "float32", "bfloat16" (autocast; losses, saliency and penalties stay in float32)
             or "float64".
@@ -344,7 +279,7 @@ def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
             if not isinstance(target, dict) or name not in target:
                 _unknown_path(path, ".".join(parents[: depth + 1]), target)
             target = target[name]
-        free_form = parents[-1:] == ["arguments"]
+        free_form = parents[-1:] in (["arguments"], ["columns"])
         if not isinstance(target, dict) or (last not in target and not free_form):
             _unknown_path(path, path, target)
         target[last] = to_dict(value) if dataclasses.is_dataclass(value) else value

@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar
 
 C = TypeVar("C")
 
+_ADDED = "added"  # in the metadata of a field, its default
+
 
 class ExperimentError(ValueError):
     """An experiment that cannot be done, or not further; all workers find so, and would again."""
@@ -118,10 +120,30 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return dict(value)
 
 
+def added(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
+    """A field that joined its class later: at its default it is no part of the digest, so that
+    experiments from before it keep theirs."""
+    metadata = {_ADDED: default if factory is dataclasses.MISSING else factory()}
+    if factory is dataclasses.MISSING:
+        return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default_factory=factory, metadata=metadata)
+
+
 def digest(config: Any) -> str:
     """Twelve hexadecimal digits that identify a configuration; equal configurations have equal
     digests."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _identity(config: Any) -> dict[str, Any]:
+    values = to_dict(config)
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if dataclasses.is_dataclass(value):
+            values[entry.name] = _identity(value)
+        elif _ADDED in entry.metadata and value == entry.metadata[_ADDED]:
+            del values[entry.name]
+    return values
 
 
 def differences(old: Any, new: Any) -> str:

@@ -18,6 +18,7 @@ from repmtl_ray.checkpoint import Parts, Progress
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import Experiment, ExperimentError, OptimizerConfig
 from repmtl_ray.data.batches import Rows, eval_batches, steps_per_epoch, train_batches
+from repmtl_ray.data.pairing import check_pairable
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
 from repmtl_ray.evaluate import evaluate
 from repmtl_ray.models import MultiTaskModel, build_model
@@ -81,9 +82,11 @@ def num_steps(experiment: Experiment, streams: Sequence[Stream]) -> int:
         streams: all of the training split.
 
     Raises:
-        ExperimentError: a batch that is larger than the split.
+        ExperimentError: a batch that is larger than the split; rows that cannot be paired.
     """
     try:
+        if experiment.data.pairing == "class":
+            check_pairable(streams)
         return steps_per_epoch(streams, experiment.batch_size)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
@@ -171,6 +174,7 @@ def run(
             epoch=epoch,
             workers=workers,
             augment=experiment.data.augment,
+            pairing=experiment.data.pairing,
             dtype=dtype,
         )
         global_step = epoch * steps

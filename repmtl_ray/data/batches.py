@@ -15,7 +15,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from repmtl_ray.collectives import Workers
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch
+from repmtl_ray.data.pairing import class_aligned
 from repmtl_ray.data.stream import Kind, Sample, Stream
 
 Indices = NDArray[np.int64]
@@ -140,6 +141,7 @@ def train_batches(
     workers: Workers,
     augment: bool,
     dtype: torch.dtype,
+    pairing: Literal["position", "class"] = "position",
     prefetch: int = 2,
 ) -> Iterator[Batch]:
     """One worker's slices of an epoch's global batches.
@@ -159,6 +161,7 @@ def train_batches(
         augment: whether to show random views (`augment.augment`); a sample's view depends on seed,
             epoch, lap, stream and sample_id, not on who reads it.
         dtype: of images, depths and normals.
+        pairing: "class" takes the orders of `pairing.class_aligned` instead.
         prefetch: batches made ahead of use, at least 1, by one background thread; it ends with the
             iterator, and its errors come out of it.
 
@@ -167,13 +170,22 @@ def train_batches(
             split, an unknown task; later: what `rows` raises.
     """
     num_steps = steps_per_epoch(streams, batch_size)
+    aligned: Mapping[str, tuple[Indices, Indices]] = {}
+    if pairing == "class":
+        longest = max(streams, key=lambda stream: stream.num_samples)
+        anchor = epoch_order(
+            longest.num_samples, seed=seed, epoch=epoch, lap=0, stream=longest.name
+        )[: num_steps * batch_size]
+        aligned = class_aligned(streams, anchor, seed=seed, epoch=epoch)
     streams = select(streams, tasks)
     num_own = _share(batch_size, workers)
     orders: dict[tuple[str, int], Indices] = {}
 
-    def part(stream: Stream, step: int) -> dict[str, NDArray[Any]]:
-        """This worker's samples of one stream in one step."""
-        first = step * batch_size + workers.rank * num_own
+    def order(stream: Stream, first: int) -> tuple[Indices, Indices]:
+        """The samples from a place in the epoch on, and their laps."""
+        if aligned:
+            indices, laps = aligned[stream.name]
+            return indices[first : first + num_own], laps[first : first + num_own]
         laps, places = np.divmod(np.arange(first, first + num_own), stream.num_samples)
         for lap in np.unique(laps).tolist():
             if (stream.name, lap) not in orders:
@@ -183,6 +195,11 @@ def train_batches(
         indices = np.array(
             [orders[stream.name, lap][place] for lap, place in zip(laps, places, strict=True)]
         )
+        return indices, laps
+
+    def part(stream: Stream, step: int) -> dict[str, NDArray[Any]]:
+        """This worker's samples of one stream in one step."""
+        indices, laps = order(stream, step * batch_size + workers.rank * num_own)
         samples = rows[stream.name].fetch(indices, _columns(stream, tasks))
         if augment:
             key = zlib.crc32(stream.name.encode())

@@ -44,8 +44,14 @@ def cut(
         rng = np.random.default_rng([seed, zlib.crc32(stream.name.encode())])
         order = rng.permutation(stream.num_samples)
         numbers = tuple(sorted((order[:size] if held_out else order[size:]).tolist()))
+        classes = stream.classes
         parts.append(
-            dataclasses.replace(stream, num_samples=len(numbers), load=Subset(stream.load, numbers))
+            dataclasses.replace(
+                stream,
+                num_samples=len(numbers),
+                load=Subset(stream.load, numbers),
+                classes=None if classes is None else tuple(classes[n] for n in numbers),
+            )
         )
     return tuple(parts)
 

@@ -1,6 +1,6 @@
 """From a data configuration to streams, tasks and image size.
 
-Owns the choice of the source; reading is in `cityscapes`, `office` and `street_scenes`.
+Owns the choice of the source and of its form; reading is in the modules that it names.
 """
 
 from __future__ import annotations
@@ -10,24 +10,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repmtl_ray.config import DataConfig
-from repmtl_ray.data import cityscapes, holdout, office, street_scenes
+from repmtl_ray.data import cityscapes, dense, holdout, npy_layout, nyuv2, office, street_scenes
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 
 if TYPE_CHECKING:
     from repmtl_ray.tasks import Task
 
-__all__ = ["Kind", "Normalization", "Sample", "Stream", "image_size", "open_streams", "tasks_of"]
+__all__ = [
+    "Kind",
+    "Normalization",
+    "Sample",
+    "Stream",
+    "form_of",
+    "image_size",
+    "open_streams",
+    "tasks_of",
+]
 
-RENDERED_SIZE = (128, 256)
+Split = Literal["train", "val", "test"]
+
+_DENSE = {
+    "cityscapes": (cityscapes.CITYSCAPES, cityscapes.FOLDERS),
+    "nyuv2": (nyuv2.NYUV2, nyuv2.FOLDERS),
+}
 
 
-def open_streams(
-    data: DataConfig, split: Literal["train", "val", "test", "holdout"]
-) -> tuple[Stream, ...]:
+def open_streams(data: DataConfig, split: Split | Literal["holdout"]) -> tuple[Stream, ...]:
     """The streams of one split, after every check that listings and file headers allow.
 
-    Street scenes are rendered on first use, which takes minutes at the full size. What is in a file
-    is checked when a sample is loaded.
+    Scenes are rendered on first use, which takes minutes at the full size. What is in a file is
+    checked when a sample is loaded.
 
     Raises:
         ValueError: data that is missing or not as it should be: which file, what was found, what to
@@ -39,33 +51,35 @@ def open_streams(
     if split == "holdout":
         raise ValueError("data.holdout is 0: there is no split 'holdout'; give it a fraction.")
     size = None if data.height is None or data.width is None else (data.height, data.width)
-    if data.name == "office31":
-        return office.open_split(_folder(data), split, domains=data.domains, size=size)
-    if data.path is not None:
-        return (cityscapes.open_split(_folder(data), split, size=size),)
-    height, width = size or RENDERED_SIZE
-    root = street_scenes.cached(
-        num_train=data.num_train,
-        num_val=data.num_val,
-        height=height,
-        width=width,
-        seed=data.scene_seed,
-    )
-    return (cityscapes.open_split(root, split, size=None),)
+    if data.name not in _DENSE:
+        return office.open_split(
+            office.SETS[data.name], _folder(data), split, domains=_domains(data), size=size
+        )
+    which, folders = _DENSE[data.name]
+    if data.path is None:
+        frames = npy_layout.open_frames(which, folders, _rendered(data, size or which.size), split)
+        return (dense.open_stream(which, frames),)
+    frames = npy_layout.open_frames(which, folders, _folder(data), split)
+    return (dense.open_stream(which, frames, size=size),)
 
 
 def tasks_of(data: DataConfig) -> tuple[Task, ...]:
     """All tasks of a data set, in its order; looks at no file."""
     # Here, so that the processes that only read samples need not load torch.
-    from repmtl_ray.tasks import Classification, InverseDepth, Segmentation
+    from repmtl_ray.tasks import Classification, Depth, InverseDepth, Normals, Segmentation
 
-    if data.name == "office31":
+    if data.name not in _DENSE:
+        num_classes = office.SETS[data.name].num_classes
         return tuple(
-            Classification(name=domain, num_classes=office.NUM_CLASSES) for domain in data.domains
+            Classification(name=domain, num_classes=num_classes) for domain in _domains(data)
         )
-    return (
-        Segmentation(name=cityscapes.SEGMENTATION, num_classes=cityscapes.NUM_CLASSES),
-        InverseDepth(name=cityscapes.DEPTH),
+    which, _ = _DENSE[data.name]
+    of_kind = {"depth": Depth, "inverse_depth": InverseDepth, "normal": Normals}
+    return tuple(
+        Segmentation(name=name, num_classes=which.num_classes)
+        if kind == "label"
+        else of_kind[kind](name=name)
+        for name, kind in which.targets.items()
     )
 
 
@@ -77,9 +91,36 @@ def image_size(data: DataConfig) -> tuple[int, int]:
     """
     if data.height is not None and data.width is not None:
         return data.height, data.width
-    if data.name == "office31":
+    if data.name not in _DENSE:
         return office.SIZE
-    return RENDERED_SIZE if data.path is None else cityscapes.stored_size(_folder(data))
+    which, folders = _DENSE[data.name]
+    if data.path is None:
+        return which.size
+    return dense.image_size(which, npy_layout.first_frame(which, folders, _folder(data)))
+
+
+def form_of(data: DataConfig) -> str:
+    """In which form the data is; looks, if the configuration says "auto"."""
+    if data.form != "auto":
+        return data.form
+    return "npy" if data.name in _DENSE else "folders"
+
+
+def _rendered(data: DataConfig, size: tuple[int, int]) -> Path:
+    assert data.num_train is not None, "DataConfig fills it in"
+    assert data.num_val is not None, "DataConfig fills it in"
+    return street_scenes.cached(
+        num_train=data.num_train,
+        num_val=data.num_val,
+        height=size[0],
+        width=size[1],
+        seed=data.scene_seed,
+    )
+
+
+def _domains(data: DataConfig) -> tuple[str, ...]:
+    assert data.domains is not None, "DataConfig fills them in"
+    return data.domains
 
 
 def _folder(data: DataConfig) -> Path:

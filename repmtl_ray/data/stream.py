@@ -43,6 +43,9 @@ class Stream:
         num_samples: how many; they are numbered from 0, and `sample_id` is that number.
         load: reads one sample and checks its content; ValueError if it is not as it should be.
         normalize: done to images when they are batched; None leaves them in 0..1.
+        classes: [num_samples], of whole images, where the listing tells them; None otherwise.
+        notes: what a reader of results must know of these samples, one sentence each; for example,
+            that a target is an estimate.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Stream:
     num_samples: int
     load: Callable[[int], Sample]
     normalize: Normalization | None = None
+    classes: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from repmtl_ray.config import DataConfig, from_dict
-from repmtl_ray.data.sources import RENDERED_SIZE
+from repmtl_ray.data.sources import image_size
 from repmtl_ray.delta import delta_m, delta_p, directions, mean_rank, published
 
 Record = Mapping[str, Any]
@@ -93,15 +93,14 @@ def published_name(data: DataConfig) -> str | None:
 
 def data_source(data: DataConfig) -> str:
     """In words, where the samples are from."""
-    size = "" if data.height is None else f" at {data.height} x {data.width}"
     if data.path is not None:
+        size = "" if data.height is None else f" at {data.height} x {data.width}"
         return f"{data.name}, {data.path}{size}"
-    if not size:
-        size = f" at {RENDERED_SIZE[0]} x {RENDERED_SIZE[1]}"
+    height, width = image_size(data)
     kind = {"cityscapes": "street scenes", "nyuv2": "rooms"}.get(data.name, data.name)
     return (
         f"rendered {kind} (not {data.name}), {data.num_train} to train and {data.num_val} to "
-        f"evaluate on{size}"
+        f"evaluate on, at {height} x {width}"
     )
 
 

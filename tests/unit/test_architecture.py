@@ -12,13 +12,22 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "repmtl_ray"
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("conversion", "config", "collectives", "storage", "data.columns", "data.stream"),
+    0: (
+        "conversion",
+        "config",
+        "data_config",
+        "collectives",
+        "storage",
+        "data.columns",
+        "data.stream",
+    ),
     1: (
         *("metrics", "tasks", "saliency", "regularizers", "delta"),
         *("batch_norm", "encoders", "heads", "models"),
-        *("data", "data.npy", "data.cityscapes", "data.office", "data.sources"),
+        *("data", "data.npy", "data.dense", "data.npy_layout", "data.cityscapes", "data.nyuv2"),
+        *("data.office", "data.sources"),
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
-        *("data.augment", "data.batches", "data.cache", "data.holdout"),
+        *("data.augment", "data.batches", "data.pairing", "data.cache", "data.holdout"),
         *("methods", "protocols"),
     ),
     2: ("policies", "policies.*"),

@@ -40,6 +40,23 @@ def test_digest_follows_every_value():
     assert digest(BASE) != digest(replace(BASE, {"regularizer.lambda_tsr": 0.91}))
 
 
+def test_fields_that_came_later_change_no_digest_at_their_defaults():
+    assert digest(BASE) == "f7c99f357868"  # of the version before form, columns and pairing
+    assert digest(replace(BASE, {"data.path": "/data", "data.form": "npy"})) != digest(
+        replace(BASE, {"data.path": "/data"})
+    )
+
+
+def test_what_depends_on_the_name_of_the_data_is_filled_in():
+    home = DataConfig(name="office_home", path="/data")
+    assert home.domains == ("Art", "Clipart", "Product", "Real_World")
+    assert DataConfig(name="office_home", path="/data", domains=("Real World",)).domains == (
+        "Real_World",
+    )
+    assert DataConfig(name="office31", path="/data").domains == ("amazon", "dslr", "webcam")
+    assert (BASE.data.num_train, BASE.data.num_val) == (2975, 500)
+
+
 def test_replace_reaches_any_depth_and_leaves_the_original():
     changed = replace(
         BASE,
@@ -71,7 +88,14 @@ def test_replace_reaches_any_depth_and_leaves_the_original():
         ({"batch_size": 1}, "CSA contrasts samples and needs at least 2"),
         ({"data.name": "citiscapes"}, "did you mean 'cityscapes'"),
         ({"data.name": "office31"}, "data.path is None; expected the Office-31 folder"),
+        ({"data.name": "office_home"}, "data.path is None; expected the Office-Home folder"),
         ({"data.height": 64}, "both or neither"),
+        ({"data.num_train": 0}, "data.num_train is 0; expected at least 1"),
+        ({"data.domains": []}, "expected at least one domain"),
+        ({"data.form": "npy"}, "data.form is 'npy'; expected 'auto' without a data.path"),
+        ({"data.form": "folders"}, "data.form is 'folders'; cityscapes is read as npy"),
+        ({"data.columns.depth": "disparity"}, r"data.columns is \{'depth': 'disparity'\}"),
+        ({"data.pairing": "class"}, "expected 'position', except for office31 and office_home"),
         ({"model.pretrained": True, "model.weights": "w.pth"}, "one of the two"),
         ({"model.features": "pooled"}, "features 'map' for an ASPP head"),
         ({"model.features": "maps"}, "one of 'map', 'pooled', 'tokens'"),

@@ -1,0 +1,145 @@
+"""Which samples an experiment sees: the data sets there are, their forms, and `DataConfig`.
+
+Owns names and checks that need no file; loads neither torch nor Ray. Reading is in `data.sources`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from repmtl_ray.conversion import added, check, check_types, nearest
+
+FORMS: Mapping[str, tuple[str, ...]] = {
+    "cityscapes": ("npy",),
+    "nyuv2": ("npy",),
+    "office31": ("folders",),
+    "office_home": ("folders",),
+}
+"""The data sets, and the forms in which each is read."""
+RENDERED: Mapping[str, tuple[int, int]] = {"cityscapes": (2975, 500)}
+"""Those that are rendered without a path, and how many samples the real ones have."""
+DOMAINS: Mapping[str, tuple[str, ...]] = {
+    "office31": ("amazon", "dslr", "webcam"),
+    "office_home": ("Art", "Clipart", "Product", "Real_World"),
+}
+_TITLES = {"nyuv2": "NYUv2", "office31": "Office-31", "office_home": "Office-Home"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which samples, at which size, with which augmentation.
+
+    Args:
+        name: "cityscapes" (segmentation and inverse depth), "nyuv2" (segmentation, depth in metres
+            and surface normals), "office31" or "office_home" (one task a domain).
+        path: of the data; None renders street scenes (cityscapes) or rooms (nyuv2).
+        height, width: pixels; None takes the stored size (official files: the benchmark's; office:
+            224).
+        augment: random scale-crop and flip of the training samples (docs/guide.md, augmentation).
+        num_train, num_val: rendered scenes only; how many; None means as many as the real data set.
+        scene_seed: rendered scenes only; which streets or rooms.
+        domains: office only; which domains, in which order; None means all.
+        eval_split: "val", "test" or "holdout"; the split that the epoch metrics are computed on.
+        form: of what is at the path, as `FORMS` lists them; "auto" looks.
+        columns: Parquet files only; our column's name to the file's, where they differ.
+        pairing: office only; whether row b of every domain's batch is any sample ("position") or
+            one of the same class ("class").
+        holdout: fraction of the training split that is cut off, seeded, as the split "holdout"; 0
+            trains on all of it.
+        holdout_seed: which samples that takes; not the run's seed, so that all seeds share the cut.
+    """
+
+    name: str
+    path: str | None = None
+    height: int | None = None
+    width: int | None = None
+    augment: bool = False
+    num_train: int | None = None
+    num_val: int | None = None
+    scene_seed: int = 0
+    domains: tuple[str, ...] | None = None
+    eval_split: Literal["val", "test", "holdout"] = "val"
+    form: str = added("auto")
+    columns: Mapping[str, str] = added(factory=dict)
+    pairing: Literal["position", "class"] = added("position")
+    holdout: float = added(0.0)
+    holdout_seed: int = added(0)
+
+    def __post_init__(self) -> None:
+        check_types(self, "data")
+        if self.name not in FORMS:
+            raise ValueError(f"data.name is {self.name!r}; {nearest(self.name, FORMS)}")
+        self._fill_in()
+        for name in ("height", "width"):
+            size = getattr(self, name)
+            check(size is None or size >= 8, f"data.{name}", size, "at least 8 pixels, or None")
+        check(
+            (self.height is None) == (self.width is None),
+            "data.(height, width)",
+            (self.height, self.width),
+            "both or neither",
+        )
+        for name in ("num_train", "num_val"):
+            check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        domains = self.domains or ()
+        check(len(set(domains)) == len(domains), "data.domains", domains, "no repeats")
+        check(bool(domains), "data.domains", domains, "at least one domain")
+        check(
+            self.name in RENDERED or self.path is not None,
+            "data.path",
+            self.path,
+            f"the {_TITLES.get(self.name)} folder (only {' and '.join(RENDERED)} can be rendered "
+            "without one)",
+        )
+        check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a fraction in [0, 1)")
+        check(self.holdout_seed >= 0, "data.holdout_seed", self.holdout_seed, "at least 0")
+        check(
+            self.eval_split != "holdout" or self.holdout > 0,
+            "data.holdout",
+            self.holdout,
+            "above 0 with eval_split 'holdout'",
+        )
+        self._check_form()
+
+    def _fill_in(self) -> None:
+        """What depends on the name has a value from here on: equal experiments look equal."""
+        num_train, num_val = RENDERED.get(self.name, RENDERED["cityscapes"])
+        for name, value in {
+            "num_train": num_train,
+            "num_val": num_val,
+            "domains": DOMAINS.get(self.name, DOMAINS["office31"]),
+        }.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.name == "office_home":  # whose archive writes "Real World"
+            domains = tuple(domain.replace(" ", "_") for domain in self.domains or ())
+            object.__setattr__(self, "domains", domains)
+
+    def _check_form(self) -> None:
+        forms = FORMS[self.name]
+        if self.form != "auto" and self.form not in forms:
+            raise ValueError(
+                f"data.form is {self.form!r}; {self.name} is read as {', '.join(forms)}, or 'auto'."
+            )
+        check(
+            self.form == "auto" or self.path is not None,
+            "data.form",
+            self.form,
+            "'auto' without a data.path",
+        )
+        for ours, theirs in self.columns.items():
+            check(isinstance(theirs, str), f"data.columns[{ours!r}]", theirs, "a column's name")
+        check(
+            not self.columns or (self.form in ("auto", "parquet") and self.path is not None),
+            "data.columns",
+            self.columns,
+            "no names, except for Parquet files",
+        )
+        check(
+            self.pairing == "position" or self.name in DOMAINS,
+            "data.pairing",
+            self.pairing,
+            "'position', except for office31 and office_home",
+        )
