@@ -224,6 +224,19 @@ def folder(out: str) -> Path:
     return made
 
 
+def device(name: str) -> str:
+    """A device's name, if this machine has it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    import torch
+
+    if name != "cpu" and not (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"--device {name}: this machine has no such device; take cpu.")
+    return name
+
+
 def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The reference points of a space: EW without penalties, on plain losses and on their
     logarithms.

@@ -269,3 +269,28 @@ def _published_rows(record: Record) -> dict[str, dict[str, float]]:
         method: {names.get(name, name): value for name, value in row.items()}
         for method, row in published(dataset).items()
     }
+
+
+def factor_effects(summary: Summary, factors: Sequence[str]) -> dict[str, float | None]:
+    """What each factor of a full cross is worth in delta_p over tasks.
+
+    Args:
+        summary: of rows named "EW", "EW + <factor>", "EW + <factor> + <factor>", ...
+        factors: their names, as in `methods.ablation`.
+
+    Returns:
+        By factor, the mean of delta_p over the rows that have it less the mean over those that have
+        not; None if a row of the cross is missing.
+    """
+    delta = {
+        frozenset(row.method.split(" + ")[1:]): row.values["delta_p_task"].mean
+        for row in summary.rows
+        if row.method != SINGLE_TASK
+    }
+    if len(delta) < 2 ** len(factors):
+        return dict.fromkeys(factors)
+    return {
+        factor: fmean(value for parts, value in delta.items() if factor in parts)
+        - fmean(value for parts, value in delta.items() if factor not in parts)
+        for factor in factors
+    }
