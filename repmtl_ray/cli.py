@@ -18,6 +18,7 @@ from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, to_dict
 from repmtl_ray.report.heatmap import delta_p_heatmap
+from repmtl_ray.report.html_report import Pictures, search_report
 from repmtl_ray.report.table import results_text
 from repmtl_ray.search import SearchResult, tune
 from repmtl_ray.space import flatten, has_value
@@ -29,6 +30,8 @@ EW_PLAIN = {
     "regularizer.lambda_csa": 0.0,
 }
 EW_LOG = {**EW_PLAIN, "policy.log_losses": True}
+NUM_PICTURES = 3
+"""Images through the best trial's model in a search's report."""
 REFERENCES = (EW_PLAIN, EW_LOG)
 """Tried first by every search whose space has these values: what the logarithm gives is not the
 penalties' merit."""
@@ -224,6 +227,29 @@ def folder(out: str) -> Path:
     return made
 
 
+def pictures_of(checkpoints: Mapping[str, str], num_images: int) -> list[Pictures]:
+    """The pictures of some checkpoints for a report.
+
+    Args:
+        checkpoints: folders by what they are of. One in a bucket, or whose data this machine cannot
+            read, is left out, and a line says so.
+        num_images: of each; 0 makes none.
+    """
+    from repmtl_ray.report import figures
+    from repmtl_ray.report.pictures import look
+
+    found = []
+    for name, directory in checkpoints.items() if num_images else ():
+        try:
+            drawn = figures.draw(look(directory, num_images=num_images))
+        except ValueError as error:
+            print(f"pictures   none of {name}: {error}", file=sys.stderr)
+            continue
+        images = {title: figures.png(figure) for title, figure in drawn.items()}
+        found.append(Pictures(of=name, images=images))
+    return found
+
+
 def device(name: str) -> str:
     """A device's name, if this machine has it.
 
@@ -254,7 +280,8 @@ def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], title: str) -> None:
-    """Prints the table and writes results.csv, results.md, delta_p.png and best.json into `out`."""
+    """Prints the table and writes results.csv, results.md, delta_p.png, report.html and best.json into
+    `out`."""
     out.mkdir(parents=True, exist_ok=True)
     print(f"\n{title}\n\n{results_text(result.table, result.baseline, metrics)}\n")
     table = result.table.drop(columns="config")
@@ -273,6 +300,18 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
         print(
             f"best       {out / 'best.json'} ({digest(result.best)}); run it again: python pipelines/train.py {out / 'best.json'}"
         )
+    best = result.table.iloc[0]
+    shown = {} if result.best is None else {f"the best trial, {best['policy']}": best["checkpoint"]}
+    report = search_report(
+        result.table,
+        result.baseline,
+        result.experiment,
+        title=title,
+        histories=result.histories,
+        pictures=pictures_of(shown, NUM_PICTURES),
+    )
+    (out / "report.html").write_text(report, encoding="utf-8")
+    print(f"report     {out / 'report.html'}")
     print(f"all runs   {result.directory}; continue with --resume {Path(result.directory).name}")
 
 

@@ -16,8 +16,9 @@ from repmtl_ray import cli, protocols
 from repmtl_ray.benchmark import BenchmarkResult, benchmark
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import DataConfig, Experiment, nearest, replace
-from repmtl_ray.methods import Changes
+from repmtl_ray.methods import REP_MTL, Changes
 from repmtl_ray.report import benchmark_table
+from repmtl_ray.report.html_report import benchmark_report
 from repmtl_ray.report.records import Summary, summarise
 
 DATA: dict[str, dict[str, Any]] = {
@@ -78,6 +79,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--no-published",
         action="store_true",
         help="do not put the paper's values beside (for data that is only laid out like the paper's)",
+    )
+    what.add_argument(
+        "--pictures",
+        type=int,
+        default=3,
+        metavar="N",
+        help="images through the best checkpoint in the report; 0 for none (default: %(default)s)",
     )
     where = cli.placement_options(made, "run")
     where.add_argument("--name", help="of the benchmark (default: a new one)")
@@ -223,7 +231,27 @@ def run(
         failures=result.failures,
     )
     write_tables(summary, out, stem)
+    report = benchmark_report(
+        summary,
+        result.records,
+        title=f"{stem}: {arguments.data_name}".capitalize(),
+        pictures=cli.pictures_of(_shown_checkpoints(summary, result), arguments.pictures),
+    )
+    (out / "report.html").write_text(report, encoding="utf-8")
+    print(f"report     {out / 'report.html'}")
     return result, summary
+
+
+def _shown_checkpoints(summary: Summary, result: BenchmarkResult) -> dict[str, str]:
+    """By description: the first run of the best method, and Rep-MTL's if that is another."""
+    rows = summary.rows[1:]
+    best = max(rows, key=lambda row: row.values["delta_p_task"].mean).method
+    wanted = dict.fromkeys([best, *(row.method for row in rows if row.method == REP_MTL)])
+    found = {}
+    for method in wanted:
+        record = next(record for record in result.records if record["method"] == method)
+        found[f"{method}, seed {record['seed']}, last epoch"] = record["checkpoint"]
+    return found
 
 
 def write_tables(summary: Summary, out: Path, stem: str) -> None:
