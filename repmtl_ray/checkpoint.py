@@ -9,6 +9,7 @@ below. No Ray.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from dataclasses import asdict, dataclass, field
@@ -19,8 +20,9 @@ import torch
 
 from repmtl_ray import durable, keeper
 from repmtl_ray.config import Experiment, ExperimentError, differences, from_dict, to_dict
+from repmtl_ray.data.sources import image_size, tasks_of
 from repmtl_ray.keeper import FORMAT, MARKER_FILE, Marker
-from repmtl_ray.models import MultiTaskModel
+from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.policies.base import Policy
 
 STATE_FILE = "state.pt"
@@ -200,3 +202,28 @@ def read_experiment(directory: str | Path) -> Experiment:
         raise ValueError(
             f"checkpoint {directory}/{EXPERIMENT_FILE} does not describe an experiment of this version: {error}"
         ) from error
+
+
+def read_model(directory: str | Path) -> MultiTaskModel:
+    """The model of a checkpoint, on the CPU, in eval mode.
+
+    Raises:
+        ValueError: as `read_state` and `read_experiment`; or weights that do not fit the experiment
+            beside them, which then is another's.
+    """
+    experiment, state = read_experiment(directory), read_state(directory)
+    known = tasks_of(experiment.data)
+    tasks = [task for task in known if experiment.tasks is None or task.name in experiment.tasks]
+    # Its weights are in the checkpoint: nothing of the hub or of another file is needed.
+    config = dataclasses.replace(experiment.model, pretrained=False, weights=None)
+    model = build_model(config, tasks, image_size=image_size(experiment.data))
+    if experiment.precision == "float64":
+        model = model.double()
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint {directory} holds the weights of another configuration than its "
+            f"{EXPERIMENT_FILE} describes: {' '.join(str(error).split())[:300]}"
+        ) from error
+    return model.eval()

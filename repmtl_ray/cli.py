@@ -18,6 +18,7 @@ from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.report.heatmap import delta_p_heatmap
+from repmtl_ray.report.html_report import Pictures, search_report
 from repmtl_ray.report.table import results_text
 from repmtl_ray.search import SearchResult, tune
 from repmtl_ray.space import flatten, has_value
@@ -29,6 +30,8 @@ EW_PLAIN = {
     "regularizer.lambda_csa": 0.0,
 }
 EW_LOG = {**EW_PLAIN, "policy.log_losses": True}
+NUM_PICTURES = 3
+"""Images through the best trial's model in a search's report."""
 REFERENCES = (EW_PLAIN, EW_LOG)
 """Tried first by every search whose space has these values: what the logarithm gives is not the
 penalties' merit."""
@@ -82,21 +85,7 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
     )
     training.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     add_set_option(training)
-    where = parser.add_argument_group("where it runs (no result depends on it)")
-    where.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        help="data-parallel processes a trial (default: %(default)s)",
-    )
-    where.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
-    where.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
-    where.add_argument(
-        "--max-concurrent", type=int, help="trials at once (default: what the cluster has room for)"
-    )
-    where.add_argument(
-        "--storage", help=f"folder or URI that all nodes share (default: {storage.DEFAULT_STORAGE})"
-    )
+    where = placement_options(parser, "trial")
     where.add_argument("--name", help="of the search (default: a new one)")
     where.add_argument(
         "--resume",
@@ -138,6 +127,28 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             found[path] = value
     return found
+
+
+def placement_options(parser: argparse.ArgumentParser, unit: str) -> argparse._ArgumentGroup:
+    """The options of where runs go, and the group that holds them."""
+    where = parser.add_argument_group("where it runs (no result depends on it)")
+    where.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help=f"data-parallel processes a {unit} (default: %(default)s)",
+    )
+    where.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
+    where.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
+    where.add_argument(
+        "--max-concurrent",
+        type=int,
+        help=f"{unit}s at once (default: what the cluster has room for)",
+    )
+    where.add_argument(
+        "--storage", help=f"folder or URI that all nodes share (default: {storage.DEFAULT_STORAGE})"
+    )
+    return where
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -213,7 +224,7 @@ def run_search(
     """
     param_space = search_space(arguments.space or space, arguments.policies)
     experiment = replace(experiment, assignments(arguments.set))
-    out = _folder(arguments.out)
+    out = folder(arguments.out)
     result = tune(
         experiment,
         param_space,
@@ -246,16 +257,52 @@ def _num_samples(chosen: int | None, preset: int, param_space: Mapping[str, Any]
     )
 
 
-def _folder(out: str) -> Path:
+def folder(out: str) -> Path:
     """Made before the search, not after hours of it."""
-    folder = Path(out)
+    made = Path(out)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        made.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"--out {out}: cannot make this folder ({error.strerror}); name another."
         ) from error
-    return folder
+    return made
+
+
+def pictures_of(checkpoints: Mapping[str, str], num_images: int) -> list[Pictures]:
+    """The pictures of some checkpoints for a report.
+
+    Args:
+        checkpoints: folders by what they are of. One in a bucket, or whose data this machine cannot
+            read, is left out, and a line says so.
+        num_images: of each; 0 makes none.
+    """
+    from repmtl_ray.report import figures
+    from repmtl_ray.report.pictures import look
+
+    found = []
+    for name, directory in checkpoints.items() if num_images else ():
+        try:
+            drawn = figures.draw(look(directory, num_images=num_images))
+        except ValueError as error:
+            print(f"pictures   none of {name}: {error}", file=sys.stderr)
+            continue
+        images = {title: figures.png(figure) for title, figure in drawn.items()}
+        found.append(Pictures(of=name, images=images))
+    return found
+
+
+def device(name: str) -> str:
+    """A device's name, if this machine has it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    import torch
+
+    if name != "cpu" and not (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"--device {name}: this machine has no such device; take cpu.")
+    return name
 
 
 def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -275,7 +322,8 @@ def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], title: str) -> None:
-    """Prints the table and writes results.csv, results.md, delta_p.png and best.json into `out`."""
+    """Prints the table and writes results.csv, results.md, delta_p.png, report.html and best.json into
+    `out`."""
     out.mkdir(parents=True, exist_ok=True)
     print(f"\n{title}\n\n{results_text(result.table, result.baseline, metrics)}\n")
     table = result.table.drop(columns="config")
@@ -294,6 +342,18 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
         print(
             f"best       {out / 'best.json'} ({digest(result.best)}); run it again: python pipelines/train.py {out / 'best.json'}"
         )
+    best = result.table.iloc[0]
+    shown = {} if result.best is None else {f"the best trial, {best['policy']}": best["checkpoint"]}
+    report = search_report(
+        result.table,
+        result.baseline,
+        result.experiment,
+        title=title,
+        histories=result.histories,
+        pictures=pictures_of(shown, NUM_PICTURES),
+    )
+    (out / "report.html").write_text(report, encoding="utf-8")
+    print(f"report     {out / 'report.html'}")
     print(f"all runs   {result.directory}; continue with --resume {Path(result.directory).name}")
 
 

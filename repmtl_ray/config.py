@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from repmtl_ray.conversion import (
     ExperimentError,
+    added,
     check,
     check_types,
     differences,
@@ -62,6 +63,8 @@ class ModelConfig:
         head: "aspp" (dense tasks) or "linear" (1x1 convolution for dense tasks, affine map for
             vectors).
         head_channels, atrous_rates, dropout: of the ASPP head.
+        bottleneck: units of LibMTL's extra layer between pooled features and heads (affine, batch
+            norm, ReLU, dropout 0.5), part of the encoder; None leaves it out.
         batch_norm: "global" normalises with the statistics of the whole global batch, so that
             results do not depend on the number of workers; "local" with each worker's own, as
             DistributedDataParallel does.
@@ -77,6 +80,7 @@ class ModelConfig:
     head_channels: int = 256
     atrous_rates: tuple[int, ...] = (12, 24, 36)
     dropout: float = 0.5
+    bottleneck: int | None = added(None)
     batch_norm: Literal["global", "local"] = "global"
 
     def __post_init__(self) -> None:
@@ -88,6 +92,12 @@ class ModelConfig:
             "4, 8, 16, 32 or None",
         )
         check(self.head_channels >= 1, "model.head_channels", self.head_channels, "at least 1")
+        check(
+            self.bottleneck is None or (self.bottleneck >= 1 and self.features == "pooled"),
+            "model.bottleneck",
+            self.bottleneck,
+            "at least 1 with features 'pooled', or None",
+        )
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
         check(
             all(rate >= 1 for rate in self.atrous_rates),

@@ -44,11 +44,14 @@ class DataConfig:
         num_train, num_val: rendered scenes only; how many; None means as many as the real data set.
         scene_seed: rendered scenes only; which streets or rooms.
         domains: office only; which domains, in which order; None means all.
-        eval_split: "val" or "test"; the split that the epoch metrics are computed on.
+        eval_split: "val", "test" or "holdout"; the split that the epoch metrics are computed on.
         form: of what is at the path, as `FORMS` lists them; "auto" looks.
         columns: Parquet files only; our column's name to the file's, where they differ.
         pairing: office only; whether row b of every domain's batch is any sample ("position") or
             one of the same class ("class").
+        holdout: fraction of the training split that is cut off, seeded, as the split "holdout"; 0
+            trains on all of it.
+        holdout_seed: which samples that takes; not the run's seed, so that all seeds share the cut.
     """
 
     name: str
@@ -60,10 +63,12 @@ class DataConfig:
     num_val: int | None = None
     scene_seed: int = 0
     domains: tuple[str, ...] | None = None
-    eval_split: Literal["val", "test"] = "val"
+    eval_split: Literal["val", "test", "holdout"] = "val"
     form: str = added("auto")
     columns: Mapping[str, str] = added(factory=dict)
     pairing: Literal["position", "class"] = added("position")
+    holdout: float = added(0.0)
+    holdout_seed: int = added(0)
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -90,6 +95,14 @@ class DataConfig:
             self.path,
             f"the {_TITLES.get(self.name)} folder (only {' and '.join(RENDERED)} can be rendered "
             "without one)",
+        )
+        check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a fraction in [0, 1)")
+        check(self.holdout_seed >= 0, "data.holdout_seed", self.holdout_seed, "at least 0")
+        check(
+            self.eval_split != "holdout" or self.holdout > 0,
+            "data.holdout",
+            self.holdout,
+            "above 0 with eval_split 'holdout'",
         )
         self._check_form()
 

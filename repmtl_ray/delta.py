@@ -129,6 +129,18 @@ def published(dataset: str) -> dict[str, dict[str, float]]:
     return rows
 
 
+def directions(row: Mapping[str, float]) -> dict[str, bool]:
+    """The metrics of a row in its order, with whether higher is better.
+
+    Args:
+        row: metrics and whatever else a result row holds.
+
+    Raises:
+        ValueError: no metric among them.
+    """
+    return _directions(row, None)
+
+
 def _directions(row: Mapping[str, float], directions: Mapping[str, bool] | None) -> dict[str, bool]:
     """The row's metrics, with whether higher is better."""
     known = HIGHER_IS_BETTER if directions is None else directions

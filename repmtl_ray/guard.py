@@ -108,6 +108,12 @@ class Guard:
         if fault:
             raise ExperimentError(fault)
 
+    def best(self) -> str:
+        """The best epoch's checkpoint, the same on every worker; call it after an epoch."""
+        found, _ = self._agreed((self.keeper.best() if self.workers.rank == 0 else None, None))
+        assert found is not None, "every epoch leaves a checkpoint, and the best one stays"
+        return found
+
     def out_of_memory(self, error: BaseException, experiment: Experiment) -> str:
         """What to tell a user; written down for the workers of the next attempt."""
         first = str(error).strip().partition("\n")[0][:300]

@@ -106,6 +106,23 @@ class LinearHead(nn.Module):
         return self.output(features)
 
 
+def bottleneck(num_channels: int, width: int) -> nn.Sequential:
+    """The layer that LibMTL's Office model has between its ResNet and the heads, shared by them.
+
+    Args:
+        num_channels: of the pooled features.
+        width: units of the layer; 512 in LibMTL.
+
+    Source:
+        LibMTL, examples/office: Linear, BatchNorm1d, ReLU, Dropout(0.5), the weights normal with
+        deviation 0.005 and the biases 0.1.
+    """
+    linear = nn.Linear(num_channels, width)
+    nn.init.normal_(linear.weight, 0.0, 0.005)
+    nn.init.constant_(linear.bias, 0.1)
+    return nn.Sequential(linear, nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.5))
+
+
 def build_head(config: ModelConfig, task: Task, num_channels: int) -> nn.Module:
     """The head that the configuration gives to a task.
 

@@ -20,14 +20,16 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from repmtl_ray import durable
+from repmtl_ray.protocols import best_epoch
 
 logger = logging.getLogger(__name__)
 
 MARKER_FILE = "complete.json"
+FINAL_FILE = "final.json"
+"""Beside the checkpoints: the official split, read once with the best epoch's weights (final.py)."""
 FORMAT = 2
 NAME = re.compile(r"checkpoint_(\d{6})_(\d{8})_[0-9a-f]{8}")
 
@@ -81,20 +83,6 @@ class Marker:
     global_step: int
     history: list[dict[str, float]]
     data: str = ""
-
-    @property
-    def score(self) -> float | None:
-        """Of the epoch that just ended, higher is better; None inside an epoch."""
-        return score(self.history[-1]) if self.history and self.step_in_epoch == 0 else None
-
-
-def score(metrics: Mapping[str, float]) -> float:
-    """What the best epoch has most of: delta_p over tasks where a baseline is known, else the
-    negative mean over tasks of the logarithm of the evaluation loss."""
-    if "delta_p_task" in metrics:
-        return metrics["delta_p_task"]
-    losses = [value for name, value in metrics.items() if name.endswith("/loss")]
-    return -fmean(math.log(max(loss, 1e-30)) for loss in losses) if losses else -math.inf
 
 
 def marker_text(marker: Marker) -> str:
@@ -178,6 +166,15 @@ def read_file(location: str, name: str, marker: Marker) -> bytes:
             f"checkpoint {path} is damaged: its content is not what was written. Take the one before it."
         )
     return data
+
+
+def read_final(folder: str) -> dict[str, float] | None:
+    """The final metrics of a run that has been evaluated on its official split; None if not."""
+    try:
+        values = json.loads(durable.read(f"{folder}/{FINAL_FILE}").decode())
+    except FileNotFoundError:
+        return None
+    return {str(name): _number(value) for name, value in values.items()}
 
 
 class Keeper:
@@ -272,10 +269,22 @@ class Keeper:
         return found
 
     def best(self) -> str | None:
-        """The best epoch's checkpoint among those that stayed; the earliest of equals."""
-        scores = {name: marker.score for name, marker in self._known().items()}
-        ended = {name: value for name, value in sorted(scores.items()) if value is not None}
-        return f"{self.folder}/{max(ended, key=ended.__getitem__)}" if ended else None
+        """The best epoch's checkpoint (`protocols.best_epoch`); None before the first epoch's end.
+
+        It is among those that stayed: a later epoch can take its place, and not change how the
+        earlier ones compare.
+        """
+        known = self._known()
+        history = known[max(known)].history if known else []
+        if not history:
+            return None
+        best = best_epoch(history)
+        ends = [
+            name
+            for name, marker in known.items()
+            if marker.epochs_done == best and marker.step_in_epoch == 0
+        ]
+        return f"{self.folder}/{max(ends)}" if ends else None
 
     def _names(self) -> list[str]:
         """Newest first."""

@@ -6,6 +6,7 @@ Owns the model's construction and forward pass. The encoder's own construction a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -16,7 +17,7 @@ from repmtl_ray.batch_norm import use_global_statistics
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import ModelConfig
 from repmtl_ray.encoders import blank_forward, build_encoder, keeps_channels_last, similar_names
-from repmtl_ray.heads import build_head
+from repmtl_ray.heads import bottleneck, build_head
 from repmtl_ray.tasks import Task
 
 
@@ -113,6 +114,11 @@ def build_model(
     if len(set(names)) < len(names):
         raise ValueError(f"tasks {', '.join(map(repr, names))}: names must differ.")
     encoder, num_channels = build_encoder(config, image_size)
+    if config.bottleneck is not None:
+        encoder = nn.Sequential(
+            OrderedDict(backbone=encoder, bottleneck=bottleneck(num_channels, config.bottleneck))
+        )
+        num_channels = config.bottleneck
     heads = {task.name: build_head(config, task, num_channels) for task in tasks}
     model = MultiTaskModel(encoder, heads, tasks)
     use_global_statistics(model, workers if config.batch_norm == "global" else ALONE)

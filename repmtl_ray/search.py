@@ -8,7 +8,7 @@ small cluster: a driver takes no CPU, and no more trials start than there is roo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas
@@ -32,7 +32,7 @@ from repmtl_ray.space import (
     whole_paths,
 )
 from repmtl_ray.train import EXPERIMENT_FILE, cache_data, claim, fresh_name, preflight
-from repmtl_ray.trial import make_tuner, reason, results_of, run_trial
+from repmtl_ray.trial import histories_of, make_tuner, reason, results_of, run_trial
 
 METRIC = "delta_p_task"
 
@@ -48,12 +48,16 @@ class SearchResult:
         baseline: single-task metrics that delta_p is relative to.
         best: the experiment of the first row; None when no trial finished an epoch, or all failed.
         directory: path or URI of everything the search wrote.
+        experiment: what was not searched.
+        histories: by trial, the metrics of every epoch that it reported.
     """
 
     table: pandas.DataFrame
     baseline: dict[str, float]
     best: Experiment | None
     directory: str
+    experiment: Experiment
+    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
 
 def tune(
@@ -159,10 +163,18 @@ def tune(
         progress=Progress(experiment.epochs, METRIC),
         resume=resume,
     )
-    table = results_table(tuner.fit(), experiment, whole=whole_paths(param_space))
+    results = tuner.fit()
+    table = results_table(results, experiment, whole=whole_paths(param_space))
     done = table[(table["status"] != "failed") & table[METRIC].notna()]
     best = None if done.empty else replace(experiment, done.iloc[0]["config"])
-    return SearchResult(table=table, baseline=baseline, best=best, directory=directory)
+    return SearchResult(
+        table=table,
+        baseline=baseline,
+        best=best,
+        directory=directory,
+        experiment=experiment,
+        histories=histories_of(results),
+    )
 
 
 def results_table(

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -34,7 +34,7 @@ from repmtl_ray.config import (
     to_dict,
 )
 from repmtl_ray.delta import delta_p
-from repmtl_ray.keeper import Checkpoints, Keeper, read_marker
+from repmtl_ray.keeper import Checkpoints, Keeper, read_final, read_marker
 from repmtl_ray.storage import absolute, exists, read_text, write_text
 
 if TYPE_CHECKING:
@@ -53,11 +53,14 @@ class CachedData:
 
     train: HeldSplit
     evaluation: HeldSplit
+    final: HeldSplit | None = None
+    """The split that is read once, at the end, with the best epoch's weights (protocols.py)."""
 
     @property
     def fingerprint(self) -> str:
         """Of the samples' content; what a result may be kept under."""
-        return f"{self.train.fingerprint}{self.evaluation.fingerprint}"
+        final = "" if self.final is None else self.final.fingerprint
+        return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,8 @@ class FitResult:
         checkpoint: path or URI of the last checkpoint (`repmtl_ray.checkpoint`).
         epochs_now: how many of the epochs were trained by this very call; 0 if the run had finished
             before.
-        best_checkpoint: of the best epoch: the largest delta_p over tasks where a baseline is
-            known, else the smallest evaluation losses (the geometric mean over tasks).
+        best_checkpoint: of the best epoch (`protocols.best_epoch`).
+        final: metrics of the data's final split, if it has one, and the "epoch" chosen for it.
     """
 
     metrics: dict[str, float]
@@ -79,18 +82,23 @@ class FitResult:
     checkpoint: str
     epochs_now: int
     best_checkpoint: str = ""
+    final: dict[str, float] | None = None
 
 
-def cache_data(experiment: Experiment) -> CachedData:
-    """Reads both splits once, in parallel; every fault of the data shows here, before anything is
+def cache_data(
+    experiment: Experiment, final_split: Literal["val", "test"] | None = None
+) -> CachedData:
+    """Reads the splits once, in parallel; every fault of the data shows here, before anything is
     trained."""
     from repmtl_ray.data.cache import CachedSplit, hold_streams
     from repmtl_ray.data.sources import open_streams
 
-    train = hold_streams(open_streams(experiment.data, "train"))
-    kept = train.num_bytes if isinstance(train, CachedSplit) else 0
-    streams = open_streams(experiment.data, experiment.data.eval_split)
-    return CachedData(train=train, evaluation=hold_streams(streams, taken=kept))
+    held: list[HeldSplit] = []
+    for split in ("train", experiment.data.eval_split, final_split):
+        if split is not None:
+            kept = sum(part.num_bytes for part in held if isinstance(part, CachedSplit))
+            held.append(hold_streams(open_streams(experiment.data, split), taken=kept))
+    return CachedData(train=held[0], evaluation=held[1], final=held[2] if len(held) > 2 else None)
 
 
 def preflight(experiment: Experiment, placement: Placement) -> None:
@@ -204,7 +212,7 @@ def train(
         callbacks: Ray Train callbacks; they see every epoch's metrics and its "checkpoint_path".
     """
     folder = f"{storage}/{name}"
-    done = finished(folder, experiment, data.fingerprint)
+    done = finished(folder, experiment, data)
     if done is not None:
         return done
     use_gpu = placement.gpus_per_worker > 0
@@ -248,23 +256,27 @@ def train(
         checkpoint=outcome["checkpoint"],
         best_checkpoint=outcome["best_checkpoint"],
         epochs_now=outcome["epochs_now"],
+        final=outcome["final"],
     )
 
 
-def finished(folder: str, experiment: Experiment, fingerprint: str) -> FitResult | None:
+def finished(folder: str, experiment: Experiment, data: CachedData) -> FitResult | None:
     """The result of a run that had ended before, without starting anything; None if it had not.
 
     Args:
         folder: of the run.
         experiment: that it is known to belong to.
-        fingerprint: of the samples.
+        data: its samples.
     """
     keeper = Keeper(folder)
     newest = keeper.newest()
     if newest is None:
         return None
     marker = read_marker(newest)
-    if marker.epochs_done < experiment.epochs or marker.data != fingerprint:
+    if marker.epochs_done < experiment.epochs or marker.data != data.fingerprint:
+        return None
+    final = None if data.final is None else read_final(folder)
+    if data.final is not None and final is None:
         return None
     return FitResult(
         metrics=marker.history[-1],
@@ -272,6 +284,7 @@ def finished(folder: str, experiment: Experiment, fingerprint: str) -> FitResult
         checkpoint=newest,
         best_checkpoint=keeper.best() or newest,
         epochs_now=0,
+        final=final,
     )
 
 
@@ -279,8 +292,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
     from ray.train.torch import get_device
 
+    from repmtl_ray import final, loop
     from repmtl_ray import guard as guards
-    from repmtl_ray import loop
 
     experiment = from_dict(Experiment, config["experiment"])
     data: CachedData = config["data"]
@@ -303,7 +316,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         resume_from = guard.start()
         if resume_from is not None:
             _report_again(read_marker(resume_from).history, resume_from)
-        _, progress = loop.run(
+        parts, progress = loop.run(
             experiment,
             train=_split(data.train),
             evaluation=_split(data.evaluation),
@@ -314,11 +327,24 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             workers=workers,
             device=get_device(),
         )
+        best = guard.best()
+        final_metrics = None
+        if data.final is not None:
+            final_metrics = final.evaluate_best(
+                experiment,
+                parts.model,
+                _split(data.final),
+                directory=config["directory"],
+                best=best,
+                workers=workers,
+                device=get_device(),
+            )
         return {
             "history": progress.history,
             "epochs_now": epochs_now,
             "checkpoint": guard.checkpoint,
-            "best_checkpoint": guard.keeper.best() if workers.rank == 0 else None,
+            "best_checkpoint": best,
+            "final": final_metrics,
         }
 
     try:  # what every worker finds alike, and would find again after a restart, is an outcome

@@ -148,6 +148,21 @@ def results_of(grid: ray_tune.ResultGrid) -> list[Any]:
     return [grid[index] for index in range(len(grid))]
 
 
+def histories_of(grid: ray_tune.ResultGrid) -> dict[str, list[dict[str, float]]]:
+    """By trial id, the metrics of every epoch; of one reported twice, after a restart, the last."""
+    found = {}
+    for result in results_of(grid):
+        table = result.metrics_dataframe
+        if table is not None and "epoch" in table and result.metrics:
+            rows = table.drop_duplicates("epoch", keep="last").sort_values("epoch")
+            names = [name for name in rows if "/" in name or name == "epoch"]
+            found[result.metrics.get("trial_id", "")] = [
+                {str(name): float(value) for name, value in row.dropna().items()}
+                for _, row in rows[names].select_dtypes("number").iterrows()
+            ]
+    return found
+
+
 def reason(error: BaseException) -> str:
     """The user's error in one line, without Ray's wrapping."""
     while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):

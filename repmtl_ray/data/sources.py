@@ -5,6 +5,7 @@ Owns the choice of the source and of its form; reading is in the modules that it
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +14,7 @@ from repmtl_ray.data import (
     cityscapes,
     cityscapes_files,
     dense,
+    holdout,
     mirrors,
     npy_layout,
     nyuv2,
@@ -46,7 +48,7 @@ _DENSE = {
 }
 
 
-def open_streams(data: DataConfig, split: Split) -> tuple[Stream, ...]:
+def open_streams(data: DataConfig, split: Split | Literal["holdout"]) -> tuple[Stream, ...]:
     """The streams of one split, after every check that listings and file headers allow.
 
     Scenes are rendered on first use, which takes minutes at the full size. What is in a file is
@@ -56,6 +58,11 @@ def open_streams(data: DataConfig, split: Split) -> tuple[Stream, ...]:
         ValueError: data that is missing or not as it should be: which file, what was found, what to
             do.
     """
+    if data.holdout > 0 and split in ("train", "holdout"):
+        whole = open_streams(dataclasses.replace(data, holdout=0.0, eval_split="val"), "train")
+        return holdout.cut(whole, split == "holdout", fraction=data.holdout, seed=data.holdout_seed)
+    if split == "holdout":
+        raise ValueError("data.holdout is 0: there is no split 'holdout'; give it a fraction.")
     size = None if data.height is None or data.width is None else (data.height, data.width)
     if _in_shards(data):
         which_streams = None if data.name in _DENSE else data.domains

@@ -31,18 +31,23 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
         *("data.augment", "data.batches", "data.pairing", "data.streamed", "data.cache"),
         *("data.manifest", "data.shards", "data.contract", "data.prepare", "data.custom"),
+        *("data.holdout", "methods", "protocols"),
     ),
     2: ("policies", "policies.*"),
-    3: ("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
+    3: (
+        *("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
+        *("final", "powerlaw", "timing"),
+    ),
     4: ("cluster", "guard", "train"),
-    5: ("asha", "baseline", "progress", "search", "space", "trial"),
-    6: ("cli",),
+    5: ("asha", "baseline", "benchmark", "progress", "search", "space", "trial"),
+    6: ("cli", "cli_benchmark"),
 }
 """A module imports from its own floor and those below. `repmtl_ray` itself only hands out names."""
 
 RAY = {
     "asha",
     "baseline",
+    "benchmark",
     "cluster",
     "data.cache",
     "data.prepare",
@@ -141,7 +146,9 @@ def test_ray_is_used_where_runs_are_placed_and_samples_cached_and_nowhere_else()
 
 def test_ray_train_tune_and_data_have_one_user_each():
     assert users_of("ray.train") == {"train"}
-    assert users_of("ray.tune") == {"baseline", "progress", "search", "space", "trial"}
+    assert users_of("ray.tune") == {
+        *("baseline", "benchmark", "progress", "search", "space", "trial")
+    }
     assert users_of("ray.data") == {"data.cache"}
 
 

@@ -106,6 +106,12 @@ def test_paths_of_the_repository_exist(document):
         assert (ROOT / path).exists(), f"{label(document)} mentions {path}"
 
 
+PLACEMENT = (
+    *("--workers", "--cpus-per-worker", "--gpus-per-worker", "--max-concurrent", "--storage"),
+)
+"""Those of `cli.placement_options`, which other recipes have too."""
+
+
 def options_of(recipe: Path) -> set[str]:
     """Every option in a recipe's source, with those that searches share."""
     text = recipe.read_text()
@@ -113,6 +119,9 @@ def options_of(recipe: Path) -> set[str]:
         text += (ROOT / "repmtl_ray" / "cli.py").read_text()
     for helper in re.findall(r"cli\.(add_\w+)\(", text):
         text += inspect.getsource(getattr(cli, helper))
+    if "cli_benchmark" in text:
+        text += (ROOT / "repmtl_ray" / "cli_benchmark.py").read_text()
+        text += "".join(f'"{option}"' for option in PLACEMENT)
     return set(re.findall(r'"(--[a-z][a-z-]+)"', text))
 
 

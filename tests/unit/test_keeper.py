@@ -18,10 +18,10 @@ class KilledError(Exception):
     pass
 
 
-def saving(epochs_done, step_in_epoch=0, losses=(), step=None):
-    """What `Keeper.write` is given, for a small state; `losses`, of every epoch done."""
+def saving(epochs_done, step_in_epoch=0, errors=(), step=None):
+    """What `Keeper.write` is given, for a small state; `errors`, of every epoch done."""
     files = {"state.pt": STATE, "experiment.json": b"{}"}
-    history = [{"depth/loss": loss} for loss in losses or [1.0] * epochs_done]
+    history = [{"depth/abs_error": error} for error in errors or [1.0] * epochs_done]
     at = {
         "epochs_done": epochs_done,
         "step_in_epoch": step_in_epoch,
@@ -45,22 +45,14 @@ def places(folder):
 
 def test_the_last_two_and_the_best_stay(tmp_path):
     found = Keeper(str(tmp_path))
-    losses = [0.9, 0.5, 0.7, 0.6, 0.8]
+    errors = [0.9, 0.5, 0.7, 0.6, 0.8]
     for epoch in range(1, 6):
-        found.write(**saving(epoch, losses=losses[:epoch]))
-        found.write(**saving(epoch, 2, losses=losses[:epoch]))
+        found.write(**saving(epoch, errors=errors[:epoch]))
+        found.write(**saving(epoch, 2, errors=errors[:epoch]))
     assert places(tmp_path) == [(2, 0), (5, 0), (5, 2)]
     assert found.best().startswith(f"{tmp_path}/checkpoint_000002_00000000")
     assert Keeper(str(tmp_path)).best() == found.best(), "also for a new process"
     assert Keeper(str(tmp_path)).newest().startswith(f"{tmp_path}/checkpoint_000005_00000002")
-
-
-def test_delta_p_decides_which_epoch_is_best_where_it_is_known():
-    worse = {"depth/loss": 0.1, "delta_p_task": -3.0}
-    assert keeper.score(worse) == -3.0
-    assert keeper.score({"a/loss": 0.5, "b/loss": 8.0, "a/train_loss": 9.0}) == pytest.approx(
-        -math.log(2.0)
-    )
 
 
 def cut(path):

@@ -499,6 +499,7 @@ def written(tmp_path, results, best):
         baseline=BASELINE,
         best=best,
         directory="/storage/tune-x",
+        experiment=BASE,
     )
     cli.write_results(found, tmp_path / "out", metrics=METRICS, title="scenes")
     return tmp_path / "out"
@@ -507,7 +508,7 @@ def written(tmp_path, results, best):
 def test_results_are_a_csv_a_table_a_picture_and_a_configuration(tmp_path, capsys):
     best = replace(BASE, {TSR: 0.3, POLICY: "GLS", "policy.arguments": {}})
     out = written(tmp_path, RESULTS, best)
-    names = {"results.csv", "results.md", "delta_p.png", "best.json"}
+    names = {"results.csv", "results.md", "delta_p.png", "best.json", "report.html"}
     assert {path.name for path in out.iterdir()} == names
     rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
     assert [row["policy"] for row in rows] == ["GLS", "DWA", "EW", "RLW", "UW", "UWW"]
@@ -815,6 +816,7 @@ def searches(monkeypatch, tmp_path):
             baseline=BASELINE,
             best=experiment,
             directory="/storage/name",
+            experiment=experiment,
         )
 
     monkeypatch.setattr(cli, "tune", tune)

@@ -1,0 +1,50 @@
+"""What a checkpoint's model sees in a few images: predictions, saliency, who owns which position.
+
+    python pipelines/pictures.py CHECKPOINT --out DIR
+    python pipelines/pictures.py CHECKPOINT --images 6 --split val --tensorboard LOGS
+
+Writes predictions.png, saliency.png (|S_t| of every task, the task distribution P, its entropy) and
+affinity.png (how alike the tasks' channel affinities are); with --tensorboard the same as images
+there (pip install "repmtl_ray[loggers]").
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from repmtl_ray import cli
+from repmtl_ray.report import figures
+from repmtl_ray.report.pictures import look
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="folder of a checkpoint")
+    parser.add_argument("--out", default="pictures", help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=4, help="how many; of each domain (default: %(default)s)"
+    )
+    parser.add_argument("--split", choices=("train", "val", "test"), help="default: the run's")
+    parser.add_argument("--data", metavar="DIR", help="the data, if not where the run had it")
+    parser.add_argument("--tensorboard", metavar="DIR", help="also write them as a TensorBoard log")
+    arguments = parser.parse_args()
+    seen = look(
+        arguments.checkpoint,
+        num_images=arguments.images,
+        split=arguments.split,
+        data_path=arguments.data,
+    )
+    cli.folder(arguments.out)
+    for path in figures.save(seen, arguments.out):
+        print(f"picture    {path}")
+    if arguments.tensorboard:
+        figures.log_tensorboard(seen, arguments.tensorboard)
+        print(
+            f"log        {arguments.tensorboard}; look: tensorboard --logdir {arguments.tensorboard}"
+        )
+
+
+if __name__ == "__main__":
+    cli.main(main)

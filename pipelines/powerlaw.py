@@ -1,0 +1,67 @@
+"""Power-law exponents of a checkpoint's encoder and heads (the paper's figures 3 to 6).
+
+    python pipelines/powerlaw.py CHECKPOINT [CHECKPOINT ...]
+
+By the library weightwatcher: pip install "repmtl_ray[analysis]". Several checkpoints, of EW and of
+Rep-MTL for example, are shown one after the other; they must be of the same model. Writes every
+layer's exponent to powerlaw.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+from repmtl_ray import cli
+from repmtl_ray.checkpoint import read_experiment
+from repmtl_ray.config import differences
+from repmtl_ray.powerlaw import of_checkpoint, text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINT", help="folder of a checkpoint"
+    )
+    parser.add_argument("--out", default="results", help="folder (default: %(default)s)")
+    arguments = parser.parse_args()
+    experiments = [read_experiment(directory) for directory in arguments.checkpoints]
+    for directory, experiment in zip(arguments.checkpoints, experiments, strict=True):
+        if experiment.model != experiments[0].model:
+            raise ValueError(
+                f"checkpoint {directory} is of another configuration than {arguments.checkpoints[0]}: "
+                f"model {differences(experiments[0].model, experiment.model)}; their exponents are not compared."
+            )
+    out = cli.folder(arguments.out)
+    rows = []
+    for directory, experiment in zip(arguments.checkpoints, experiments, strict=True):
+        parts = of_checkpoint(directory)
+        losses = "log losses" if experiment.policy.log_losses else "plain losses"
+        print(f"{directory} ({experiment.policy.name}, {losses})\n{text(parts)}\n")
+        for part in parts:
+            for layer in part.layers:
+                rows.append(
+                    [
+                        directory,
+                        part.name,
+                        layer.name,
+                        layer.exponent,
+                        layer.num_eigenvalues,
+                        layer.distance,
+                    ]
+                )
+    with (out / "powerlaw.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["checkpoint", "part", "layer", "exponent", "num_eigenvalues", "distance"])
+        writer.writerows(rows)
+    print(f"layers     {out / 'powerlaw.csv'}")
+
+
+if __name__ == "__main__":
+    # Where weightwatcher would take this file for the library powerlaw.
+    sys.path.remove(str(Path(__file__).resolve().parent))
+    cli.main(main)
