@@ -18,6 +18,7 @@ from repmtl_ray.data import (
     nyuv2,
     nyuv2_mat,
     office,
+    rooms,
     street_scenes,
 )
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
@@ -142,7 +143,8 @@ def form_of(data: DataConfig) -> str:
 def _rendered(data: DataConfig, size: tuple[int, int]) -> Path:
     assert data.num_train is not None, "DataConfig fills it in"
     assert data.num_val is not None, "DataConfig fills it in"
-    return street_scenes.cached(
+    cached = street_scenes.cached if data.name == "cityscapes" else rooms.cached
+    return cached(
         num_train=data.num_train,
         num_val=data.num_val,
         height=size[0],
