@@ -81,10 +81,11 @@ def cache_data(experiment: Experiment) -> CachedData:
     from repmtl_ray.data.cache import cache_streams
     from repmtl_ray.data.sources import open_streams
 
-    return CachedData(
-        train=cache_streams(open_streams(experiment.data, "train")),
-        evaluation=cache_streams(open_streams(experiment.data, experiment.data.eval_split)),
-    )
+    train = open_streams(experiment.data, "train")
+    evaluation = open_streams(experiment.data, experiment.data.eval_split)
+    for note in dict.fromkeys(note for stream in (*train, *evaluation) for note in stream.notes):
+        print(f"note: {note}", flush=True)
+    return CachedData(train=cache_streams(train), evaluation=cache_streams(evaluation))
 
 
 def preflight(experiment: Experiment, placement: Placement) -> None:

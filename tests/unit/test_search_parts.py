@@ -914,7 +914,9 @@ def test_office_searches_its_domains(monkeypatch, searches, capsys):
 
 
 def test_office_home_has_its_own_domains(monkeypatch, searches, capsys):
-    run_recipe(monkeypatch, tune_office31, *["--data", "/d", "--set", "office_home", "--pairing", "class"])
+    run_recipe(
+        monkeypatch, tune_office31, *["--data", "/d", "--set", "office_home", "--pairing", "class"]
+    )
     data = searches[0][0].data
     assert (data.name, data.pairing) == ("office_home", "class")
     assert data.domains == ("Art", "Clipart", "Product", "Real_World")
