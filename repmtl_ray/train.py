@@ -94,10 +94,15 @@ def cache_data(
     from repmtl_ray.data.sources import open_streams
 
     held: list[HeldSplit] = []
+    notes: dict[str, None] = {}
     for split in ("train", experiment.data.eval_split, final_split):
         if split is not None:
+            streams = open_streams(experiment.data, split)
+            notes.update(dict.fromkeys(note for stream in streams for note in stream.notes))
             kept = sum(part.num_bytes for part in held if isinstance(part, CachedSplit))
-            held.append(hold_streams(open_streams(experiment.data, split), taken=kept))
+            held.append(hold_streams(streams, taken=kept))
+    for note in notes:
+        print(f"note: {note}", flush=True)
     return CachedData(train=held[0], evaluation=held[1], final=held[2] if len(held) > 2 else None)
 
 
