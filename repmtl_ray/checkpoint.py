@@ -149,7 +149,7 @@ def load(
         parts.policy.load_state_dict(state["policy"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"checkpoint {directory} does not fit the experiment that it names: {error}. It was changed after it was written, "
+            f"checkpoint {directory} does not fit the experiment that it names: {brief(error)}. It was changed after it was written, "
             "or by another version."
         ) from error
     return progress
@@ -200,3 +200,9 @@ def read_experiment(directory: str | Path) -> Experiment:
         raise ValueError(
             f"checkpoint {directory}/{EXPERIMENT_FILE} does not describe an experiment of this version: {error}"
         ) from error
+
+
+def brief(error: BaseException) -> str:
+    """The beginning of another library's message, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "..."

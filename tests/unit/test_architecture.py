@@ -21,7 +21,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data.augment", "data.batches", "data.cache"),
     ),
     2: ("policies", "policies.*"),
-    3: ("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
+    3: ("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "export", "report", "report.*"),
     4: ("cluster", "guard", "train"),
     5: ("asha", "baseline", "progress", "search", "space", "trial"),
     6: ("cli",),
@@ -127,8 +127,8 @@ def test_ray_is_used_where_runs_are_placed_and_samples_cached_and_nowhere_else()
 
 
 def test_ray_train_tune_and_data_have_one_user_each():
-    assert users_of("ray.train") == {"train"}
-    assert users_of("ray.tune") == {"baseline", "progress", "search", "space", "trial"}
+    assert users_of("ray.train") == {"guard", "train"}
+    assert users_of("ray.tune") == {"asha", "baseline", "progress", "search", "space", "trial"}
     assert users_of("ray.data") == {"data.cache"}
 
 
