@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("start-up", "step", "evaluation", "checkpoint", "torn checkpoint", "full disk")
+WORK = ("step", "evaluating")
 FULL_AT_BYTES = 200_000  # less than any checkpoint here, more than a log file
 
 
@@ -37,8 +38,8 @@ def plan_faults(folder: str | Path, faults: Sequence[Mapping[str, Any]]) -> None
 
 
 def events_of(folder: str | Path) -> list[dict[str, Any]]:
-    """What was logged, in order: "event" ("step" of the first worker, or a fault's kind), "at",
-    "time" (seconds)."""
+    """What was logged, in order: "event" ("step" or "evaluating" of the first worker as they
+    begin, or a fault's kind), "at" (the step), "time" (seconds)."""
     lines = (Path(f"{folder}.faults") / "events.jsonl").read_text().splitlines()
     return sorted((json.loads(line) for line in lines), key=lambda event: event["time"])
 
@@ -112,6 +113,9 @@ def _arm(folder: Path) -> None:
         return step(self, batch, global_step=global_step)
 
     def faulty_evaluate(*arguments: Any) -> dict[str, float]:
+        now["step"] = arguments[-1]
+        if rank == 0:
+            log_event(folder, "evaluating", now["step"])
         found = evaluate(*arguments)
         if armed("evaluation", now["step"]):
             die()

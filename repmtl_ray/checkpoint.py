@@ -151,7 +151,7 @@ def load(
         parts.policy.load_state_dict(state["policy"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"checkpoint {directory} does not fit the experiment that it names: {error}. It was changed after it was written, "
+            f"checkpoint {directory} does not fit the experiment that it names: {brief(error)}. It was changed after it was written, "
             "or by another version."
         ) from error
     return progress
@@ -224,6 +224,12 @@ def read_model(directory: str | Path) -> MultiTaskModel:
     except RuntimeError as error:
         raise ValueError(
             f"checkpoint {directory} holds the weights of another configuration than its "
-            f"{EXPERIMENT_FILE} describes: {' '.join(str(error).split())[:300]}"
+            f"{EXPERIMENT_FILE} describes: {brief(error)}"
         ) from error
     return model.eval()
+
+
+def brief(error: BaseException) -> str:
+    """The beginning of another library's message, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "..."

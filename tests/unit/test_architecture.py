@@ -38,7 +38,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("policies", "policies.*"),
     3: (
         *("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
-        *("final", "powerlaw", "timing"),
+        *("export", "final", "powerlaw", "timing"),
     ),
     4: ("cluster", "guard", "train"),
     5: ("asha", "baseline", "benchmark", "progress", "search", "space", "trial"),
@@ -147,9 +147,9 @@ def test_ray_is_used_where_runs_are_placed_and_samples_cached_and_nowhere_else()
 
 
 def test_ray_train_tune_and_data_have_one_user_each():
-    assert users_of("ray.train") == {"train"}
+    assert users_of("ray.train") == {"guard", "train"}
     assert users_of("ray.tune") == {
-        *("baseline", "benchmark", "progress", "search", "space", "trial")
+        *("asha", "baseline", "benchmark", "progress", "search", "space", "trial")
     }
     assert users_of("ray.data") == {"data.cache"}
 
