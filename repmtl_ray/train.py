@@ -22,7 +22,7 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from repmtl_ray import cluster, collectives
+from repmtl_ray import alike, cluster, collectives
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import (
     Experiment,
@@ -145,6 +145,7 @@ def fit(
     preflight(experiment, placement)
     root, name = absolute(storage), name or fresh_name("fit", experiment)
     claim(f"{root}/{name}", experiment)
+    alike.check_nodes(f"{root}/{name}")
     return train(
         experiment,
         cache_data(experiment),
@@ -208,6 +209,7 @@ def train(
             "experiment": to_dict(experiment),
             "data": data,
             "baseline": None if baseline is None else dict(baseline),
+            "word": alike.leave_word(f"{storage}/{name}"),
         },
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers, use_gpu=use_gpu, resources_per_worker=resources
@@ -247,6 +249,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     data: CachedData = config["data"]
     workers = collectives.current()
     baseline = config["baseline"]
+    problem = alike.problem_of_any(alike.problem_here(config["word"]), workers, get_device())
+    if problem:
+        return {"error": problem}
 
     epochs_now = 0
 

@@ -5,11 +5,12 @@ Owns the choice of the source; reading is in `cityscapes`, `office` and `street_
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repmtl_ray.config import DataConfig
-from repmtl_ray.data import cityscapes, office, street_scenes
+from repmtl_ray.data import cityscapes, office, rendered, street_scenes
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def open_streams(data: DataConfig, split: Literal["train", "val", "test"]) -> tu
         width=width,
         seed=data.scene_seed,
     )
-    return (cityscapes.open_split(root, split, size=None),)
+    read = partial(cityscapes.open_split, split=split, size=None)
+    seed = data.scene_seed
+    return (rendered.on_any_node(root, split, read, seed=seed, height=height, width=width),)
 
 
 def tasks_of(data: DataConfig) -> tuple[Task, ...]:

@@ -242,10 +242,30 @@ def _is_complete(root: Path, parameters: dict[str, int]) -> bool:
     return True
 
 
+def write_alone(root: Path, split: str, number: int, *, seed: int, height: int, width: int) -> None:
+    """One scene of a data set as frame 0 of an otherwise empty folder.
+
+    Args:
+        root: made if it is absent.
+        split: "train" or "val".
+        number: of the scene in the split of the whole data set.
+        seed, height, width: as in `write`.
+    """
+    for column, values in _scene(split, number, seed=seed, height=height, width=width).items():
+        (root / split / column).mkdir(parents=True)
+        np.save(root / split / column / "0.npy", values)
+
+
+def _scene(
+    split: str, number: int, *, seed: int, height: int, width: int
+) -> dict[str, NDArray[Any]]:
+    offset = VAL_OFFSET if split == "val" else 0
+    return render(seed, offset + number, height=height, width=width)
+
+
 def _write_scene(draft: Path, job: tuple[str, int], *, seed: int, height: int, width: int) -> None:
     split, number = job
-    offset = VAL_OFFSET if split == "val" else 0
-    for column, values in render(seed, offset + number, height=height, width=width).items():
+    for column, values in _scene(split, number, seed=seed, height=height, width=width).items():
         np.save(draft / split / column / f"{number}.npy", values)
 
 

@@ -18,17 +18,27 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("batch_norm", "encoders", "heads", "models"),
         *("data", "data.npy", "data.cityscapes", "data.office", "data.sources"),
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
-        *("data.augment", "data.batches", "data.cache"),
+        *("data.augment", "data.batches", "data.cache", "data.rendered"),
     ),
     2: ("policies", "policies.*"),
     3: ("cut", "step", "evaluate", "checkpoint", "loop", "report", "report.*"),
-    4: ("cluster", "train"),
+    4: ("alike", "cluster", "train"),
     5: ("baseline", "progress", "search", "space", "trial"),
     6: ("cli",),
 }
 """A module imports from its own floor and those below. `repmtl_ray` itself only hands out names."""
 
-RAY = {"baseline", "cluster", "data.cache", "progress", "search", "space", "train", "trial"}
+RAY = {
+    "alike",
+    "baseline",
+    "cluster",
+    "data.cache",
+    "progress",
+    "search",
+    "space",
+    "train",
+    "trial",
+}
 LONGEST = 400
 LOOKED_AT: dict[str, int] = {}
 """Longer ones that somebody looked at again and left whole: lines that each may have."""
