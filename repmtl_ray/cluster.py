@@ -1,7 +1,7 @@
 """Joining or starting Ray, and what the cluster has.
 
-Owns the settings that Ray 2.60 needs for our runs not to hang, and the check that a request fits.
-Imports Ray, nothing of torch.
+Owns the settings that Ray 2.60 needs for our runs not to hang, the check that a request fits, and
+what is said of a cluster that cannot be joined or does not grow. Imports Ray, nothing of torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +34,14 @@ LOCAL_ENVIRONMENT = {
 """Set where the user has not: Ray reads them in the driver and passes them on."""
 
 
+REACH_S = 5.0
+"""A head that does not take a connection for so long is out of reach."""
+MOST_NODES = 1000
+"""Counted for a node type without a limit."""
+FAILURE_SHOWN_S = 600.0
+"""For how long a machine that could not be started is spoken of."""
+
+
 def connect(*, num_cpus: int | None = None) -> None:
     """Joins the Ray cluster that RAY_ADDRESS names or this machine is part of, or starts a local
     one.
@@ -39,6 +50,10 @@ def connect(*, num_cpus: int | None = None) -> None:
 
     Args:
         num_cpus: logical CPUs of a cluster started here; None takes the machine's.
+
+    Raises:
+        ValueError: the cluster that RAY_ADDRESS names does not answer, or runs another Ray or
+            Python.
 
     A local cluster gets the dashboard (on loopback): without its HTTP server, Ray 2.60 never cleans
     up after a trial that Tune stops early, and the next one waits for ever (Ray issue 54305).
@@ -50,16 +65,17 @@ def connect(*, num_cpus: int | None = None) -> None:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     wanted = os.environ.get("RAY_ADDRESS", "auto")
+    _check_address(wanted)
     try:
         if wanted == "local":
             raise ConnectionError("a local Ray was asked for")
         ray.init(address=wanted, **quiet)
         if GROUP_START_TIMEOUT not in user_set:
             os.environ[GROUP_START_TIMEOUT] = "900"  # an autoscaler's nodes take minutes to come
-        print(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}", flush=True)
-    except ConnectionError:
+        print(f"joined the Ray cluster at {_described()}", flush=True)
+    except ConnectionError as error:
         if wanted not in ("auto", "local"):
-            raise
+            raise _unreachable(wanted, str(error)) from error
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -68,6 +84,45 @@ def connect(*, num_cpus: int | None = None) -> None:
             **quiet,
         )
         print(f"started a local Ray with {available().cpus:g} CPUs", flush=True)
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise ValueError(
+            f"the cluster at {wanted} runs other versions than this process: "
+            f"{' '.join(str(error).split())} Run the recipe on the cluster (`ray submit`, `ray job submit`), or "
+            "install its versions here."
+        ) from error
+
+
+def _check_address(wanted: str) -> None:
+    """Finds in a second what Ray would try for a minute."""
+    if wanted in ("auto", "local"):
+        return
+    if "://" in wanted:
+        raise ValueError(
+            f"RAY_ADDRESS is {wanted}; a recipe joins a cluster from one of its machines (RAY_ADDRESS=auto or host:port). From "
+            "outside: `ray submit ray_cluster.yaml pipelines/...` or `ray job submit`."
+        )
+    host, _, port = wanted.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"RAY_ADDRESS is {wanted}; expected auto, local or host:port.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise _unreachable(wanted, str(error)) from error
+
+
+def _unreachable(wanted: str, found: str) -> ValueError:
+    return ValueError(
+        f"no Ray cluster answers at RAY_ADDRESS={wanted} ({' '.join(found.split())}); start it (`ray up "
+        "ray_cluster.yaml`), correct the address, or unset RAY_ADDRESS to run on this machine."
+    )
+
+
+def _described() -> str:
+    has, can = available(), reachable()
+    text = f"{ray.get_runtime_context().gcs_address}: {len(nodes())} nodes with {has}"
+    return f"{text}, which may grow to {can}" if can != has else text
 
 
 @dataclass(frozen=True)
@@ -77,27 +132,87 @@ class Available:
     cpus: float
     gpus: float
 
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
 
 def available() -> Available:
     resources = ray.cluster_resources()
     return Available(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
+def _total(nodes: Iterable[Available]) -> Available:
+    nodes = list(nodes)
+    return Available(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes))
+
+
 def nodes() -> list[Available]:
     """What each node has."""
-    return [
-        Available(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()
-        if node["Alive"]
+    return [_of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _of(resources: Any) -> Available:
+    return Available(float(resources.get("CPU", 0)), float(resources.get("GPU", 0)))
+
+
+def allowed_nodes() -> list[Available]:
+    """What each node would have once an autoscaler has added all that its file allows; none without
+    an autoscaler."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    added = [
+        _of(group.resources)
+        for group in groups
+        if group.resources
+        for _ in range(group.max_count if group.max_count >= 0 else MOST_NODES)
     ]
+    if not added:
+        return []
+    heads = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [_of(head) for head in heads if "node:__internal_head__" in head] + added
 
 
 def reachable() -> Available:
-    """What the nodes have, or would have once an autoscaler has added all that its file allows."""
-    from ray._private.state import state
+    """What the nodes have together, or would have once an autoscaler has added all it may."""
+    has, grown = available(), _total(allowed_nodes())
+    return Available(max(has.cpus, grown.cpus), max(has.gpus, grown.gpus))
 
-    has, allowed = available(), state.get_max_resources_from_cluster_config() or {}
-    return Available(max(has.cpus, allowed.get("CPU", 0)), max(has.gpus, allowed.get("GPU", 0)))
+
+def has_other_nodes() -> bool:
+    """Whether workers may be on another node than this process, now or later."""
+    return len(nodes()) > 1 or bool(allowed_nodes())
+
+
+def address_of(node: str) -> str:
+    """The network address of a node, by its id."""
+    found = [entry["NodeManagerAddress"] for entry in ray.nodes() if entry["NodeID"] == node]
+    return found[0] if found else node
+
+
+def waiting_for() -> str:
+    """What the autoscaler is waiting for, or could not get, in words; empty if nothing."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    coming: dict[str, int] = {}
+    for launch in status.pending_launches:
+        kind = launch.ray_node_type_name
+        coming[kind] = coming.get(kind, 0) + launch.count
+    for node in status.pending_nodes:
+        coming[node.ray_node_type_name] = coming.get(node.ray_node_type_name, 0) + 1
+    said = [f"waiting for {count} {kind}" for kind, count in coming.items()]
+    failed = {
+        launch.ray_node_type_name: " ".join(str(launch.details).split())[:300]
+        for launch in status.failed_launches
+        if time.time() - (launch.failed_ts_s or 0) < FAILURE_SHOWN_S
+    }
+    said += [
+        f"{kind} could not be started: {details} (quota, capacity or rights: docs/cluster.md)"
+        for kind, details in failed.items()
+    ]
+    return "; ".join(said)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +224,9 @@ class Placement:
             numbers, least and most: as many as the cluster has room for, which may change in
             mid-run.
         cpus_per_worker: logical CPUs that Ray reserves for each.
-        gpus_per_worker: 0 trains on the CPU.
+        gpus_per_worker: 0 trains on the CPU. A fraction (0.25) lets several trials share a GPU, for
+            models too small to fill one; each needs its part of the GPU's memory, which nobody
+            enforces.
     """
 
     num_workers: int | tuple[int, int] = 1
@@ -125,6 +242,15 @@ class Placement:
             raise ValueError(
                 f"a worker asks for {self.cpus_per_worker} CPUs and {self.gpus_per_worker} GPUs; expected more than 0 and at "
                 "least 0."
+            )
+        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker:g}; expected a whole number, or a part of one GPU."
+            )
+        if 0 < self.gpus_per_worker < 1 and self.num_workers != 1:
+            raise ValueError(
+                f"gpus_per_worker is {self.gpus_per_worker:g} with {self.num_workers} workers; workers of one run cannot share a "
+                "GPU (NCCL refuses): take one worker, or a whole GPU for each."
             )
 
     @property
@@ -180,12 +306,18 @@ class Placement:
 
     def concurrent(self) -> int:
         """How many such runs the cluster can hold at once, nodes to come included."""
-        workers = sum(self._workers_on(node) for node in nodes())
-        grown = reachable()
-        if grown != available():
-            workers = max(workers, self._workers_on(grown))
+        workers = max(self.workers_on(nodes()), self.workers_on(allowed_nodes()))
         return max(workers // self.most, int(workers >= self.least))
 
+    def workers_on(self, nodes: Iterable[Available]) -> int:
+        """How many workers fit on these nodes; each needs all it asks for on one of them."""
+        return sum(self._workers_on(node) for node in nodes)
+
     def _workers_on(self, has: Available) -> int:
-        fits = int(has.cpus // self.cpus_per_worker)
-        return min(fits, int(has.gpus // self.gpus_per_worker)) if self.gpus_per_worker else fits
+        fits = _times(has.cpus, self.cpus_per_worker)
+        return min(fits, _times(has.gpus, self.gpus_per_worker)) if self.gpus_per_worker else fits
+
+
+def _times(has: float, part: float) -> int:
+    """How often a part goes into what there is; ten tenths make a whole, as Ray counts."""
+    return int(has / part + 1e-6)

@@ -11,6 +11,8 @@ from typing import Any
 
 from ray.tune import Callback
 
+from repmtl_ray import cluster
+
 HEARTBEAT_S = 15.0
 SHORT_NAMES = {
     "policy.name": "policy",
@@ -64,7 +66,8 @@ class Progress(Callback):
         if self.running and now - self.last_beat > HEARTBEAT_S:
             self.last_beat = now
             epochs = ", ".join(f"{epoch}/{self.epochs}" for epoch in self.running.values())
-            self._print(f"running at epoch {epochs}")
+            waiting = cluster.waiting_for() if 0 in self.running.values() else ""
+            self._print(f"running at epoch {epochs}" + (f"; {waiting}" if waiting else ""))
 
     def _ended(self, trial: Any, outcome: str) -> None:
         self.running.pop(trial.trial_id, None)

@@ -16,7 +16,7 @@ from ray import tune as ray_tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 import repmtl_ray
-from repmtl_ray import cluster, storage
+from repmtl_ray import alike, cluster, storage
 from repmtl_ray.baseline import single_task_baseline
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
@@ -123,6 +123,7 @@ def tune(
     directory = f"{root}/{name}"
     _check_name(directory, resume)
     claim(directory, experiment)
+    alike.check_nodes(directory)
     print(f"search {name} in {root}", flush=True)
     data = cache_data(experiment)
     room = max(1, placement.concurrent())

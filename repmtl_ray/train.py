@@ -23,7 +23,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from repmtl_ray import cluster, collectives
+from repmtl_ray import alike, cluster, collectives
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import (
     Experiment,
@@ -161,6 +161,7 @@ def fit(
     preflight(experiment, placement)
     root, name = absolute(storage), name or fresh_name("fit", experiment)
     claim(f"{root}/{name}", experiment)
+    alike.check_nodes(f"{root}/{name}")
     return train(
         experiment,
         cache_data(experiment),
@@ -232,6 +233,7 @@ def train(
             "baseline": None if baseline is None else dict(baseline),
             "directory": folder,
             "checkpoints": checkpoints or Checkpoints(),
+            "word": alike.leave_word(folder),
         },
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers,  # type: ignore[arg-type]  # annotated as Train V1's
@@ -304,6 +306,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     data: CachedData = config["data"]
     workers = collectives.current()
     baseline = config["baseline"]
+    problem = alike.problem_of_any(alike.problem_here(config["word"]), workers, get_device())
+    if problem:
+        return {"error": problem, "notes": []}
     guard = guards.Guard(config["directory"], config["checkpoints"], workers)
     epochs_now = 0
 

@@ -24,6 +24,9 @@ VAL_OFFSET = 2**31
 PARAMETERS = "scenes.json"
 """What was rendered; written last, so its presence means complete."""
 
+Render = Callable[..., dict[str, NDArray[Any]]]
+"""(seed, index, height=, width=) to one scene by column; picklable."""
+
 
 class Rendering(NamedTuple):
     """A series of scenes.
@@ -31,13 +34,13 @@ class Rendering(NamedTuple):
     Attributes:
         title: begins error messages.
         columns: names of folders in {train,val}.
-        render: (seed, index, height=, width=) to one scene by column; picklable.
+        render: makes one scene.
         version: of the renderer.
     """
 
     title: str
     columns: tuple[str, ...]
-    render: Callable[..., dict[str, NDArray[Any]]]
+    render: Render
     version: int
 
 
@@ -169,18 +172,37 @@ def _is_complete(rendering: Rendering, root: Path, parameters: Mapping[str, int]
     return True
 
 
+def write_alone(
+    render: Render, root: Path, split: str, number: int, *, seed: int, height: int, width: int
+) -> None:
+    """One scene of a data set as frame 0 of an otherwise empty folder.
+
+    Args:
+        render: as in `Rendering`.
+        root: made if it is absent.
+        split: "train" or "val".
+        number: of the scene in the split of the whole data set.
+        seed, height, width: as in `write`.
+    """
+    scene = _scene(render, split, number, seed=seed, height=height, width=width)
+    for column, values in scene.items():
+        (root / split / column).mkdir(parents=True)
+        np.save(root / split / column / "0.npy", values)
+
+
+def _scene(
+    render: Render, split: str, number: int, *, seed: int, height: int, width: int
+) -> dict[str, NDArray[Any]]:
+    offset = VAL_OFFSET if split == "val" else 0
+    return render(seed, offset + number, height=height, width=width)
+
+
 def _write_scene(
-    render: Callable[..., dict[str, NDArray[Any]]],
-    draft: Path,
-    job: tuple[str, int],
-    *,
-    seed: int,
-    height: int,
-    width: int,
+    render: Render, draft: Path, job: tuple[str, int], *, seed: int, height: int, width: int
 ) -> None:
     split, number = job
-    offset = VAL_OFFSET if split == "val" else 0
-    for column, values in render(seed, offset + number, height=height, width=width).items():
+    scene = _scene(render, split, number, seed=seed, height=height, width=width)
+    for column, values in scene.items():
         np.save(draft / split / column / f"{number}.npy", values)
 
 

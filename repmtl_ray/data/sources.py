@@ -6,6 +6,7 @@ Owns the choice of the source and of its form; reading is in the modules that it
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,7 @@ from repmtl_ray.data import (
     nyuv2,
     nyuv2_mat,
     office,
+    rendered,
     rooms,
     shards,
     street_scenes,
@@ -43,6 +45,7 @@ __all__ = [
 Split = Literal["train", "val", "test"]
 
 _OFFICIAL = {"cityscapes": cityscapes_files, "nyuv2": nyuv2_mat}
+_RENDERERS = {"cityscapes": street_scenes, "nyuv2": rooms}
 _DENSE = {
     "cityscapes": (cityscapes.CITYSCAPES, cityscapes.FOLDERS),
     "nyuv2": (nyuv2.NYUV2, nyuv2.FOLDERS),
@@ -74,10 +77,9 @@ def open_streams(data: DataConfig, split: Split | Literal["holdout"]) -> tuple[S
         return office.open_split(
             office.SETS[data.name], _folder(data), split, domains=_domains(data), size=size
         )
-    which, folders = _DENSE[data.name]
+    which, _ = _DENSE[data.name]
     if data.path is None:
-        frames = npy_layout.open_frames(which, folders, _rendered(data, size or which.size), split)
-        return (dense.open_stream(which, frames),)
+        return (_rendered(data, size or which.size, split),)
     form = form_of(data)
     if form == "official":
         official = _OFFICIAL[data.name].open_frames(_folder(data), split)
@@ -85,8 +87,7 @@ def open_streams(data: DataConfig, split: Split | Literal["holdout"]) -> tuple[S
     if form == "parquet":
         rows = mirrors.open_frames(which, _folder(data), split, data.columns)
         return (dense.open_stream(which, rows, size=size),)
-    frames = npy_layout.open_frames(which, folders, _folder(data), split)
-    return (dense.open_stream(which, frames, size=size),)
+    return (_open_npy(data.name, _folder(data), split, size),)
 
 
 def tasks_of(data: DataConfig) -> tuple[Task, ...]:
@@ -161,17 +162,19 @@ def _in_shards(data: DataConfig) -> bool:
     return data.form == "shards" or (data.form == "auto" and shards.is_store(data.path))
 
 
-def _rendered(data: DataConfig, size: tuple[int, int]) -> Path:
+def _rendered(data: DataConfig, size: tuple[int, int], split: str) -> Stream:
     assert data.num_train is not None, "DataConfig fills it in"
     assert data.num_val is not None, "DataConfig fills it in"
-    cached = street_scenes.cached if data.name == "cityscapes" else rooms.cached
-    return cached(
-        num_train=data.num_train,
-        num_val=data.num_val,
-        height=size[0],
-        width=size[1],
-        seed=data.scene_seed,
-    )
+    renderer = _RENDERERS[data.name]
+    at = {"height": size[0], "width": size[1], "seed": data.scene_seed}
+    root = renderer.cached(num_train=data.num_train, num_val=data.num_val, **at)
+    read = partial(_open_npy, data.name, split=split, size=None)
+    return rendered.on_any_node(root, split, read, renderer.render, **at)
+
+
+def _open_npy(name: str, root: Path, split: str, size: tuple[int, int] | None) -> Stream:
+    which, folders = _DENSE[name]
+    return dense.open_stream(which, npy_layout.open_frames(which, folders, root, split), size=size)
 
 
 def _domains(data: DataConfig) -> tuple[str, ...]:

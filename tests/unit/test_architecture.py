@@ -33,20 +33,21 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data._rendered", "data._sensor"),
         *("data.augment", "data.batches", "data.pairing", "data.streamed", "data.cache"),
         *("data.manifest", "data.shards", "data.contract", "data.prepare", "data.custom"),
-        *("data.holdout", "methods", "protocols"),
+        *("data.holdout", "data.rendered", "methods", "protocols"),
     ),
     2: ("policies", "policies.*"),
     3: (
         *("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
         *("export", "final", "powerlaw", "timing"),
     ),
-    4: ("cluster", "guard", "train"),
+    4: ("alike", "cluster", "guard", "train"),
     5: ("asha", "baseline", "benchmark", "progress", "search", "space", "trial"),
     6: ("cli", "cli_benchmark"),
 }
 """A module imports from its own floor and those below. `repmtl_ray` itself only hands out names."""
 
 RAY = {
+    "alike",
     "asha",
     "baseline",
     "benchmark",

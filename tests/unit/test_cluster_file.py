@@ -77,9 +77,9 @@ def test_every_node_has_imdsv2_an_encrypted_disk_a_tag_and_a_role(cluster):
         assert disk["DeviceName"] == "/dev/sda1"
         assert disk["Ebs"]["Encrypted"]
         assert disk["Ebs"]["DeleteOnTermination"]
-        (tags,) = node["TagSpecifications"]
-        assert tags["ResourceType"] == "instance"
-        assert {"Key": "project", "Value": "repmtl_ray"} in tags["Tags"]
+        tagged = {tags["ResourceType"]: tags["Tags"] for tags in node["TagSpecifications"]}
+        tag = {"Key": "project", "Value": "repmtl_ray"}
+        assert tagged == {"instance": [tag], "volume": [tag]}
         role = "repmtl-ray-head" if name == "head" else "repmtl-ray-worker"
         assert node["IamInstanceProfile"] == {"Name": role}
 
@@ -92,7 +92,7 @@ def test_no_port_is_opened_by_this_file(cluster):
 def test_placeholders_are_unusable_and_marked():
     text = FILE.read_text()
     marked = [line for line in text.splitlines() if "# CHANGE" in line]
-    assert len([line for line in marked if re.search(r"ImageId: ami-0{17} ", line)]) == 3
+    assert len([line for line in marked if re.search(r"ImageId: &image ami-0{17} ", line)]) == 1
     assert len([line for line in marked if re.search("region|availability_zone", line)]) == 2
     assert re.findall(r"s3://\S+", text) == ["s3://CHANGE-ME/repmtl_ray"]
 
@@ -135,13 +135,14 @@ def test_the_environment_file_of_a_node(cluster, tmp_path):
     for command in (write, source, write, source):
         subprocess.run(["bash", "-c", command], check=True, env=environment)
     assert (tmp_path / ".bashrc").read_text() == ". ~/.repmtl_ray\n"
-    show = '. ~/.bashrc; echo "$REPMTL_RAY_STORAGE $RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S $PATH"'
+    show = '. ~/.bashrc; echo "$REPMTL_RAY_STORAGE $RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S $RAY_AUTH_MODE $PATH"'
     shown = subprocess.run(
         ["bash", "-c", show], check=True, env=environment, capture_output=True, text=True
     )
     assert shown.stdout.split() == [
         "s3://CHANGE-ME/repmtl_ray",
         "1800",
+        "disabled",
         f"{tmp_path}/venv/bin:/usr/bin:/bin",
     ]
 

@@ -1,0 +1,216 @@
+"""What must be alike on every node before time is spent: this project's sources, Python, storage.
+
+Owns the check of the nodes that are up when a run starts (`check_nodes`), and the one that a worker
+makes where it has landed, on a node that may have come later (`leave_word`, `problem_here`). A
+cluster of one node that cannot grow has nothing to compare and is left alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import repmtl_ray
+from repmtl_ray import cluster, storage
+
+if TYPE_CHECKING:
+    import torch
+
+    from repmtl_ray.collectives import Workers
+
+ANSWER_S = 120.0
+"""A node that has not answered for so long is said to be out of reach."""
+_MESSAGE_BYTES = 1200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """What the driver says, for others to compare themselves with.
+
+    Args:
+        sources: digest of this project's files on the driver.
+        python: its version.
+        location: path or URI of a small file that the driver wrote.
+        content: of that file.
+    """
+
+    sources: str
+    python: str
+    location: str
+    content: str
+
+
+@functools.cache
+def source_digest() -> str:
+    """Of this project's source files as they are on this machine, committed or not."""
+    root = Path(repmtl_ray.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def leave_word(directory: str) -> Word | None:
+    """Writes the driver's word into a folder of the storage; None where no other node can be.
+
+    Raises:
+        ValueError: the storage cannot be written.
+    """
+    if not cluster.has_other_nodes():
+        return None
+    content = uuid.uuid4().hex
+    location = f"{directory}/.nodes/driver"
+    try:
+        storage.write_text(location, content)
+    except OSError as error:
+        raise ValueError(f"storage {directory} cannot be written: {explain(error)}") from error
+    return Word(
+        sources=source_digest(),
+        python=platform.python_version(),
+        location=location,
+        content=content,
+    )
+
+
+def problem_here(word: Word | None) -> str:
+    """What is different in this process from what the driver says; empty if nothing is."""
+    if word is None:
+        return ""
+    where = f"node {ray.util.get_node_ip_address()}"
+    python, sources = platform.python_version(), source_digest()
+    if python != word.python:
+        return (
+            f"{where} runs Python {python}, the driver {word.python}; make the environments from "
+            "the same image or set-up commands (`ray up` again)."
+        )
+    if sources != word.sources:
+        return (
+            f"{where} has other sources of repmtl_ray ({repmtl_ray.__version__}, {sources}) than "
+            f"the driver ({word.sources}); bring this checkout to all nodes: `ray up` again, or "
+            "start the driver on the head."
+        )
+    try:
+        found = storage.read_text(word.location)
+    except FileNotFoundError:
+        found = ""
+    except (OSError, ValueError) as error:
+        return f"{where} cannot read the storage, {word.location}: {explain(error)}"
+    if found != word.content:
+        return (
+            f"{where} does not see the file that the driver wrote to {word.location}: the storage "
+            "is not shared by the nodes; give --storage a bucket (s3://, gs://) or a file system "
+            "that is mounted on all of them."
+        )
+    return ""
+
+
+def problem_of_any(problem: str, workers: Workers, device: torch.device) -> str:
+    """The first worker's problem of those that have one, told to all: a worker that ended alone
+    would leave the others waiting for it."""
+    if workers.size == 1:
+        return problem
+    import torch
+
+    text = problem.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
+    own = torch.tensor([list(text)], dtype=torch.int32, device=device)
+    for row in workers.gather(own).tolist():
+        told = bytes(row).rstrip(b"\0").decode(errors="ignore")
+        if told:
+            return told
+    return ""
+
+
+def check_nodes(directory: str) -> None:
+    """Asks every node that is up whether it is like the driver and sees the driver's storage, and
+    the driver whether it sees theirs.
+
+    Args:
+        directory: path or URI, of the run or the search.
+
+    Raises:
+        ValueError: the first node that differs, what was found and what to do.
+    """
+    word = leave_word(directory)
+    if word is None:
+        return
+    ids = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    probe, plain = _probe(), asdict(word)
+    asked = {probe.options(scheduling_strategy=_on(node)).remote(plain): node for node in ids}
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
+    if silent:
+        address = cluster.address_of(asked[silent[0]])
+        raise ValueError(
+            f"node {address} has not answered within {ANSWER_S:.0f} s; see `ray status` and its "
+            "logs, and remove it if it is gone."
+        )
+    for reply in answered:
+        problem, left = ray.get(reply)
+        if problem:
+            raise ValueError(problem)
+        if not storage.exists(left):
+            raise ValueError(
+                f"the driver does not see the file that node {cluster.address_of(asked[reply])} wrote to "
+                f"{left}: the storage is not shared by the nodes; give --storage a bucket (s3://, "
+                "gs://) or a file system that is mounted on all of them."
+            )
+
+
+def _on(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+
+
+def _probe() -> Any:
+    """A task that any node can run, also one that lacks this project: sent as code, not by name."""
+
+    def probe(word: dict[str, str]) -> tuple[str, str]:
+        import ray
+
+        where = ray.util.get_node_ip_address()
+        try:
+            from repmtl_ray import alike
+        except ImportError as error:
+            return (
+                f"node {where} cannot import repmtl_ray ({error}); install it there as on the driver (`ray up` again).",
+                "",
+            )
+        return alike.answer(alike.Word(**word))
+
+    return ray.remote(num_cpus=0)(probe)
+
+
+def answer(word: Word) -> tuple[str, str]:
+    """This node's problem, and a file that it left in the storage for the driver to see."""
+    problem = problem_here(word)
+    left = f"{word.location.rpartition('/')[0]}/{ray.get_runtime_context().get_node_id()}"
+    if not problem:
+        try:
+            storage.write_text(left, word.content)
+        except (OSError, ValueError) as error:
+            where = ray.util.get_node_ip_address()
+            problem = f"node {where} cannot write the storage, {left}: {explain(error)}"
+    return problem, left
+
+
+def explain(error: Exception) -> str:
+    """What a storage said, and what to do."""
+    text = " ".join(str(error).split())
+    lower = text.lower()
+    if "bucket" in lower and ("not_found" in lower or "no_such" in lower or "not exist" in lower):
+        return f"there is no such bucket; make it, or correct --storage ({text})."
+    if any(word in lower for word in ("credential", "access_denied", "access denied", "forbidden")):
+        return (
+            f"{text}; give this machine credentials: an instance profile or service account that may read and write "
+            "the bucket, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+    if "permission" in lower:
+        return f"{text}; choose another folder, or give this user the right to write there."
+    return f"{text}; correct --storage, or its rights and network."

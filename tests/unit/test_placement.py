@@ -1,0 +1,100 @@
+"""Where runs go, on lists of nodes: GPU runs on GPU nodes, whole workers on one node, shared GPUs,
+nodes to come; and addresses that cannot be joined."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from repmtl_ray import cluster
+from repmtl_ray.cluster import Available, Placement
+
+HEAD = Available(0, 0)
+GPU_NODE = Available(8, 1)
+CPU_NODE = Available(16, 0)
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """`nodes(up, allowed)`: a cluster with these nodes, and with those once it has grown."""
+
+    def pretend(up, allowed=()):
+        monkeypatch.setattr(cluster, "nodes", lambda: list(up))
+        monkeypatch.setattr(cluster, "allowed_nodes", lambda: list(allowed))
+        total = cluster._total(up)
+        monkeypatch.setattr(cluster, "available", lambda: total)
+
+    return pretend
+
+
+def test_gpu_runs_find_no_room_on_cpu_nodes(nodes):
+    nodes([HEAD, CPU_NODE, GPU_NODE])
+    assert Placement(gpus_per_worker=1, cpus_per_worker=4).concurrent() == 1
+    nodes([HEAD, CPU_NODE])
+    with pytest.raises(ValueError, match="do not fit this cluster of 16 CPUs and 0 GPUs"):
+        Placement(gpus_per_worker=1).check_fits()
+
+
+def test_a_reserved_head_takes_no_worker(nodes):
+    nodes([HEAD])
+    with pytest.raises(ValueError, match="do not fit this cluster of 0 CPUs"):
+        Placement().check_fits()
+
+
+def test_nodes_to_come_count_before_they_are_there(nodes):
+    nodes([HEAD], [HEAD, *[GPU_NODE] * 8, *[CPU_NODE] * 2])
+    assert Placement(gpus_per_worker=1, cpus_per_worker=4).concurrent() == 8
+    assert Placement(num_workers=4, gpus_per_worker=1, cpus_per_worker=4).concurrent() == 2
+    assert Placement(cpus_per_worker=4).concurrent() == 8 * 2 + 2 * 4
+
+
+def test_a_worker_that_no_single_node_can_hold_does_not_fit(nodes):
+    """The CPUs of one node and the GPU of another are no place for it."""
+    nodes([HEAD], [HEAD, GPU_NODE, CPU_NODE])
+    with pytest.raises(ValueError, match="1 workers with 16 CPUs and 1 GPUs each do not fit"):
+        Placement(gpus_per_worker=1, cpus_per_worker=16).check_fits()
+
+
+@pytest.mark.parametrize(("part", "runs"), [(0.5, 2), (0.25, 4), (0.2, 5), (0.1, 8), (0.3, 3)])
+def test_parts_of_a_gpu_let_several_runs_share_it(nodes, part, runs):
+    """0.1: the node's 8 CPUs are the limit."""
+    nodes([GPU_NODE])
+    assert Placement(gpus_per_worker=part).concurrent() == runs
+
+
+def test_ten_tenths_are_a_whole(nodes):
+    nodes([Available(16, 1)])
+    assert Placement(gpus_per_worker=0.1).concurrent() == 10  # 1 // 0.1 is 9
+
+
+def test_workers_of_one_run_cannot_share_a_gpu():
+    with pytest.raises(ValueError, match=r"0\.5 with 2 workers; workers of one run cannot share"):
+        Placement(num_workers=2, gpus_per_worker=0.5)
+
+
+def test_more_than_one_gpu_is_a_whole_number():
+    with pytest.raises(ValueError, match=r"gpus_per_worker is 1\.5; expected a whole number"):
+        Placement(gpus_per_worker=1.5)
+
+
+def closed_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("ray://10.0.0.1:10001", "from outside: `ray submit"),
+        ("http://127.0.0.1:8265", "from outside: `ray submit"),
+        ("somewhere", "expected auto, local or host:port"),
+        (f"127.0.0.1:{closed_port()}", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1"),
+    ],
+)
+def test_an_address_that_cannot_be_joined_is_refused_at_once(monkeypatch, address, message):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match=f"(?i){message}"):
+        cluster.connect()
