@@ -7,16 +7,13 @@ Locations are those of `storage.py`. Imports neither torch nor Ray.
 from __future__ import annotations
 
 import logging
-import os
 import time
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from pyarrow import fs
 
-from repmtl_ray.storage import open_location
+from repmtl_ray import storage
 
 logger = logging.getLogger(__name__)
 
@@ -38,36 +35,17 @@ def read(location: str) -> bytes:
         StorageError: anything else that the storage says, after the last attempt.
     """
 
-    def attempt() -> bytes:
-        system, path = open_location(location)
-        if system.get_file_info(path).type == fs.FileType.NotFound:
-            raise FileNotFoundError(location)
-        with system.open_input_stream(path) as stream:
-            return stream.read()
-
-    return _patiently(attempt, f"reading {location}")
+    return _patiently(lambda: storage.read_bytes(location), f"reading {location}")
 
 
 def write(location: str, data: bytes) -> None:
     """Writes a whole file: a reader sees all of it or none.
 
-    On a disk it is a draft until it is complete and flushed; a bucket shows objects only when they
-    are complete.
-
     Raises:
         StorageError: the storage refused it to the last attempt; drafts are gone.
     """
-
-    def attempt() -> None:
-        system, path = open_location(location)
-        if isinstance(system, fs.LocalFileSystem):
-            _write_here(Path(path), data)
-            return
-        system.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        with system.open_output_stream(path) as stream:
-            stream.write(data)
-
-    _patiently(attempt, f"writing {len(data) / 1e6:.3g} MB to {location}")
+    what = f"writing {len(data) / 1e6:.3g} MB to {location}"
+    _patiently(lambda: storage.write_bytes(location, data), what)
 
 
 def names(location: str) -> list[str]:
@@ -78,7 +56,7 @@ def names(location: str) -> list[str]:
     """
 
     def attempt() -> list[str]:
-        system, path = open_location(location)
+        system, path = storage.open_location(location)
         found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in found)
 
@@ -93,7 +71,7 @@ def remove(location: str) -> None:
     """
 
     def attempt() -> None:
-        system, path = open_location(location)
+        system, path = storage.open_location(location)
         kind = system.get_file_info(path).type
         if kind == fs.FileType.Directory:
             system.delete_dir(path)
@@ -101,19 +79,6 @@ def remove(location: str) -> None:
             system.delete_file(path)
 
     _patiently(attempt, f"removing {location}")
-
-
-def _write_here(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _patiently(attempt: Callable[[], T], what: str) -> T:

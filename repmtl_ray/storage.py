@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,18 +132,21 @@ def write_text(location: str, text: str) -> None:
 def write_bytes(location: str, data: bytes | pyarrow.Buffer) -> None:
     """Writes a whole file; a reader sees the old one or the new one, never a part.
 
-    On a disk a draft is renamed; an object appears in its bucket when its last part has arrived.
+    On a disk a draft is flushed and renamed; an object appears in its bucket when its last part has
+    arrived.
     """
     system, path = open_location(location)
     if not isinstance(system, fs.LocalFileSystem):
         with system.open_output_stream(path) as stream:
             stream.write(data)
         return
-    system.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    draft = Path(f"{path}.{uuid.uuid4().hex}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(f"{path}.{uuid.uuid4().hex}.partial")
     try:
         with draft.open("wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

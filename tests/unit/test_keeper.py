@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from repmtl_ray import checkpoint, durable, keeper, loop
+from repmtl_ray import checkpoint, durable, keeper, loop, storage
 from repmtl_ray.keeper import MARKER_FILE, Checkpoints, Keeper, Marker, describe, marker_text
 from tests.unit._asserts import assert_same
 from tests.unit._training import small_experiment, split, state_of
@@ -102,7 +102,7 @@ def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(tmp_path, monkey
     def gone(_location):
         raise OSError("the bucket is gone")
 
-    monkeypatch.setattr(durable, "open_location", gone)
+    monkeypatch.setattr(storage, "open_location", gone)
     with pytest.raises(durable.StorageError, match="the bucket is gone"):
         Keeper(str(tmp_path)).newest()
 
