@@ -164,7 +164,7 @@ BAD = {
     "space of an unknown path": (space({"policy.nam": "EW"}), "did you mean 'name'"),
     "space of a bad value": (space({"epochs": 0}), "'epochs' may become 0"),
     "no such module": (lambda _: cli.search_space("no_such:f", None), "No module named"),
-    "an assignment without =": (lambda _: train_recipe._assignment("epochs"), "PATH=VALUE"),
+    "an assignment without =": (lambda _: cli.assignments(["epochs"]), "PATH=VALUE"),
     # Markers of checkpoints
     "no marker": (lambda folder: keeper.read_marker(str(folder)), "never completed"),
     "empty marker": (marker(""), "is damaged"),
