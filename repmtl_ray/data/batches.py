@@ -170,14 +170,36 @@ def train_batches(
             split, an unknown task; later: what `rows` raises.
     """
     num_steps = steps_per_epoch(streams, batch_size)
-    rows_of = _epoch_rows(streams, num_steps * batch_size, seed=seed, epoch=epoch, pairing=pairing)
+    aligned: Mapping[str, tuple[Indices, Indices]] = {}
+    if pairing == "class":
+        longest = max(streams, key=lambda stream: stream.num_samples)
+        anchor = epoch_order(
+            longest.num_samples, seed=seed, epoch=epoch, lap=0, stream=longest.name
+        )[: num_steps * batch_size]
+        aligned = class_aligned(streams, anchor, seed=seed, epoch=epoch)
     streams = select(streams, tasks)
     num_own = _share(batch_size, workers)
+    orders: dict[tuple[str, int], Indices] = {}
+
+    def order(stream: Stream, first: int) -> tuple[Indices, Indices]:
+        """The samples from a place in the epoch on, and their laps."""
+        if aligned:
+            indices, laps = aligned[stream.name]
+            return indices[first : first + num_own], laps[first : first + num_own]
+        laps, places = np.divmod(np.arange(first, first + num_own), stream.num_samples)
+        for lap in np.unique(laps).tolist():
+            if (stream.name, lap) not in orders:
+                orders[stream.name, lap] = epoch_order(
+                    stream.num_samples, seed=seed, epoch=epoch, lap=lap, stream=stream.name
+                )
+        indices = np.array(
+            [orders[stream.name, lap][place] for lap, place in zip(laps, places, strict=True)]
+        )
+        return indices, laps
 
     def part(stream: Stream, step: int) -> dict[str, NDArray[Any]]:
         """This worker's samples of one stream in one step."""
-        first = step * batch_size + workers.rank * num_own
-        indices, laps = rows_of(stream, first, first + num_own)
+        indices, laps = order(stream, step * batch_size + workers.rank * num_own)
         samples = rows[stream.name].fetch(indices, _columns(stream, tasks))
         if augment:
             key = zlib.crc32(stream.name.encode())
@@ -191,47 +213,6 @@ def train_batches(
             yield collate([(stream, part(stream, step)) for stream in streams], tasks, dtype)
 
     return _prefetched(make, prefetch)
-
-
-def _epoch_rows(
-    streams: Sequence[Stream],
-    num_rows: int,
-    *,
-    seed: int,
-    epoch: int,
-    pairing: Literal["position", "class"],
-) -> Callable[[Stream, int, int], tuple[Indices, Indices]]:
-    """What gives a stream's samples in the rows from a first to a last of an epoch, and their laps.
-
-    Args:
-        streams: all of the training split.
-        num_rows: that each of them has in the epoch.
-        seed, epoch, pairing: as for `train_batches`.
-    """
-    orders: dict[tuple[str, int], Indices] = {}
-
-    def order(stream: Stream, lap: int) -> Indices:
-        if (stream.name, lap) not in orders:
-            orders[stream.name, lap] = epoch_order(
-                stream.num_samples, seed=seed, epoch=epoch, lap=lap, stream=stream.name
-            )
-        return orders[stream.name, lap]
-
-    def by_position(stream: Stream, first: int, end: int) -> tuple[Indices, Indices]:
-        laps, places = np.divmod(np.arange(first, end), stream.num_samples)
-        samples = [order(stream, lap)[place] for lap, place in zip(laps, places, strict=True)]
-        return np.array(samples), laps
-
-    if pairing == "position":
-        return by_position
-    longest = max(streams, key=lambda stream: stream.num_samples)
-    aligned = class_aligned(streams, order(longest, 0)[:num_rows], seed=seed, epoch=epoch)
-
-    def by_class(stream: Stream, first: int, end: int) -> tuple[Indices, Indices]:
-        samples, laps = aligned[stream.name]
-        return samples[first:end], laps[first:end]
-
-    return by_class
 
 
 def eval_batches(
