@@ -80,6 +80,17 @@ def test_every_form_gives_the_frames_that_were_stored(tmp_path, name, form):
         assert_samples(stream, frames_of(name, split))
 
 
+def test_samples_are_the_same_to_the_bit_in_every_form(tmp_path):
+    streams = [
+        opened(make(tmp_path / name, "nyuv2"), "nyuv2", height=11, width=12)
+        for name, make in FORMS.items()
+    ]
+    for index in range(5):
+        samples = [stream.load(index) for stream in streams]
+        for column, values in samples[0].items():
+            assert {sample[column].tobytes() for sample in samples} == {values.tobytes()}, column
+
+
 def test_nyuv2_has_three_tasks():
     assert tasks_of(DataConfig(name="nyuv2", path="/nowhere")) == (
         Segmentation(name="segmentation", num_classes=13),
