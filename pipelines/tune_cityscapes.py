@@ -49,7 +49,7 @@ def main() -> None:
     data.add_argument(
         "--data",
         metavar="DIR",
-        help="{train,val}/{image,label_7,depth}/<i>.npy (default: rendered scenes)",
+        help="npy folders, Parquet files or the official ones (default: rendered scenes)",
     )
     data.add_argument(
         "--augment",
