@@ -118,18 +118,16 @@ def _programme(rng: Rng) -> list[Callable[[Rng], Item]]:
     ]
     chosen = list(kinds[rng.integers(len(kinds))])
     every: list[Callable[[Rng], Item]] = [
-        *(
-            made.bed,
-            made.sofa,
-            made.wardrobe,
-            made.cupboard,
-            made.shelf,
-            made.desk,
-            made.media,
-            made.chair,
-            made.armchair,
-            made.plant,
-        )
+        made.bed,
+        made.sofa,
+        made.wardrobe,
+        made.cupboard,
+        made.shelf,
+        made.desk,
+        made.media,
+        made.chair,
+        made.armchair,
+        made.plant,
     ]
     chosen += [every[rng.integers(len(every))] for _ in range(3)]
     return [chosen[0], *(chosen[1 + number] for number in rng.permutation(len(chosen) - 1))]
