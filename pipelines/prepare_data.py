@@ -63,7 +63,7 @@ def main() -> None:
             splits,
             arguments.out,
             name=data.name,
-            source=to_dict(data),
+            source=_source(data),
             num_classes=num_classes,
             skip_bad=arguments.skip_bad,
             progress=progress,
@@ -89,6 +89,17 @@ def _config(arguments: argparse.Namespace) -> DataConfig:
     }
     values |= dict(cli.assignment(text) for text in arguments.set)
     return from_dict(DataConfig, values)
+
+
+def _source(data: DataConfig) -> dict[str, object]:
+    """What the samples depend on, where it is not the default: later versions may have more."""
+    usual = to_dict(DataConfig(name=data.name, path=data.path))
+    return {
+        name: value
+        for name, value in to_dict(data).items()
+        if (value != usual[name] and name not in ("augment", "eval_split"))
+        or name in ("name", "path")
+    }
 
 
 def _open(data: DataConfig, wanted: list[str] | None) -> dict[str, tuple[Stream, ...]]:

@@ -37,10 +37,13 @@ from repmtl_ray.storage import absolute, exists, read_text, write_text
 
 if TYPE_CHECKING:
     from repmtl_ray.data.cache import HeldSplit
+    from repmtl_ray.data.custom import CustomData
     from repmtl_ray.loop import Split
+    from repmtl_ray.tasks import Task
 
 CHECKPOINTS_KEPT = 2
 EXPERIMENT_FILE = "experiment.json"
+FINGERPRINT_FILE = "data_fingerprint.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,9 @@ class CachedData:
 
     train: HeldSplit
     evaluation: HeldSplit
+    tasks: tuple[Task, ...] | None = None
+    """Those of custom data; None: what `DataConfig` says. Likewise the images' size."""
+    image_size: tuple[int, int] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -87,8 +93,31 @@ def cache_data(experiment: Experiment) -> CachedData:
     return CachedData(train=train, evaluation=hold_streams(streams, taken=kept))
 
 
-def preflight(experiment: Experiment, placement: Placement) -> None:
+def cache_custom(experiment: Experiment, data: CustomData) -> CachedData:
+    """`cache_data` for data sets of the user's own.
+
+    Raises:
+        ValueError: an experiment on other data; everything in which the rows break the contract.
+    """
+    from repmtl_ray.data import custom
+
+    if experiment.data.name != custom.NAME:
+        raise ValueError(
+            f"data.name is {experiment.data.name!r}, but fit has data of your own; use "
+            f"DataConfig(name={custom.NAME!r})."
+        )
+    train, evaluation, size = custom.cache_custom(data)
+    return CachedData(train=train, evaluation=evaluation, tasks=data.tasks, image_size=size)
+
+
+def preflight(
+    experiment: Experiment, placement: Placement, *, held: CachedData | None = None
+) -> None:
     """Finds what would fail later: policy, tasks, batch, encoder, weights, resources.
+
+    Args:
+        experiment, placement: as for `fit`.
+        held: samples that were read already.
 
     Raises:
         ValueError: where, what was found, what to do.
@@ -104,16 +133,22 @@ def preflight(experiment: Experiment, placement: Placement) -> None:
         raise ValueError(
             f"batch_size is {experiment.batch_size} over {workers} workers; the global batch must divide evenly: take {near}."
         )
-    tasks = loop.selected_tasks(experiment)
-    loop.num_steps(experiment, open_streams(experiment.data, "train"))
-    open_streams(experiment.data, experiment.data.eval_split)
-    build_model(experiment.model, tasks, image_size=image_size(experiment.data))
+    tasks = loop.selected_tasks(experiment, None if held is None else held.tasks)
+    if held is None:
+        loop.num_steps(experiment, open_streams(experiment.data, "train"))
+        open_streams(experiment.data, experiment.data.eval_split)
+        size = image_size(experiment.data)
+    else:
+        loop.num_steps(experiment, held.train.streams)
+        size = held.image_size or image_size(experiment.data)
+    build_model(experiment.model, tasks, image_size=size)
     placement.check_fits()
 
 
 def fit(
     experiment: Experiment,
     *,
+    data: CustomData | None = None,
     placement: Placement | None = None,
     storage: str | Path | None = None,
     name: str | None = None,
@@ -123,6 +158,7 @@ def fit(
 
     Args:
         experiment: what to train.
+        data: Ray Datasets of your own, with an experiment whose `data.name` is "custom".
         placement: its workers; one CPU worker by default. Results do not depend on it (beyond float
             rounding).
         storage: folder or URI (s3://, gs://) for checkpoints, shared by all nodes; by default under
@@ -142,12 +178,13 @@ def fit(
     """
     placement = placement or Placement()
     cluster.connect()
-    preflight(experiment, placement)
+    held = None if data is None else cache_custom(experiment, data)
+    preflight(experiment, placement, held=held)
     root, name = absolute(storage), name or fresh_name("fit", experiment)
-    claim(f"{root}/{name}", experiment)
+    claim(f"{root}/{name}", experiment, None if held is None else held.fingerprint)
     return train(
         experiment,
-        cache_data(experiment),
+        cache_data(experiment) if held is None else held,
         placement=placement,
         storage=root,
         name=name,
@@ -155,12 +192,26 @@ def fit(
     )
 
 
-def claim(directory: str, experiment: Experiment) -> None:
+def claim(directory: str, experiment: Experiment, fingerprint: str | None = None) -> None:
     """Notes in the folder of a run or a search whose it is.
 
+    Args:
+        directory: of the run or search.
+        experiment: that owns it.
+        fingerprint: of custom data, which the experiment does not name.
+
     Raises:
-        ValueError: it belongs to another experiment.
+        ValueError: it belongs to another experiment, or to other custom data.
     """
+    if fingerprint is not None:
+        known = f"{directory}/{FINGERPRINT_FILE}"
+        if not exists(known):
+            write_text(known, fingerprint)
+        elif read_text(known) != fingerprint:
+            raise ValueError(
+                f"{directory} was trained on other data: theirs has the fingerprint {read_text(known)}, this {fingerprint}. "
+                "Continue it with the same data, or give another name."
+            )
     note = f"{directory}/{EXPERIMENT_FILE}"
     if not exists(note):
         write_text(note, json.dumps(to_dict(experiment), indent=2) + "\n")
@@ -265,11 +316,11 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     def go(resume_from: str | None) -> dict[str, Any]:
         try:  # what every worker finds alike, and would find again after a restart, is an outcome
-            loop.selected_tasks(experiment)
+            loop.selected_tasks(experiment, data.tasks)
             _, progress = loop.run(
                 experiment,
-                train=_split(data.train),
-                evaluation=_split(data.evaluation),
+                train=_split(data, data.train),
+                evaluation=_split(data, data.evaluation),
                 report=report,
                 resume_from=resume_from,
                 workers=workers,
@@ -286,9 +337,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         return go(directory)
 
 
-def _split(cached: HeldSplit) -> Split:
+def _split(data: CachedData, held: HeldSplit) -> Split:
     from repmtl_ray.loop import Split
 
     return Split(
-        streams=cached.streams, rows={stream.name: cached.rows(stream) for stream in cached.streams}
+        streams=held.streams,
+        rows={stream.name: held.rows(stream) for stream in held.streams},
+        tasks=data.tasks,
+        image_size=data.image_size,
     )

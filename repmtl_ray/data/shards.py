@@ -168,6 +168,18 @@ def open_split(
     )
 
 
+def damaged(root: str, stored: manifests.Manifest) -> list[str]:
+    """Takes the digest of every shard; what is wrong, a line a shard."""
+    wrong = []
+    for streams in stored.splits.values():
+        for shard in (shard for stream in streams.values() for shard in stream.shards):
+            try:
+                _File(root, shard).verify()
+            except ValueError as error:
+                wrong.append(str(error))
+    return wrong
+
+
 def stored_size(path: str) -> tuple[int, int]:
     """(height, width) of the images of a store."""
     splits = manifests.read(path).splits

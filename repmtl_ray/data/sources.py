@@ -56,6 +56,7 @@ def open_streams(data: DataConfig, split: Split) -> tuple[Stream, ...]:
         ValueError: data that is missing or not as it should be: which file, what was found, what to
             do.
     """
+    _check_named(data)
     size = None if data.height is None or data.width is None else (data.height, data.width)
     if _in_shards(data):
         which_streams = None if data.name in _DENSE else data.domains
@@ -86,6 +87,7 @@ def tasks_of(data: DataConfig) -> tuple[Task, ...]:
     # Here, so that the processes that only read samples need not load torch.
     from repmtl_ray.tasks import Classification, Depth, InverseDepth, Normals, Segmentation
 
+    _check_named(data)
     if data.name not in _DENSE:
         num_classes = office.SETS[data.name].num_classes
         return tuple(
@@ -107,6 +109,7 @@ def image_size(data: DataConfig) -> tuple[int, int]:
     Raises:
         ValueError: the stored size is asked for, and the folder does not tell it.
     """
+    _check_named(data)
     if data.height is not None and data.width is not None:
         return data.height, data.width
     if _in_shards(data):
@@ -147,6 +150,13 @@ def form_of(data: DataConfig) -> str:
             "with data.form."
         )
     return forms[0] if forms else "npy"  # whose errors say what is missing
+
+
+def _check_named(data: DataConfig) -> None:
+    if data.name == "custom":
+        raise ValueError(
+            "data.name is 'custom': its Ray Datasets are handed over with fit(experiment, data=CustomData(...))."
+        )
 
 
 def _in_shards(data: DataConfig) -> bool:

@@ -43,6 +43,7 @@ RAY = {
     "baseline",
     "cluster",
     "data.cache",
+    "data.custom",
     "data.prepare",
     "progress",
     "search",
@@ -139,7 +140,7 @@ def test_ray_is_used_where_runs_are_placed_and_samples_cached_and_nowhere_else()
 def test_ray_train_tune_and_data_have_one_user_each():
     assert users_of("ray.train") == {"train"}
     assert users_of("ray.tune") == {"baseline", "progress", "search", "space", "trial"}
-    assert users_of("ray.data") == {"data.cache"}
+    assert users_of("ray.data") == {"data.cache", "data.custom"}
 
 
 def test_only_policies_use_torchjd():
