@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--encoder", default="resnet18", help="of the training that waits")
+    parser.add_argument("--encoder", default="test_efficientnet", help="of the training that waits")
     arguments = parser.parse_args()
     os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
     cluster.connect()
