@@ -1,7 +1,7 @@
 """Searches Rep-MTL's coefficients, temperature and policy on street images.
 
     python pipelines/tune_cityscapes.py                 rendered street scenes, minutes on a laptop
-    python pipelines/tune_cityscapes.py --data DIR      Cityscapes (npy layout), the paper's setting
+    python pipelines/tune_cityscapes.py --data DIR      Cityscapes in any form, the paper's setting
     python pipelines/tune_cityscapes.py --resume NAME   goes on with an interrupted search; give the
                                                         same other options
 
@@ -49,7 +49,7 @@ def main() -> None:
     data.add_argument(
         "--data",
         metavar="DIR",
-        help="{train,val}/{image,label_7,depth}/<i>.npy (default: rendered scenes)",
+        help="npy folders, Parquet files or the official ones (default: rendered scenes)",
     )
     data.add_argument(
         "--augment",

@@ -19,7 +19,7 @@ FORMS: Mapping[str, tuple[str, ...]] = {
     "custom": (),
 }
 """The data sets, and the forms in which each is read."""
-RENDERED: Mapping[str, tuple[int, int]] = {"cityscapes": (2975, 500)}
+RENDERED: Mapping[str, tuple[int, int]] = {"cityscapes": (2975, 500), "nyuv2": (795, 654)}
 """Those that are rendered without a path, and how many samples the real ones have."""
 DOMAINS: Mapping[str, tuple[str, ...]] = {
     "office31": ("amazon", "dslr", "webcam"),

@@ -87,10 +87,13 @@ def cache_data(experiment: Experiment) -> CachedData:
     from repmtl_ray.data.cache import CachedSplit, hold_streams
     from repmtl_ray.data.sources import open_streams
 
-    train = hold_streams(open_streams(experiment.data, "train"))
-    kept = train.num_bytes if isinstance(train, CachedSplit) else 0
-    streams = open_streams(experiment.data, experiment.data.eval_split)
-    return CachedData(train=train, evaluation=hold_streams(streams, taken=kept))
+    train = open_streams(experiment.data, "train")
+    evaluation = open_streams(experiment.data, experiment.data.eval_split)
+    for note in dict.fromkeys(note for stream in (*train, *evaluation) for note in stream.notes):
+        print(f"note: {note}", flush=True)
+    held = hold_streams(train)
+    kept = held.num_bytes if isinstance(held, CachedSplit) else 0
+    return CachedData(train=held, evaluation=hold_streams(evaluation, taken=kept))
 
 
 def cache_custom(experiment: Experiment, data: CustomData) -> CachedData:

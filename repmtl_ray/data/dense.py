@@ -266,7 +266,7 @@ def _normals(values: NDArray[Any], label: str) -> NDArray[Any]:
             f"{label} has values from {low:g} to {high:g}, expected -1 to 1; if these are bytes of "
             "a picture, take value / 127.5 - 1."
         )
-    normals = _unit(np.asarray(values, dtype=np.float32))
+    normals = _unit(np.ascontiguousarray(values, dtype=np.float32))
     if not normals.any():
         raise ValueError(f"{label} is zero everywhere, as if no normal were valid; {expected}")
     return normals

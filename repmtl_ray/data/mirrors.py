@@ -16,6 +16,7 @@ upwards decodes everything once.
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -164,15 +165,13 @@ def _files(dense: DenseSet, root: Path, split: str) -> list[Path]:
             f"{dense.name}: {root} has no Parquet files of the split {split}; expected {accepted}, "
             f"or a folder of that name; it holds {listing(names)}."
         )
-    numbered = [path for path in found if "-of-" in path.stem]
-    if numbered:
-        total = int(numbered[0].stem.rpartition("-of-")[2])
-        if len(numbered) != total:
-            raise ValueError(
-                f"{dense.name}: {root} has {len(numbered)} Parquet files of the split {split}, "
-                f"expected {total} as {numbered[0].name} says; it holds "
-                f"{listing([path.name for path in found])}."
-            )
+    numbered = re.search(r"-of-(\d+)", found[0].stem)
+    if numbered and len(found) != int(numbered[1]):
+        raise ValueError(
+            f"{dense.name}: {root} has {len(found)} Parquet files of the split {split}, expected "
+            f"{int(numbered[1])} as {found[0].name} says; it holds "
+            f"{listing([path.name for path in found])}."
+        )
     return found
 
 

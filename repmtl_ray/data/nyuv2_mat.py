@@ -148,7 +148,12 @@ def open_frames(path: Path, split: str) -> MatFrames:
                 "images, with MATLAB's order of axes."
             )
     frames = _frames_of(file.parent, split, num_frames)
-    return MatFrames(file, frames, _label_table(file.parent, _names(stored)), (height, width))
+    return MatFrames(
+        file,
+        frames,
+        _label_table(file.parent, stored["names"].size if "names" in stored else None),
+        (height, width),
+    )
 
 
 def is_official(path: Path) -> bool:
@@ -179,16 +184,16 @@ def _frames_of(folder: Path, split: str, num_frames: int) -> tuple[int, ...]:
     return frames
 
 
-def _label_table(folder: Path, names: list[str]) -> tuple[int, ...]:
+def _label_table(folder: Path, num_names: int | None) -> tuple[int, ...]:
     """Class 0 to 12, or -1, of each stored label."""
     forty = _loaded(folder / "classMapping40.mat")
     if "mapClass" not in forty:
         raise ValueError(f"nyuv2: classMapping40.mat has no mapClass; it holds {_fields(forty)}.")
     to_forty = [0, *np.ravel(forty["mapClass"]).astype(int).tolist()]
-    if names and len(names) != len(to_forty) - 1:
+    if num_names not in (None, len(to_forty) - 1):
         raise ValueError(
             f"nyuv2: classMapping40.mat maps {len(to_forty) - 1} labels, but {FILE} names "
-            f"{len(names)}; take both from one source."
+            f"{num_names}; take both from one source."
         )
     thirteen = _loaded(folder / "class13Mapping.mat")
     mapping = thirteen.get("classMapping13")
@@ -208,13 +213,6 @@ def _label_table(folder: Path, names: list[str]) -> tuple[int, ...]:
             f"{NUM_CLASSES}."
         )
     return tuple(code - 1 if code else IGNORE_LABEL for code in codes)
-
-
-def _names(stored: Any) -> list[str]:
-    """The labels' names, which MATLAB keeps behind references; none if the file has none."""
-    if "names" not in stored:
-        return []
-    return ["".join(map(chr, np.ravel(stored[item]))) for item in np.ravel(stored["names"])]
 
 
 _files: dict[tuple[int, str, int], Any] = {}

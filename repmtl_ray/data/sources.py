@@ -18,6 +18,7 @@ from repmtl_ray.data import (
     nyuv2,
     nyuv2_mat,
     office,
+    rooms,
     shards,
     street_scenes,
 )
@@ -166,7 +167,8 @@ def _in_shards(data: DataConfig) -> bool:
 def _rendered(data: DataConfig, size: tuple[int, int]) -> Path:
     assert data.num_train is not None, "DataConfig fills it in"
     assert data.num_val is not None, "DataConfig fills it in"
-    return street_scenes.cached(
+    cached = street_scenes.cached if data.name == "cityscapes" else rooms.cached
+    return cached(
         num_train=data.num_train,
         num_val=data.num_val,
         height=size[0],

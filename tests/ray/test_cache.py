@@ -15,6 +15,7 @@ from repmtl_ray.data import cache
 from repmtl_ray.data.batches import LocalRows, train_batches
 from repmtl_ray.data.cache import CachedSplit, cache_streams
 from repmtl_ray.data.sources import Stream, open_streams
+from tests.data._forms import make_npy, make_parquet
 from tests.data._layouts import make_cityscapes, make_office
 
 pytestmark = pytest.mark.ray
@@ -199,3 +200,14 @@ def test_reading_is_quiet_and_leaves_settings_alone(tmp_path, capfd):
 def test_too_much_for_the_store_is_announced():
     with pytest.warns(UserWarning, match=r"take 0\.5 GiB, the smallest object store .* 0\.2 GiB"):
         cache._warn_if_large(2**29)
+
+
+def test_equal_frames_have_one_fingerprint_in_every_form(tmp_path):
+    fingerprints = set()
+    for form, make in (("npy", make_npy), ("parquet", make_parquet)):
+        data = DataConfig(name="nyuv2", path=str(make(tmp_path / form, "nyuv2")), form=form)
+        streams = open_streams(data, "train")
+        split = cache_streams(streams)
+        assert_holds(split, streams)
+        fingerprints.add(split.fingerprint)
+    assert len(fingerprints) == 1
