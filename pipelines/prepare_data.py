@@ -107,7 +107,7 @@ def _open(data: DataConfig, wanted: list[str] | None) -> dict[str, tuple[Stream,
     splits = {}
     for split in wanted or SPLITS:
         try:
-            splits[split] = open_streams(data, split)
+            splits[split] = open_streams(data, split, every_header=False)
         except ValueError as error:
             if wanted is not None or split != "test":
                 raise

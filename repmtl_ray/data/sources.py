@@ -47,11 +47,17 @@ _DENSE = {
 }
 
 
-def open_streams(data: DataConfig, split: Split) -> tuple[Stream, ...]:
+def open_streams(
+    data: DataConfig, split: Split, *, every_header: bool = True
+) -> tuple[Stream, ...]:
     """The streams of one split, after every check that listings and file headers allow.
 
     Scenes are rendered on first use, which takes minutes at the full size. What is in a file is
     checked when a sample is loaded.
+
+    Args:
+        data, split: which samples.
+        every_header: without it, npy files that cannot be used are found when they are loaded.
 
     Raises:
         ValueError: data that is missing or not as it should be: which file, what was found, what to
@@ -79,7 +85,7 @@ def open_streams(data: DataConfig, split: Split) -> tuple[Stream, ...]:
     if form == "parquet":
         rows = mirrors.open_frames(which, _folder(data), split, data.columns)
         return (dense.open_stream(which, rows, size=size),)
-    frames = npy_layout.open_frames(which, folders, _folder(data), split)
+    frames = npy_layout.open_frames(which, folders, _folder(data), split, every_header=every_header)
     return (dense.open_stream(which, frames, size=size),)
 
 
