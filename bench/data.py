@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,6 @@ class Collate:
 
 
 def data_loader(root: Path, stream: Stream) -> Callable[[int], Iterator[Any]]:
-    from dataclasses import replace
-
     bare = replace(stream, load=int)  # the workers need its kinds alone
     loader = DataLoader(
         Frames(root, stream),
@@ -116,6 +115,7 @@ def data_loader(root: Path, stream: Stream) -> Callable[[int], Iterator[Any]]:
         num_workers=os.cpu_count() or 1,
         collate_fn=Collate(bare),
         persistent_workers=True,
+        multiprocessing_context="spawn",  # this process has Ray's threads
     )
     return lambda _epoch: iter(loader)
 

@@ -188,7 +188,7 @@ def cache_streams(streams: Sequence[Stream], *, num_cpus_per_task: float = 0) ->
             and how many there are.
     """
     sizes = _sizes(streams)
-    _warn_if_large(sum(sizes))
+    warn_if_large(sum(sizes))
     with quiet():
         cached = {
             stream.name: _read(stream, size, num_cpus_per_task)
@@ -359,7 +359,7 @@ def _smallest_store() -> float:
     )
 
 
-def _warn_if_large(num_bytes: int) -> None:
+def warn_if_large(num_bytes: int) -> None:
     smallest = _smallest_store()
     if num_bytes > STORE_SHARE * smallest:
         warnings.warn(

@@ -25,6 +25,7 @@ from repmtl_ray.data.cache import (
     over_blocks,
     quiet,
     views_of,
+    warn_if_large,
 )
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
@@ -153,11 +154,13 @@ def _cache(
         load=_not_numbered,
         normalize=data.normalize,
     )
+    num_bytes = sum(report.num_bytes for report in reports)
+    warn_if_large(num_bytes)
     cached = index_of(stream, blocks, summaries, any_ids=True)
     split = CachedSplit(
         streams=(stream,),
         cached={NAME: cached},
-        num_bytes=sum(report.num_bytes for report in reports),
+        num_bytes=num_bytes,
         fingerprint=fingerprint_of({NAME: cached.contents}),
     )
     return split, next(report.size for report in reports if report.size), []

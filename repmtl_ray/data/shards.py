@@ -267,14 +267,14 @@ def _opened(root: str, shard: Shard, verify: bool) -> _File:
         _FILES.files.move_to_end(key)
         while len(_FILES.files) > _OPEN_FILES:
             _FILES.files.popitem(last=False)
-        whole = [known for known, other in _FILES.files.items() if other.is_whole]
-        for known in whole[:-_WHOLE_FILES]:
-            del _FILES.files[known]
         verify = verify and key not in _FILES.verified
     if verify:
         file.verify()
         with _FILES.lock:
             _FILES.verified.add(key)
+            whole = [known for known, other in _FILES.files.items() if other.is_whole]
+            for known in whole[:-_WHOLE_FILES]:
+                del _FILES.files[known]
     return file
 
 

@@ -199,7 +199,7 @@ def test_reading_is_quiet_and_leaves_settings_alone(tmp_path, capfd):
 
 def test_too_much_for_the_store_is_announced():
     with pytest.warns(UserWarning, match=r"take 0\.5 GiB, the smallest object store .* 0\.2 GiB"):
-        cache._warn_if_large(2**29)
+        cache.warn_if_large(2**29)
 
 
 def test_equal_frames_have_one_fingerprint_in_every_form(tmp_path):
