@@ -63,7 +63,7 @@ def main() -> None:
             splits,
             arguments.out,
             name=data.name,
-            source=to_dict(data),
+            source=_source(data),
             num_classes=num_classes,
             skip_bad=arguments.skip_bad,
             progress=progress,
@@ -91,12 +91,23 @@ def _config(arguments: argparse.Namespace) -> DataConfig:
     return from_dict(DataConfig, values)
 
 
+def _source(data: DataConfig) -> dict[str, object]:
+    """What the samples depend on, where it is not the default: later versions may have more."""
+    usual = to_dict(DataConfig(name=data.name, path=data.path))
+    return {
+        name: value
+        for name, value in to_dict(data).items()
+        if (value != usual[name] and name not in ("augment", "eval_split"))
+        or name in ("name", "path")
+    }
+
+
 def _open(data: DataConfig, wanted: list[str] | None) -> dict[str, tuple[Stream, ...]]:
     """The splits' streams; of those nobody asked for, a missing test split is only mentioned."""
     splits = {}
     for split in wanted or SPLITS:
         try:
-            splits[split] = open_streams(data, split)
+            splits[split] = open_streams(data, split, every_header=False)
         except ValueError as error:
             if wanted is not None or split != "test":
                 raise

@@ -48,7 +48,7 @@ def evaluate_best(
     if found is not None:
         return found
     model.load_state_dict(checkpoint.read_state(best)["model"])
-    tasks = loop.selected_tasks(experiment)
+    tasks = loop.selected_tasks(experiment, split.tasks)
     batches = eval_batches(
         split.streams,
         split.rows,

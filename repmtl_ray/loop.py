@@ -31,10 +31,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split's streams and the way to their rows."""
+    """One split's streams and the way to their rows.
+
+    Args:
+        streams, rows: the samples.
+        tasks, image_size: of data that `DataConfig` does not describe; None: what it says.
+    """
 
     streams: Sequence[Stream]
     rows: Mapping[str, Rows]
+    tasks: tuple[Task, ...] | None = None
+    image_size: tuple[int, int] | None = None
 
 
 Write = Callable[[str | Path], None]
@@ -48,14 +55,20 @@ AfterStep = Callable[[int, int, int, Write], None]
 in all, and the way to a checkpoint, which the others need not wait for."""
 
 
-def selected_tasks(experiment: Experiment) -> tuple[Task, ...]:
+def selected_tasks(
+    experiment: Experiment, known: tuple[Task, ...] | None = None
+) -> tuple[Task, ...]:
     """The tasks that an experiment trains, in the data set's order.
+
+    Args:
+        experiment: what is trained.
+        known: the data set's tasks; None: those that `DataConfig` says.
 
     Raises:
         ExperimentError: a task that the data set lacks; a policy or penalty that does not fit their
             number.
     """
-    known = tasks_of(experiment.data)
+    known = tasks_of(experiment.data) if known is None else known
     names = [task.name for task in known]
     wanted = experiment.tasks or names
     for name in wanted:
@@ -99,13 +112,18 @@ def num_steps(experiment: Experiment, streams: Sequence[Stream]) -> int:
 
 
 def build(
-    experiment: Experiment, tasks: Sequence[Task], *, device: torch.device, workers: Workers
+    experiment: Experiment,
+    tasks: Sequence[Task],
+    *,
+    device: torch.device,
+    workers: Workers,
+    size: tuple[int, int] | None = None,
 ) -> Parts:
     """Model, optimiser, scheduler and policy as they are before the first step; equal on every
-    worker."""
+    worker. `size` is that of the images, where `DataConfig` does not say it."""
     torch.manual_seed(experiment.seed)
     model = build_model(
-        experiment.model, tasks, image_size=image_size(experiment.data), workers=workers
+        experiment.model, tasks, image_size=size or image_size(experiment.data), workers=workers
     )
     model = model.to(device=device, dtype=DTYPES[experiment.precision])
     workers.broadcast_([*model.parameters(), *model.buffers()])
@@ -164,9 +182,9 @@ def run(
         ValueError: anything that the data or the checkpoint gets wrong.
     """
     device = torch.device(device)
-    tasks = selected_tasks(experiment)
+    tasks = selected_tasks(experiment, train.tasks)
     steps = num_steps(experiment, train.streams)
-    parts = build(experiment, tasks, device=device, workers=workers)
+    parts = build(experiment, tasks, device=device, workers=workers, size=train.image_size)
     progress = Progress(seed=experiment.seed)
     if resume_from is not None:
         progress = checkpoint.load(resume_from, experiment=experiment, parts=parts, data=data)

@@ -39,11 +39,14 @@ from repmtl_ray.storage import absolute, exists, read_text, write_text
 
 if TYPE_CHECKING:
     from repmtl_ray.data.cache import HeldSplit
+    from repmtl_ray.data.custom import CustomData
     from repmtl_ray.loop import Split
+    from repmtl_ray.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT_FILE = "experiment.json"
+FINGERPRINT_FILE = "data_fingerprint.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,9 @@ class CachedData:
     evaluation: HeldSplit
     final: HeldSplit | None = None
     """The split that is read once, at the end, with the best epoch's weights (protocols.py)."""
+    tasks: tuple[Task, ...] | None = None
+    """Those of custom data; None: what `DataConfig` says. Likewise the images' size."""
+    image_size: tuple[int, int] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -106,8 +112,31 @@ def cache_data(
     return CachedData(train=held[0], evaluation=held[1], final=held[2] if len(held) > 2 else None)
 
 
-def preflight(experiment: Experiment, placement: Placement) -> None:
+def cache_custom(experiment: Experiment, data: CustomData) -> CachedData:
+    """`cache_data` for data sets of the user's own.
+
+    Raises:
+        ValueError: an experiment on other data; everything in which the rows break the contract.
+    """
+    from repmtl_ray.data import custom
+
+    if experiment.data.name != custom.NAME:
+        raise ValueError(
+            f"data.name is {experiment.data.name!r}, but fit has data of your own; use "
+            f"DataConfig(name={custom.NAME!r})."
+        )
+    train, evaluation, size = custom.cache_custom(data)
+    return CachedData(train=train, evaluation=evaluation, tasks=data.tasks, image_size=size)
+
+
+def preflight(
+    experiment: Experiment, placement: Placement, *, held: CachedData | None = None
+) -> None:
     """Finds what would fail later: policy, tasks, batch, encoder, weights, resources.
+
+    Args:
+        experiment, placement: as for `fit`.
+        held: samples that were read already.
 
     Raises:
         ValueError: where, what was found, what to do.
@@ -117,16 +146,22 @@ def preflight(experiment: Experiment, placement: Placement) -> None:
     from repmtl_ray.models import build_model
 
     placement.check_divides(experiment.batch_size)
-    tasks = loop.selected_tasks(experiment)
-    loop.num_steps(experiment, open_streams(experiment.data, "train"))
-    open_streams(experiment.data, experiment.data.eval_split)
-    build_model(experiment.model, tasks, image_size=image_size(experiment.data))
+    tasks = loop.selected_tasks(experiment, None if held is None else held.tasks)
+    if held is None:
+        loop.num_steps(experiment, open_streams(experiment.data, "train"))
+        open_streams(experiment.data, experiment.data.eval_split)
+        size = image_size(experiment.data)
+    else:
+        loop.num_steps(experiment, held.train.streams)
+        size = held.image_size or image_size(experiment.data)
+    build_model(experiment.model, tasks, image_size=size)
     placement.check_fits()
 
 
 def fit(
     experiment: Experiment,
     *,
+    data: CustomData | None = None,
     placement: Placement | None = None,
     storage: str | Path | None = None,
     name: str | None = None,
@@ -137,6 +172,7 @@ def fit(
 
     Args:
         experiment: what to train.
+        data: Ray Datasets of your own, with an experiment whose `data.name` is "custom".
         placement: its workers; one CPU worker by default. Results do not depend on it (beyond float
             rounding).
         storage: folder or URI (s3://, gs://) for checkpoints, shared by all nodes; by default under
@@ -158,13 +194,14 @@ def fit(
     """
     placement = placement or Placement()
     cluster.connect()
-    preflight(experiment, placement)
+    held = None if data is None else cache_custom(experiment, data)
+    preflight(experiment, placement, held=held)
     root, name = absolute(storage), name or fresh_name("fit", experiment)
-    claim(f"{root}/{name}", experiment)
+    claim(f"{root}/{name}", experiment, None if held is None else held.fingerprint)
     alike.check_nodes(f"{root}/{name}")
     return train(
         experiment,
-        cache_data(experiment),
+        cache_data(experiment) if held is None else held,
         placement=placement,
         storage=root,
         name=name,
@@ -173,12 +210,26 @@ def fit(
     )
 
 
-def claim(directory: str, experiment: Experiment) -> None:
+def claim(directory: str, experiment: Experiment, fingerprint: str | None = None) -> None:
     """Notes in the folder of a run or a search whose it is.
 
+    Args:
+        directory: of the run or search.
+        experiment: that owns it.
+        fingerprint: of custom data, which the experiment does not name.
+
     Raises:
-        ValueError: it belongs to another experiment.
+        ValueError: it belongs to another experiment, or to other custom data.
     """
+    if fingerprint is not None:
+        known = f"{directory}/{FINGERPRINT_FILE}"
+        if not exists(known):
+            write_text(known, fingerprint)
+        elif read_text(known) != fingerprint:
+            raise ValueError(
+                f"{directory} was trained on other data: theirs has the fingerprint {read_text(known)}, this {fingerprint}. "
+                "Continue it with the same data, or give another name."
+            )
     note = f"{directory}/{EXPERIMENT_FILE}"
     if not exists(note):
         write_text(note, json.dumps(to_dict(experiment), indent=2) + "\n")
@@ -322,14 +373,14 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         ray.train.report({**metrics, "checkpoint_path": guard.checkpoint})
 
     def go() -> dict[str, Any]:
-        loop.selected_tasks(experiment)
+        loop.selected_tasks(experiment, data.tasks)
         resume_from = guard.start()
         if resume_from is not None:
             _report_again(read_marker(resume_from).history, resume_from)
         parts, progress = loop.run(
             experiment,
-            train=_split(data.train),
-            evaluation=_split(data.evaluation),
+            train=_split(data, data.train),
+            evaluation=_split(data, data.evaluation),
             report=report,
             after_step=guard.after_step,
             resume_from=resume_from,
@@ -343,7 +394,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             final_metrics = final.evaluate_best(
                 experiment,
                 parts.model,
-                _split(data.final),
+                _split(data, data.final),
                 directory=config["directory"],
                 best=best,
                 workers=workers,
@@ -376,9 +427,12 @@ def _report_again(history: list[dict[str, float]], checkpoint: str) -> None:
         ray.train.report({**history[-1], "checkpoint_path": checkpoint})
 
 
-def _split(cached: HeldSplit) -> Split:
+def _split(data: CachedData, held: HeldSplit) -> Split:
     from repmtl_ray.loop import Split
 
     return Split(
-        streams=cached.streams, rows={stream.name: cached.rows(stream) for stream in cached.streams}
+        streams=held.streams,
+        rows={stream.name: held.rows(stream) for stream in held.streams},
+        tasks=data.tasks,
+        image_size=data.image_size,
     )

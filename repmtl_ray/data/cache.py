@@ -18,9 +18,9 @@ import logging
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import ray
@@ -34,6 +34,8 @@ from repmtl_ray.data.stream import Stream
 # `batches` needs torch, which reading tasks do not: they start several times as fast without it.
 if TYPE_CHECKING:
     from repmtl_ray.data.batches import Indices, Rows
+
+T = TypeVar("T")
 
 BLOCK_BYTES = 16 * 2**20
 """Of a block, about: what a reading task holds in memory."""
@@ -127,10 +129,10 @@ class _CachedRows:
         """Maps blocks into this process, from this node's store or another's; they stay mapped."""
         tables = ray.get([self._cached.blocks[block] for block in missing])
         for block, table in zip(missing, tables, strict=True):
-            self._views[block] = _views(table)
+            self._views[block] = views_of(table)
 
 
-def _views(table: Any) -> dict[str, NDArray[Any]]:
+def views_of(table: Any) -> dict[str, NDArray[Any]]:
     """A table's columns, without copying."""
     views = BlockAccessor.for_block(table).to_numpy(table.column_names)
     assert isinstance(views, dict)
@@ -159,13 +161,13 @@ def hold_streams(streams: Sequence[Stream], *, taken: int = 0) -> HeldSplit:
 def check_streams(streams: Sequence[Stream]) -> StreamedSplit:
     """Reads every sample of the streams once, as `cache_streams` does, and keeps none."""
     sizes = _sizes(streams)
-    with _quiet():
+    with quiet():
         contents = {
             stream.name: _read(stream, size, 0, keep=False).contents
             for stream, size in zip(streams, sizes, strict=True)
         }
     return StreamedSplit(
-        streams=tuple(streams), num_bytes=sum(sizes), fingerprint=_fingerprint(contents)
+        streams=tuple(streams), num_bytes=sum(sizes), fingerprint=fingerprint_of(contents)
     )
 
 
@@ -186,8 +188,8 @@ def cache_streams(streams: Sequence[Stream], *, num_cpus_per_task: float = 0) ->
             and how many there are.
     """
     sizes = _sizes(streams)
-    _warn_if_large(sum(sizes))
-    with _quiet():
+    warn_if_large(sum(sizes))
+    with quiet():
         cached = {
             stream.name: _read(stream, size, num_cpus_per_task)
             for stream, size in zip(streams, sizes, strict=True)
@@ -197,11 +199,11 @@ def cache_streams(streams: Sequence[Stream], *, num_cpus_per_task: float = 0) ->
         streams=tuple(streams),
         cached=cached,
         num_bytes=sum(sizes),
-        fingerprint=_fingerprint(contents),
+        fingerprint=fingerprint_of(contents),
     )
 
 
-def _fingerprint(contents: Mapping[str, NDArray[np.uint32]]) -> str:
+def fingerprint_of(contents: Mapping[str, NDArray[np.uint32]]) -> str:
     sums = [(name, zlib.crc32(part.tobytes())) for name, part in sorted(contents.items())]
     return f"{zlib.crc32(repr(sums).encode()):08x}"
 
@@ -233,12 +235,9 @@ def _read(
         compute=ray.data.TaskPoolStrategy(size=min(num_readers, num_blocks)),
     )
     blocks = tuple(dataset.materialize().to_arrow_refs())
-    size = math.ceil(len(blocks) / num_readers)
-    shares = [list(blocks[first : first + size]) for first in range(0, len(blocks), size)]
-    found = ray.get([_summaries.remote(share) for share in shares])
-    summaries = list(itertools.chain.from_iterable(found))
+    summaries = over_blocks(_summary, blocks)
     _raise_errors(stream, [error for summary in summaries for error in summary.errors])
-    return _index(stream, blocks, summaries)
+    return index_of(stream, blocks, summaries)
 
 
 def _load_block(
@@ -258,11 +257,11 @@ def _load_block(
     if errors:
         return {_ERROR: np.array(errors)}
     stacked = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-    return stacked if keep else {SAMPLE_ID: stacked[SAMPLE_ID], _CONTENT: _contents(stacked)}
+    return stacked if keep else {SAMPLE_ID: stacked[SAMPLE_ID], _CONTENT: contents_of(stacked)}
 
 
 @dataclass(frozen=True)
-class _Summary:
+class Summary:
     """What the index needs to know of a block: sample ids and checksums in order; errors."""
 
     ids: NDArray[np.int64]
@@ -270,22 +269,30 @@ class _Summary:
     errors: list[str]
 
 
+def over_blocks(function: Callable[[Any], T], blocks: Sequence[ray.ObjectRef[Any]]) -> list[T]:
+    """What a function makes of each block, in order; as many tasks as the cluster has CPUs."""
+    size = math.ceil(len(blocks) / max(1, int(ray.cluster_resources().get("CPU", 1)))) or 1
+    shares = [list(blocks[first : first + size]) for first in range(0, len(blocks), size)]
+    found: list[list[T]] = ray.get([_apply.remote(cast(Any, function), share) for share in shares])
+    return list(itertools.chain.from_iterable(found))
+
+
 @ray.remote(num_cpus=0)
-def _summaries(blocks: list[ray.ObjectRef[Any]]) -> list[_Summary]:
+def _apply(function: Callable[[Any], T], blocks: list[ray.ObjectRef[Any]]) -> list[T]:
     """Many blocks a task: of tasks without a CPU, Ray would start any number at once."""
-    return [_summary(ray.get(block)) for block in blocks]
+    return [function(ray.get(block)) for block in blocks]
 
 
-def _summary(table: Any) -> _Summary:
+def _summary(table: Any) -> Summary:
     if _ERROR in table.column_names:
         nothing = np.array([], dtype=np.int64)
-        return _Summary(nothing, nothing.astype(np.uint32), table.column(_ERROR).to_pylist())
-    columns = _views(table)
+        return Summary(nothing, nothing.astype(np.uint32), table.column(_ERROR).to_pylist())
+    columns = views_of(table)
     known = columns.get(_CONTENT)
-    return _Summary(columns[SAMPLE_ID], _contents(columns) if known is None else known, [])
+    return Summary(columns[SAMPLE_ID], contents_of(columns) if known is None else known, [])
 
 
-def _contents(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
+def contents_of(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
     """A checksum of each sample's columns."""
     contents = np.zeros(len(columns[SAMPLE_ID]), dtype=np.uint32)
     for name, values in sorted(columns.items()):
@@ -310,10 +317,18 @@ def _raise_errors(stream: Stream, errors: list[str]) -> None:
     )
 
 
-def _index(
-    stream: Stream, blocks: tuple[ray.ObjectRef[Any], ...], summaries: Sequence[_Summary]
+def index_of(
+    stream: Stream,
+    blocks: tuple[ray.ObjectRef[Any], ...],
+    summaries: Sequence[Summary],
+    *,
+    any_ids: bool = False,
 ) -> _Cached:
-    """Where each sample is, whatever the order and the size of the blocks."""
+    """Where each sample is, whatever the order and the size of the blocks.
+
+    Sample ids are the numbers from 0 on, or, with `any_ids`, integers in whose order the samples
+    are numbered.
+    """
     ids = [summary.ids for summary in summaries]
     all_ids = np.concatenate(ids)
     found, counts = np.unique(all_ids, return_counts=True)
@@ -322,7 +337,7 @@ def _index(
             f"{stream.name}: sample_id {found[counts > 1][0]} came {counts.max()} times; a "
             "stream's sample ids are unique."
         )
-    if not np.array_equal(found, np.arange(stream.num_samples)):
+    if not any_ids and not np.array_equal(found, np.arange(stream.num_samples)):
         raise ValueError(
             f"{stream.name}: sample ids are {found.min()} to {found.max()} over {len(found)} "
             f"samples; expected the numbers 0 to {stream.num_samples - 1}."
@@ -344,7 +359,7 @@ def _smallest_store() -> float:
     )
 
 
-def _warn_if_large(num_bytes: int) -> None:
+def warn_if_large(num_bytes: int) -> None:
     smallest = _smallest_store()
     if num_bytes > STORE_SHARE * smallest:
         warnings.warn(
@@ -357,7 +372,7 @@ def _warn_if_large(num_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no reports of Ray Data, whose settings are as before afterwards."""
     logger = logging.getLogger("ray.data")
     level = logger.level

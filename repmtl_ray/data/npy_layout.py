@@ -40,7 +40,9 @@ class NpyFrames:
         return f"{self.folders[column].part}/{frame}.npy"
 
 
-def open_frames(dense: DenseSet, names: Folders, root: Path, split: str) -> NpyFrames:
+def open_frames(
+    dense: DenseSet, names: Folders, root: Path, split: str, *, every_header: bool = True
+) -> NpyFrames:
     """One split of a folder, its listings and headers checked.
 
     Args:
@@ -48,6 +50,7 @@ def open_frames(dense: DenseSet, names: Folders, root: Path, split: str) -> NpyF
         names: of its parts.
         root: folder that holds `train` and `val`.
         split: "train", "val" or "test" (if someone made one).
+        every_header: whether to look into every file now, or into each when it is loaded.
 
     Raises:
         ValueError: not this layout, an empty split, a gap, a file that cannot be used, shapes that
@@ -64,7 +67,8 @@ def open_frames(dense: DenseSet, names: Folders, root: Path, split: str) -> NpyF
                 f"every frame needs {_and(dense.columns)}: restore the missing ones from "
                 f"frame {min(found, num_frames)} on, or remove the others."
             )
-    shapes = {column: part.common_header(num_frames).shape for column, part in folders.items()}
+    looked_at = num_frames if every_header else 1
+    shapes = {column: part.common_header(looked_at).shape for column, part in folders.items()}
     return NpyFrames(folders, num_frames, shapes)
 
 

@@ -221,7 +221,8 @@ def _run(
         key, number = running.pop(finished)
         outcome: _Outcome = ray.get(finished)
         if outcome.failure is not None:
-            ray.wait(list(running), num_returns=len(running))
+            if running:  # they may write: wait for them
+                ray.wait(list(running), num_returns=len(running))
             raise ValueError(outcome.failure)
         outcomes[key][number] = outcome
         done += jobs[key][number].end - jobs[key][number].first

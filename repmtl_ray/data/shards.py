@@ -13,8 +13,9 @@ as lists of single numbers, and read 736 images/s where binary values gave 6,333
 of 128 x 256 with label and depth). A row group is one sample (a few, if they are small): read at
 random, a file then gives 9,000 to 13,000 images/s a core, as many as from end to end, so that
 training can draw any order straight from it. Nothing is dictionary-coded and there are no
-statistics of arrays; a column is compressed (zstd) only where its first samples lose 30 % or more:
-labels do, photographs do not.
+statistics of arrays; a column is compressed only where its first samples lose half or more, as
+labels do and photographs do not, and by LZ4: zstd needed 0.13 ms to unpack a depth of 128 x 256,
+three times what the whole image takes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SHARD_BYTES = 32 * 2**20
 """Of the samples of a shard, about."""
 GROUP_BYTES = 128 * 2**10
 """What a row group has at least, unless one sample is larger."""
-COMPRESSED_SHARE = 0.7
+COMPRESSED_SHARE = 0.5
 """A column is compressed if that leaves at most this share."""
 _TRIED = 4  # samples whose columns are compressed to see whether it pays
 _OPEN_FILES = 512
@@ -88,7 +89,7 @@ def write_shard(
         metadata = {"shape": json.dumps(column.shape), "dtype": column.dtype}
         fields.append(pyarrow.field(name, kind, nullable=False, metadata=metadata))
         raw = [np.ascontiguousarray(sample[name]).tobytes() for sample in samples]
-        compression[name] = "ZSTD" if _pays(raw[:_TRIED]) else "NONE"
+        compression[name] = "LZ4" if _pays(raw[:_TRIED]) else "NONE"
         values[name] = pyarrow.array(raw, kind)
     sample_bytes = sum(column.num_bytes for column in columns.values())
     sink = pyarrow.BufferOutputStream()
@@ -117,7 +118,7 @@ def write_shard(
 
 def _pays(values: Sequence[bytes]) -> bool:
     data = b"".join(values)
-    packed = pyarrow.Codec("zstd", compression_level=1).compress(data, asbytes=True)
+    packed = pyarrow.Codec("lz4_raw").compress(data, asbytes=True)
     return len(packed) <= COMPRESSED_SHARE * len(data)
 
 
@@ -166,6 +167,18 @@ def open_split(
         _stream(path, f"{split}/{stream}", stream, found[stream], size)
         for stream in (found if streams is None else streams)
     )
+
+
+def damaged(root: str, stored: manifests.Manifest) -> list[str]:
+    """Takes the digest of every shard; what is wrong, a line a shard."""
+    wrong = []
+    for streams in stored.splits.values():
+        for shard in (shard for stream in streams.values() for shard in stream.shards):
+            try:
+                _File(root, shard).verify()
+            except ValueError as error:
+                wrong.append(str(error))
+    return wrong
 
 
 def stored_size(path: str) -> tuple[int, int]:
@@ -254,14 +267,14 @@ def _opened(root: str, shard: Shard, verify: bool) -> _File:
         _FILES.files.move_to_end(key)
         while len(_FILES.files) > _OPEN_FILES:
             _FILES.files.popitem(last=False)
-        whole = [known for known, other in _FILES.files.items() if other.is_whole]
-        for known in whole[:-_WHOLE_FILES]:
-            del _FILES.files[known]
         verify = verify and key not in _FILES.verified
     if verify:
         file.verify()
         with _FILES.lock:
             _FILES.verified.add(key)
+            whole = [known for known, other in _FILES.files.items() if other.is_whole]
+            for known in whole[:-_WHOLE_FILES]:
+                del _FILES.files[known]
     return file
 
 

@@ -52,16 +52,23 @@ _DENSE = {
 }
 
 
-def open_streams(data: DataConfig, split: Split | Literal["holdout"]) -> tuple[Stream, ...]:
+def open_streams(
+    data: DataConfig, split: Split | Literal["holdout"], *, every_header: bool = True
+) -> tuple[Stream, ...]:
     """The streams of one split, after every check that listings and file headers allow.
 
     Scenes are rendered on first use, which takes minutes at the full size. What is in a file is
     checked when a sample is loaded.
 
+    Args:
+        data, split: which samples.
+        every_header: without it, npy files that cannot be used are found when they are loaded.
+
     Raises:
         ValueError: data that is missing or not as it should be: which file, what was found, what to
             do.
     """
+    _check_named(data)
     if data.holdout > 0 and split in ("train", "holdout"):
         whole = open_streams(dataclasses.replace(data, holdout=0.0, eval_split="val"), "train")
         return holdout.cut(whole, split == "holdout", fraction=data.holdout, seed=data.holdout_seed)
@@ -87,7 +94,7 @@ def open_streams(data: DataConfig, split: Split | Literal["holdout"]) -> tuple[S
     if form == "parquet":
         rows = mirrors.open_frames(which, _folder(data), split, data.columns)
         return (dense.open_stream(which, rows, size=size),)
-    return (_open_npy(data.name, _folder(data), split, size),)
+    return (_open_npy(data.name, _folder(data), split, size, every_header=every_header),)
 
 
 def tasks_of(data: DataConfig) -> tuple[Task, ...]:
@@ -95,6 +102,7 @@ def tasks_of(data: DataConfig) -> tuple[Task, ...]:
     # Here, so that the processes that only read samples need not load torch.
     from repmtl_ray.tasks import Classification, Depth, InverseDepth, Normals, Segmentation
 
+    _check_named(data)
     if data.name not in _DENSE:
         num_classes = office.SETS[data.name].num_classes
         return tuple(
@@ -116,6 +124,7 @@ def image_size(data: DataConfig) -> tuple[int, int]:
     Raises:
         ValueError: the stored size is asked for, and the folder does not tell it.
     """
+    _check_named(data)
     if data.height is not None and data.width is not None:
         return data.height, data.width
     if _in_shards(data):
@@ -158,6 +167,13 @@ def form_of(data: DataConfig) -> str:
     return forms[0] if forms else "npy"  # whose errors say what is missing
 
 
+def _check_named(data: DataConfig) -> None:
+    if data.name == "custom":
+        raise ValueError(
+            "data.name is 'custom': its Ray Datasets are handed over with fit(experiment, data=CustomData(...))."
+        )
+
+
 def _in_shards(data: DataConfig) -> bool:
     return data.form == "shards" or (data.form == "auto" and shards.is_store(data.path))
 
@@ -172,9 +188,12 @@ def _rendered(data: DataConfig, size: tuple[int, int], split: str) -> Stream:
     return rendered.on_any_node(root, split, read, renderer.render, **at)
 
 
-def _open_npy(name: str, root: Path, split: str, size: tuple[int, int] | None) -> Stream:
+def _open_npy(
+    name: str, root: Path, split: str, size: tuple[int, int] | None, *, every_header: bool = True
+) -> Stream:
     which, folders = _DENSE[name]
-    return dense.open_stream(which, npy_layout.open_frames(which, folders, root, split), size=size)
+    frames = npy_layout.open_frames(which, folders, root, split, every_header=every_header)
+    return dense.open_stream(which, frames, size=size)
 
 
 def _domains(data: DataConfig) -> tuple[str, ...]:

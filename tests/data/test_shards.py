@@ -1,11 +1,14 @@
 """Shards: what was written comes back, and nothing else is taken for it."""
 
+import gc
 import hashlib
 import json
 import pickle
 import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +108,7 @@ def test_only_columns_that_shrink_are_compressed(tmp_path):
     assert [group.column(i).compression for i in range(3)] == [
         "UNCOMPRESSED",
         "UNCOMPRESSED",
-        "ZSTD",
+        "LZ4",
     ]
 
 
@@ -173,6 +176,27 @@ def test_an_epoch_of_streamed_samples_has_each_once(tmp_path):
     }
     assert sorted(ids["amazon"]) == list(range(12))
     assert sorted(ids["dslr"]) == sorted(2 * list(range(6)))
+
+
+def test_an_epoch_that_is_given_up_leaves_no_thread():
+    stream = dense_stream(13)
+    rows = StreamedRows(stream)
+    options = OPTIONS | {"batch_size": 2, "workers": ALONE, "seed": 0, "epoch": 0, "augment": True}
+    batches = train_batches((stream,), {"cityscapes": rows}, **options)
+    next(batches)
+    assert {"batches", "reading_0"} <= {thread.name for thread in threading.enumerate()}
+    batches.close()
+    del rows, batches
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _threads():
+        time.sleep(0.01)
+    assert _threads() == []
+
+
+def _threads() -> list[str]:
+    ours = ("batches", "reading")
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
 def test_an_error_of_a_reading_thread_reaches_the_caller():

@@ -162,10 +162,10 @@ def test_sample_ids_must_be_the_numbers(tmp_path):
     def index(*blocks: list[int]) -> None:
         checksums = [np.zeros(len(ids), dtype=np.uint32) for ids in blocks]
         summaries = [
-            cache._Summary(np.array(ids), contents, [])
+            cache.Summary(np.array(ids), contents, [])
             for ids, contents in zip(blocks, checksums, strict=True)
         ]
-        cache._index(stream, (), summaries)
+        cache.index_of(stream, (), summaries)
 
     (stream,) = cityscapes(tmp_path, num_train=4)
     with pytest.raises(ValueError, match=r"sample_id 2 came 2 times; .* unique"):
@@ -199,7 +199,7 @@ def test_reading_is_quiet_and_leaves_settings_alone(tmp_path, capfd):
 
 def test_too_much_for_the_store_is_announced():
     with pytest.warns(UserWarning, match=r"take 0\.5 GiB, the smallest object store .* 0\.2 GiB"):
-        cache._warn_if_large(2**29)
+        cache.warn_if_large(2**29)
 
 
 def test_equal_frames_have_one_fingerprint_in_every_form(tmp_path):

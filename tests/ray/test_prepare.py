@@ -36,7 +36,7 @@ def small_shards(monkeypatch):
 
 def splits(root: Path) -> dict[str, tuple[Stream, ...]]:
     data = DataConfig(name="cityscapes", path=str(root))
-    return {split: open_streams(data, split) for split in ("train", "val")}
+    return {split: open_streams(data, split, every_header=False) for split in ("train", "val")}
 
 
 def prepared(root: Path, out: str, **options: Any) -> manifest.Manifest:
@@ -101,13 +101,18 @@ def test_all_that_is_wrong_is_one_report_and_what_was_finished_is_kept(tmp_path,
 
 
 def test_bad_samples_can_be_left_out_and_are_listed(tmp_path):
-    root = make_cityscapes(tmp_path / "npy", num_train=11)
+    root = make_cityscapes(tmp_path / "npy", num_train=12)
     spoil(root, 5)
+    file = root / "train/image/11.npy"
+    file.write_bytes(file.read_bytes()[:-1])
     out = str(tmp_path / "out")
     made = prepared(root, out, skip_bad=True)
-    (left_out,) = made.left_out
-    assert (left_out["split"], left_out["index"]) == ("train", 5)
-    assert "train/depth/5.npy has 16 values" in left_out["reason"]
+    assert [(entry["split"], entry["index"]) for entry in made.left_out] == [
+        ("train", 5),
+        ("train", 11),
+    ]
+    assert "train/depth/5.npy has 16 values" in made.left_out[0]["reason"]
+    assert "train/image/11.npy is truncated" in made.left_out[1]["reason"]
     (stored,) = open_streams(DataConfig(name="cityscapes", path=out), "train")
     (files,) = splits(root)["train"]
     kept = [index for index in range(11) if index != 5]
@@ -117,7 +122,7 @@ def test_bad_samples_can_be_left_out_and_are_listed(tmp_path):
         assert sample["sample_id"] == place
         np.testing.assert_array_equal(sample["depth"], files.load(index)["depth"])
     assert prepared(root, out, skip_bad=True) == made
-    with pytest.raises(ValueError, match=r"^1 of 14 samples cannot be used"):
+    with pytest.raises(ValueError, match=r"^2 of 15 samples cannot be used"):
         prepared(root, out)
 
 

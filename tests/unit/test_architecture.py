@@ -53,6 +53,7 @@ RAY = {
     "benchmark",
     "cluster",
     "data.cache",
+    "data.custom",
     "data.prepare",
     "guard",
     "progress",
@@ -152,7 +153,7 @@ def test_ray_train_tune_and_data_have_one_user_each():
     assert users_of("ray.tune") == {
         *("asha", "baseline", "benchmark", "progress", "search", "space", "trial")
     }
-    assert users_of("ray.data") == {"data.cache"}
+    assert users_of("ray.data") == {"data.cache", "data.custom"}
 
 
 def test_only_policies_use_torchjd():

@@ -1,0 +1,242 @@
+"""Data sets of your own for `fit(data=...)`: Ray Datasets that keep the column contract.
+
+Owns `CustomData`, the check that explains every violation at once, and the way of the rows into the
+object store. What the columns must hold is in `stream.Kind`; single samples are checked in
+`contract`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmtl_ray.data import contract
+from repmtl_ray.data.cache import (
+    CachedSplit,
+    Summary,
+    contents_of,
+    fingerprint_of,
+    index_of,
+    over_blocks,
+    quiet,
+    views_of,
+    warn_if_large,
+)
+from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
+from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from repmtl_ray.tasks import Task
+
+NAME = "custom"
+_SHOWN = 5
+KINDS: Mapping[str, Kind] = {
+    "Segmentation": "label",
+    "Depth": "depth",
+    "InverseDepth": "inverse_depth",
+    "Normals": "normal",
+    "Classification": "class",
+}
+"""What the column of each kind of task holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomData:
+    """What to train and to evaluate on, as Ray Datasets.
+
+    Every row has `sample_id` (an integer, unique in its data set: with seed and epoch it decides
+    the row's augmentation), `image` and one column a task, by the task's name, as `stream.Kind`
+    says. Samples are numbered in the order of their ids, so the order of rows and blocks does not
+    matter. A sample without a label for a task has its ignore value (-1, depth 0, normal 0).
+
+    Args:
+        train, evaluation: the rows; read once, into the object store.
+        tasks: what to learn, in order.
+        normalize: mean and deviation of images, by channel; None leaves them in 0..1.
+    """
+
+    train: Dataset
+    evaluation: Dataset
+    tasks: tuple[Task, ...]
+    normalize: Normalization | None = None
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What one block holds: problems as (sample_id, text); by column, how often each form came."""
+
+    summary: Summary
+    problems: list[tuple[int, str]]
+    forms: dict[str, Counter[str]] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    num_bytes: int = 0
+
+
+def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int, int]]:
+    """Reads, checks and keeps both data sets.
+
+    Returns:
+        Training and evaluation samples; (height, width) of the images.
+
+    Raises:
+        ValueError: everything that is wrong with tasks and rows, in one message.
+    """
+    wrong = _wrong_tasks(data.tasks)
+    if wrong:
+        raise ValueError("\n".join(["the tasks of the data cannot work:", *wrong]))
+    splits, sizes = [], []
+    for name, dataset in (("train", data.train), ("evaluation", data.evaluation)):
+        split, size, found = _cache(name, dataset, data)
+        wrong += found
+        splits.append(split)
+        sizes.append(size)
+    if not wrong and sizes[0] != sizes[1]:
+        wrong = [f"image: {sizes[0]} in train, {sizes[1]} in evaluation; expected one size"]
+    if wrong:
+        raise ValueError(
+            "\n".join(
+                [
+                    f"the data breaks the column contract in {len(wrong)} ways (docs/guide.md, data of your own):",
+                    *wrong,
+                ]
+            )
+        )
+    train, evaluation = splits
+    assert train is not None, "without problems there is a split"
+    assert evaluation is not None, "without problems there is a split"
+    assert sizes[0] is not None, "images without problems have a size"
+    return train, evaluation, sizes[0]
+
+
+def _wrong_tasks(tasks: Sequence[Task]) -> list[str]:
+    names = [task.name for task in tasks]
+    wrong = [] if tasks else ["tasks: none; expected at least one of repmtl_ray.tasks"]
+    wrong += [f"tasks: {name!r} comes {n} times" for name, n in Counter(names).items() if n > 1]
+    return wrong + [
+        f"tasks: {name!r} is the name of another column; choose a different one"
+        for name in names
+        if name in (IMAGE, SAMPLE_ID)
+    ]
+
+
+def _cache(
+    name: str, dataset: Dataset, data: CustomData
+) -> tuple[CachedSplit | None, tuple[int, int] | None, list[str]]:
+    """One data set in the object store, or what is wrong with it."""
+    kinds = {task.name: KINDS[type(task).__name__] for task in data.tasks}
+    num_classes = {
+        task.name: task.num_classes for task in data.tasks if hasattr(task, "num_classes")
+    }
+    with quiet():
+        there = set(dataset.columns() or [])
+        wanted = [column for column in (SAMPLE_ID, IMAGE, *kinds) if column in there]
+        if not wanted:
+            have = f"it has {', '.join(sorted(there))}" if there else "it is empty"
+            missing = ", ".join([SAMPLE_ID, IMAGE, *kinds])
+            return None, None, [f"{name}: expected the columns {missing}; {have}"]
+        blocks = tuple(dataset.select_columns(wanted).materialize().to_arrow_refs())
+        reports = over_blocks(_Check(kinds, num_classes), blocks)
+    wrong = [f"{name}: {text}" for text in _explained(reports, there)]
+    if wrong:
+        return None, None, wrong
+    summaries = [report.summary for report in reports]
+    stream = Stream(
+        name=NAME,
+        kinds=kinds,
+        num_samples=sum(len(summary.ids) for summary in summaries),
+        load=_not_numbered,
+        normalize=data.normalize,
+    )
+    num_bytes = sum(report.num_bytes for report in reports)
+    warn_if_large(num_bytes)
+    cached = index_of(stream, blocks, summaries, any_ids=True)
+    split = CachedSplit(
+        streams=(stream,),
+        cached={NAME: cached},
+        num_bytes=num_bytes,
+        fingerprint=fingerprint_of({NAME: cached.contents}),
+    )
+    return split, next(report.size for report in reports if report.size), []
+
+
+def _not_numbered(index: int) -> Sample:
+    raise AssertionError("samples of a Ray Dataset are only in the object store")
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Checks every sample of a block."""
+
+    kinds: Mapping[str, Kind]
+    num_classes: Mapping[str, int]
+
+    def __call__(self, table: Any) -> _Report:
+        columns = views_of(table) if table.num_rows else {}
+        count = table.num_rows
+        ids = np.asarray(columns.get(SAMPLE_ID, np.arange(count)))
+        problems: list[tuple[int, str]] = []
+        if ids.dtype.kind not in "ui":
+            problems = [(-1, f"{SAMPLE_ID}: has dtype {ids.dtype}, expected integers")]
+            ids = np.arange(count)
+        ids = ids.astype(np.int64)
+        forms: dict[str, Counter[str]] = {name: Counter() for name in (IMAGE, *self.kinds)}
+        size = None
+        for row in range(count):
+            sample = {name: np.asarray(values[row]) for name, values in columns.items()}
+            found = contract.problems(sample, self.kinds, self.num_classes)
+            problems += [(int(ids[row]), text) for text in found]
+            for name, counts in forms.items():
+                if name in sample:
+                    counts[f"{sample[name].dtype} {sample[name].shape}"] += 1
+            if not found:
+                size = sample[IMAGE].shape[0], sample[IMAGE].shape[1]
+        good = not problems and count > 0
+        contents: NDArray[np.uint32] = np.zeros(count, dtype=np.uint32)
+        return _Report(
+            Summary(ids, contents_of(columns) if good else contents, []),
+            problems,
+            forms,
+            size,
+            sum(values.nbytes for values in columns.values()),
+        )
+
+
+def _explained(reports: Sequence[_Report], there: set[str]) -> list[str]:
+    """Every kind of violation once, with how many samples have it and the first of them."""
+    ids = np.concatenate([report.summary.ids for report in reports] or [np.array([])])
+    if not len(ids):
+        return ["has no rows; expected at least one"]
+    lines = []
+    if SAMPLE_ID not in there:
+        have = ", ".join(sorted(there))
+        lines.append(f"{SAMPLE_ID}: missing; expected unique integers; there are {have}")
+    found, counts = np.unique(ids, return_counts=True)
+    if SAMPLE_ID in there and (counts > 1).any():
+        twice = ", ".join(map(str, found[counts > 1][:_SHOWN].tolist()))
+        lines.append(f"{SAMPLE_ID}: {(counts > 1).sum()} ids come more than once: {twice}")
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for report in reports:
+        for sample_id, text in report.problems:
+            groups.setdefault(" ".join(text.split()[:3]), []).append((sample_id, text))
+    for members in groups.values():
+        which = sorted({sample_id for sample_id, _ in members if sample_id >= 0})
+        first = min(members)[1]
+        shown = ", ".join(map(str, which[:_SHOWN])) + (", ..." if len(which) > _SHOWN else "")
+        lines.append(f"{first} ({len(which)} samples: {shown})" if which else first)
+    forms: dict[str, Counter[str]] = {}
+    for report in reports:
+        for name, seen in report.forms.items():
+            forms.setdefault(name, Counter()).update(seen)
+    lines += [
+        f"{name}: has several forms: {', '.join(f'{form} ({n})' for form, n in seen.most_common(3))}; expected one"
+        for name, seen in forms.items()
+        if len(seen) > 1
+    ]
+    return lines

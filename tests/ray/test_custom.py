@@ -1,0 +1,112 @@
+"""Ray Datasets of the user's own: what keeps the contract trains, what does not is explained."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.data
+
+from repmtl_ray import CustomData, fit
+from repmtl_ray.config import DataConfig, replace, to_dict
+from repmtl_ray.data.cache import quiet
+from repmtl_ray.data.custom import cache_custom
+from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation
+
+pytestmark = pytest.mark.ray
+
+TASKS = (Segmentation(name="parts", num_classes=4), Depth(name="depth"), Normals(name="normal"))
+TASKS = (*TASKS, Classification(name="scene", num_classes=3))
+
+
+def row(sample_id: int, size: int = 32) -> dict[str, Any]:
+    rng = np.random.default_rng(sample_id)
+    normal = rng.standard_normal((size, size, 3)).astype(np.float32)
+    return {
+        "sample_id": sample_id,
+        "image": rng.integers(0, 256, (size, size, 3)).astype(np.uint8),
+        "parts": rng.integers(-1, 4, (size, size)).astype(np.int16),
+        "depth": rng.uniform(1, 9, (size, size, 1)).astype(np.float32),
+        "normal": normal / np.linalg.norm(normal, axis=2, keepdims=True),
+        "scene": sample_id % 3,
+        "remark": "other columns do not matter",
+    }
+
+
+def dataset(rows: list[dict[str, Any]], blocks: int = 2) -> ray.data.Dataset:
+    with quiet():
+        return ray.data.from_items(rows, override_num_blocks=blocks)
+
+
+def test_samples_are_numbered_by_id_whatever_their_rows_and_blocks():
+    ids = [40, 7, 19, 2]
+    given = CustomData(
+        train=dataset([row(i) for i in ids], 3), evaluation=dataset([row(1)], 1), tasks=TASKS
+    )
+    train, evaluation, size = cache_custom(given)
+    assert size == (32, 32)
+    samples = train.rows(train.streams[0]).fetch(np.arange(4))
+    assert samples["sample_id"].tolist() == sorted(ids)
+    for place, sample_id in enumerate(sorted(ids)):
+        for name, values in row(sample_id).items():
+            if name != "remark":
+                np.testing.assert_array_equal(samples[name][place], values)
+    assert len(evaluation.rows(evaluation.streams[0])) == 1
+    again = CustomData(
+        train=dataset([row(i) for i in sorted(ids)], 1), evaluation=given.evaluation, tasks=TASKS
+    )
+    assert cache_custom(again)[0].fingerprint == train.fingerprint
+
+
+def test_every_violation_is_explained_in_one_message():
+    rows = [row(i) for i in range(12)]
+    for broken in rows:
+        del broken["normal"]
+    rows[3]["parts"] = rows[3]["parts"] + 9
+    rows[5]["parts"] = rows[5]["parts"] + 2
+    rows[4]["depth"] = np.full_like(rows[4]["depth"], np.nan)
+    rows[6]["image"] = rows[6]["image"][:16]
+    rows[7]["image"] = rows[7]["image"].astype(np.float64)
+    rows[8]["scene"] = 3
+    rows[9]["sample_id"] = 2
+    given = CustomData(
+        train=dataset(rows, 12), evaluation=dataset([{"picture": 1}], 1), tasks=TASKS
+    )
+    with pytest.raises(ValueError, match=r"^the data breaks the column contract in ") as caught:
+        cache_custom(given)
+    text = str(caught.value)
+    for expected in (
+        "train: sample_id: 1 ids come more than once: 2",
+        "train: normal: missing; there are depth, image, parts, sample_id, scene (12 samples: 0, 1,",
+        "train: parts: has labels from 8 to 12, expected 0 to 3, or -1 to ignore (2 samples: 3, 5)",
+        "train: depth: has 1024 values that are NaN or infinite (1 samples: 4)",
+        "train: image: has dtype float64, expected uint8 or float32 (1 samples: 7)",
+        "train: scene: has labels from 3 to 3, expected 0 to 2, or -1 to ignore (1 samples: 8)",
+        "train: image: has several forms: uint8 (32, 32, 3) (10), ",
+        "evaluation: expected the columns sample_id, image, parts, depth, normal, scene; it has pict",
+    ):
+        assert expected in text, text
+
+
+def test_tasks_that_cannot_work_are_refused(experiment):
+    one = dataset([row(1)], 1)
+    twice = (Depth(name="depth"), Depth(name="depth"), Normals(name="image"))
+    with pytest.raises(ValueError, match=r"'depth' comes 2 times\ntasks: 'image' is the name of"):
+        cache_custom(CustomData(train=one, evaluation=one, tasks=twice))
+    with pytest.raises(ValueError, match=r"data\.name is 'cityscapes', but fit has data of your"):
+        fit(experiment, data=CustomData(train=one, evaluation=one, tasks=TASKS))
+    with pytest.raises(ValueError, match=r"handed over with fit\(experiment, data=CustomData"):
+        fit(replace(experiment, {"data": to_dict(DataConfig(name="custom"))}))
+
+
+def test_fit_trains_on_it_and_goes_on_with_the_same_data_only(experiment, tmp_path):
+    experiment = replace(
+        experiment, {"data": to_dict(DataConfig(name="custom", augment=True)), "epochs": 1}
+    )
+    rows = [row(i) for i in range(8)]
+    given = CustomData(train=dataset(rows), evaluation=dataset(rows[:3]), tasks=TASKS)
+    result = fit(experiment, data=given, storage=tmp_path, name="own")
+    wanted = {"parts/miou", "depth/abs_error", "normal/mean_angle", "scene/accuracy"}
+    assert wanted <= result.metrics.keys()
+    other = CustomData(train=dataset(rows[1:]), evaluation=given.evaluation, tasks=TASKS)
+    with pytest.raises(ValueError, match="was trained on other data"):
+        fit(experiment, data=other, storage=tmp_path, name="own")
