@@ -184,8 +184,8 @@ def _summary_table(summary: Summary) -> str:
     rows = []
     for row, cells in zip(summary.rows, benchmark_table.cells(summary), strict=True):
         name = "single-task" if row.method == SINGLE_TASK else row.method
-        below = ", ".join(f"seed {seed}" for seed in row.seeds) or "published"
-        fields = [Field(name, below=below if len(row.seeds) < 4 else f"{len(row.seeds)} seeds")]
+        count = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
+        fields = [Field(name, below=count if row.seeds else "published")]
         for column in names:
             cell = cells[column]
             value = row.values[column].mean if column in row.values else ""
