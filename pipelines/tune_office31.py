@@ -1,11 +1,13 @@
-"""Searches Rep-MTL's coefficients, temperature and policy for Office-31.
+"""Searches Rep-MTL's coefficients, temperature and policy for Office-31, or for Office-Home.
 
     python pipelines/tune_office31.py --data DIR                    small images, small encoder
     python pipelines/tune_office31.py --data DIR --preset paper     ResNet-18, 224 x 224, 100 epochs
+    python pipelines/tune_office31.py --data DIR --set office_home  four domains, 65 classes
 
 Every domain is a task with its own images. DIR holds amazon/images/<class>/*.jpg, dslr/...,
-webcam/... and, if there are any, the split lists splits/{amazon,dslr,webcam}_{train,val,test}.txt;
-without lists a seeded split is made and written beside the data.
+webcam/... (Office-Home: Art/<class>/*.jpg, Clipart/..., Product/..., Real_World/...) and, if there
+are any, the split lists splits/<domain>_{train,val,test}.txt; without lists a seeded split is made
+and written beside the data.
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from __future__ import annotations
 from repmtl_ray import cli
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, replace
 
+TITLES = {"office31": "Office-31", "office_home": "Office-Home"}
 
-def small(data: str) -> Experiment:
+
+def small(data: str, name: str = "office31") -> Experiment:
     """Small images and a small encoder from scratch: shows the machinery on CPUs, no accuracy to
     quote."""
     return Experiment(
-        data=DataConfig(name="office31", path=data, height=64, width=64, augment=True),
+        data=DataConfig(name=name, path=data, height=64, width=64, augment=True),
         model=ModelConfig(
             encoder="resnet10t", features="pooled", output_stride=None, head="linear"
         ),
@@ -28,11 +32,11 @@ def small(data: str) -> Experiment:
     )
 
 
-def paper(data: str) -> Experiment:
+def paper(data: str, name: str = "office31") -> Experiment:
     """The benchmark's setting (LibMTL) without its extra bottleneck layer; needs --pretrained or
     --weights."""
     return Experiment(
-        data=DataConfig(name="office31", path=data),
+        data=DataConfig(name=name, path=data),
         model=ModelConfig(encoder="resnet18", features="pooled", output_stride=None, head="linear"),
         epochs=100,
         batch_size=64,
@@ -42,9 +46,16 @@ def paper(data: str) -> Experiment:
 def main() -> None:
     parser = cli.search_parser(__doc__)
     data = parser.add_argument_group("the data")
-    data.add_argument("--data", metavar="DIR", required=True, help="the Office-31 folder")
+    data.add_argument("--data", metavar="DIR", required=True, help="the data set's folder")
     data.add_argument(
-        "--domains", nargs="+", default=["amazon", "dslr", "webcam"], help="default: %(default)s"
+        "--set", choices=tuple(TITLES), default="office31", help="default: %(default)s"
+    )
+    data.add_argument("--domains", nargs="+", metavar="NAME", help="default: the data set's")
+    data.add_argument(
+        "--pairing",
+        choices=("position", "class"),
+        default="position",
+        help="class: row b of every domain's batch shows the same class (default: %(default)s)",
     )
     data.add_argument(
         "--eval-split", choices=("val", "test"), default="val", help="default: %(default)s"
@@ -53,18 +64,21 @@ def main() -> None:
         "--preset", choices=("small", "paper"), default="small", help="default: %(default)s"
     )
     arguments = parser.parse_args()
-    experiment = {"small": small, "paper": paper}[arguments.preset](arguments.data)
+    preset = {"small": small, "paper": paper}[arguments.preset]
     chosen = cli.overrides(arguments) | {
-        "data.domains": arguments.domains,
         "data.eval_split": arguments.eval_split,
+        "data.pairing": arguments.pairing,
     }
+    if arguments.domains is not None:
+        chosen["data.domains"] = arguments.domains
+    experiment = replace(preset(arguments.data, arguments.set), chosen)
     cli.run_search(
-        replace(experiment, chosen),
+        experiment,
         arguments,
         space="joint" if arguments.preset == "paper" else "small",
         samples=10,
-        metrics=[f"{domain}/accuracy" for domain in arguments.domains],
-        data_title=f"Office-31, {arguments.data}, {arguments.eval_split} split",
+        metrics=[f"{domain}/accuracy" for domain in experiment.data.domains or ()],
+        data_title=f"{TITLES[arguments.set]}, {arguments.data}, {arguments.eval_split} split",
     )
 
 

@@ -12,13 +12,13 @@ from typing import Literal
 from repmtl_ray.conversion import added, check, check_types, nearest
 
 FORMS: Mapping[str, tuple[str, ...]] = {
-    "cityscapes": ("npy",),
-    "nyuv2": ("npy",),
+    "cityscapes": ("npy", "parquet", "official"),
+    "nyuv2": ("npy", "parquet", "official"),
     "office31": ("folders",),
     "office_home": ("folders",),
 }
 """The data sets, and the forms in which each is read."""
-RENDERED: Mapping[str, tuple[int, int]] = {"cityscapes": (2975, 500)}
+RENDERED: Mapping[str, tuple[int, int]] = {"cityscapes": (2975, 500), "nyuv2": (795, 654)}
 """Those that are rendered without a path, and how many samples the real ones have."""
 DOMAINS: Mapping[str, tuple[str, ...]] = {
     "office31": ("amazon", "dslr", "webcam"),

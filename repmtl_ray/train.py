@@ -88,12 +88,15 @@ def cache_data(
     from repmtl_ray.data.cache import cache_streams
     from repmtl_ray.data.sources import open_streams
 
+    train = open_streams(experiment.data, "train")
+    evaluation = open_streams(experiment.data, experiment.data.eval_split)
+    for note in dict.fromkeys(note for stream in (*train, *evaluation) for note in stream.notes):
+        print(f"note: {note}", flush=True)
+    final = None if final_split is None else open_streams(experiment.data, final_split)
     return CachedData(
-        train=cache_streams(open_streams(experiment.data, "train")),
-        evaluation=cache_streams(open_streams(experiment.data, experiment.data.eval_split)),
-        final=None
-        if final_split is None
-        else cache_streams(open_streams(experiment.data, final_split)),
+        train=cache_streams(train),
+        evaluation=cache_streams(evaluation),
+        final=None if final is None else cache_streams(final),
     )
 
 

@@ -106,12 +106,7 @@ def _albedo(
     colour = each(look.colour for look in looks)
     grain, contrast = each(look.grain for look in looks), each(look.contrast for look in looks)
     a, b = np.where(axis == 0, local[2], local[0]), np.where(axis == 1, local[2], local[1])
-    shift = np.float32(7.3) * ids.astype(np.float32)  # two of a kind must not share their stains
-    for octave in (1.0, 0.4, 0.16):
-        size = grain * octave
-        fade = contrast * np.minimum(size / footprint, 1.0)
-        speckle = value_noise(noise, a / size + shift, b / size + shift)
-        colour *= 1.0 + 1.4 * fade * (speckle - 0.5)
+    speckle(colour, noise, grain, contrast, footprint, a, b, ids)
 
     pattern = np.array([PATTERNS.index(look.pattern) for look in looks])[ids]
     at = np.flatnonzero(pattern == PATTERNS.index("road"))
@@ -127,6 +122,33 @@ def _albedo(
     half = each((piece.solid.half for piece in pieces), ids[at])
     _paint_bodywork(colour, at, local[:, at], half, axis[at], glass, wheeled[at])
     return colour
+
+
+def speckle(
+    colour: Floats,
+    noise: Floats,
+    grain: Floats,
+    contrast: Floats,
+    footprint: Floats,
+    a: Floats,
+    b: Floats,
+    ids: NDArray[np.intp],
+) -> None:
+    """Multiplies colours, [3, points], by noise in three octaves, fixed to the surface.
+
+    Args:
+        noise: [64, 64] in [0, 1].
+        grain, contrast: [points], as of a look.
+        footprint: [points], metres that a pixel spans; finer noise fades.
+        a, b: [points], place on the surface, metres.
+        ids: [points]; two of a kind must not share their stains.
+    """
+    shift = np.float32(7.3) * ids.astype(np.float32)
+    for octave in (1.0, 0.4, 0.16):
+        size = grain * octave
+        fade = contrast * np.minimum(size / footprint, 1.0)
+        spots = value_noise(noise, a / size + shift, b / size + shift)
+        colour *= 1.0 + 1.4 * fade * (spots - 0.5)
 
 
 def _paint_lanes(

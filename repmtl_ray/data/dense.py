@@ -41,7 +41,6 @@ class DenseSet:
         num_classes: of its labels.
         targets: their kinds, by task, in order.
         size: (height, width) of the benchmark.
-        num_frames: of the published splits, where an official file tells which they are.
     """
 
     name: str

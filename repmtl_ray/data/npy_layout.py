@@ -80,7 +80,8 @@ def first_frame(dense: DenseSet, names: Folders, root: Path) -> NpyFrames:
 
 def is_layout(names: Folders, root: Path) -> bool:
     """Whether a folder looks like this layout, complete or not."""
-    return any((root / split / name).is_dir() for split in ("train", "val") for name in names)
+    parts = [name for accepted in names.values() for name in accepted]
+    return any((root / split / part).is_dir() for split in ("train", "val") for part in parts)
 
 
 def layout_text(names: Folders) -> str:

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from repmtl_ray.config import DataConfig
-from repmtl_ray.data import cityscapes, dense, holdout, npy_layout, nyuv2, office, street_scenes
+from repmtl_ray.data import (
+    cityscapes,
+    cityscapes_files,
+    dense,
+    holdout,
+    mirrors,
+    npy_layout,
+    nyuv2,
+    nyuv2_mat,
+    office,
+    rooms,
+    street_scenes,
+)
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 
 if TYPE_CHECKING:
@@ -29,6 +41,7 @@ __all__ = [
 
 Split = Literal["train", "val", "test"]
 
+_OFFICIAL = {"cityscapes": cityscapes_files, "nyuv2": nyuv2_mat}
 _DENSE = {
     "cityscapes": (cityscapes.CITYSCAPES, cityscapes.FOLDERS),
     "nyuv2": (nyuv2.NYUV2, nyuv2.FOLDERS),
@@ -59,6 +72,13 @@ def open_streams(data: DataConfig, split: Split | Literal["holdout"]) -> tuple[S
     if data.path is None:
         frames = npy_layout.open_frames(which, folders, _rendered(data, size or which.size), split)
         return (dense.open_stream(which, frames),)
+    form = form_of(data)
+    if form == "official":
+        official = _OFFICIAL[data.name].open_frames(_folder(data), split)
+        return (dense.open_stream(which, official, size=size or which.size),)
+    if form == "parquet":
+        rows = mirrors.open_frames(which, _folder(data), split, data.columns)
+        return (dense.open_stream(which, rows, size=size),)
     frames = npy_layout.open_frames(which, folders, _folder(data), split)
     return (dense.open_stream(which, frames, size=size),)
 
@@ -94,22 +114,44 @@ def image_size(data: DataConfig) -> tuple[int, int]:
     if data.name not in _DENSE:
         return office.SIZE
     which, folders = _DENSE[data.name]
-    if data.path is None:
+    if data.path is None or form_of(data) == "official":
         return which.size
+    if form_of(data) == "parquet":
+        rows = mirrors.open_frames(which, _folder(data), "train", data.columns)
+        return dense.image_size(which, rows)
     return dense.image_size(which, npy_layout.first_frame(which, folders, _folder(data)))
 
 
 def form_of(data: DataConfig) -> str:
-    """In which form the data is; looks, if the configuration says "auto"."""
+    """In which form the data at the path is; looks, if the configuration says "auto".
+
+    Raises:
+        ValueError: it could be several.
+    """
     if data.form != "auto":
         return data.form
-    return "npy" if data.name in _DENSE else "folders"
+    if data.name not in _DENSE:
+        return "folders"
+    root = _folder(data)
+    found = {
+        "npy": npy_layout.is_layout(_DENSE[data.name][1], root),
+        "official": _OFFICIAL[data.name].is_official(root),
+        "parquet": mirrors.is_mirror(root),
+    }
+    forms = [form for form, is_there in found.items() if is_there]
+    if len(forms) > 1:
+        raise ValueError(
+            f"{data.name}: {root} holds the data in the forms {' and '.join(forms)}; choose one "
+            "with data.form."
+        )
+    return forms[0] if forms else "npy"  # whose errors say what is missing
 
 
 def _rendered(data: DataConfig, size: tuple[int, int]) -> Path:
     assert data.num_train is not None, "DataConfig fills it in"
     assert data.num_val is not None, "DataConfig fills it in"
-    return street_scenes.cached(
+    cached = street_scenes.cached if data.name == "cityscapes" else rooms.cached
+    return cached(
         num_train=data.num_train,
         num_val=data.num_val,
         height=size[0],

@@ -51,6 +51,7 @@ def make_office(
     per_class: Mapping[str, int],
     classes: Mapping[str, int],
     lists: str | None = "splits",
+    images: str = "images",
 ) -> Path:
     """A folder in the Office-31 layout.
 
@@ -60,13 +61,14 @@ def make_office(
         classes: class ids by folder name.
         lists: folder of the split lists; "" puts them beside the domains, None makes none. The
             first photograph of each class goes to val, the second to test, the others to train.
+        images: folder between domain and class; "" for Office-Home's layout.
     """
     if lists is not None:
         (root / lists).mkdir(parents=True, exist_ok=True)
     for number, (domain, num) in enumerate(per_class.items()):
         lines: dict[str, list[str]] = {"val": [], "test": [], "train": []}
         for name, label in classes.items():
-            folder = root / domain / "images" / name
+            folder = root / domain / images / name
             folder.mkdir(parents=True)
             for index in range(num):
                 pixels = np.random.default_rng([number, label, index]).integers(0, 256, (20, 30, 3))

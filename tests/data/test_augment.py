@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from repmtl_ray.data._interior import FOCAL
 from repmtl_ray.data.augment import SCALES, augment
+from repmtl_ray.data.rooms import render
 
 KINDS = {
     "image": "image",
@@ -164,3 +166,25 @@ def test_the_sample_given_is_left_alone_and_all_views_come_up():
     assert before["image"].tobytes() in views
     for name, values in copy.items():
         np.testing.assert_array_equal(before[name], values)
+
+
+def test_the_normals_of_a_flipped_room_stand_on_its_flipped_surfaces():
+    """Geometry instead of the definition: normals face the camera, as seen from flipped pixels."""
+    room = render(0, 3, height=16, width=32)
+    before = {"image": room["image"], "metres": room["depth"], "normal": room["normal"]}
+    kinds = {"image": "image", "metres": "depth", "normal": "normal"}
+    rng = np.random.default_rng(seed_with(1.0, (0, 0), True))
+    flipped = augment(before, rng=rng, kinds=kinds)
+    assert not np.array_equal(flipped["image"], before["image"])
+    right = (np.arange(32) + 0.5 - 16) / (FOCAL * 32)
+    up = (8 - np.arange(16) - 0.5)[:, None] / (FOCAL * 32)
+    rays = np.stack(np.broadcast_arrays(right, up, -1.0), axis=2)
+    for view in (before, flipped):
+        facing = (rays * view["normal"]).sum(axis=2)[view["normal"].any(axis=2)]
+        assert facing.max() < 1e-6
+        along = (rays * view["metres"] * view["normal"]).sum(axis=2)  # -distance of the plane
+        same = (view["normal"][:, 1:] == view["normal"][:, :-1]).all(axis=2)
+        same &= view["normal"][:, 1:].any(axis=2)
+        apart = np.abs(np.diff(along, axis=1))[same]
+        assert same.sum() > 200
+        assert np.median(apart) < 1e-5

@@ -147,6 +147,27 @@ BROKEN = {
         lambda root: (root / "splits/dslr_train.txt").unlink(),
         r"splits/dslr_train\.txt is missing; .*splits holds amazon_test\.txt, amazon_train\.txt",
     ),
+    "one photograph twice": (
+        _edit("amazon_train.txt", "mug/frame_0003.jpg", "mug/frame_0002.jpg"),
+        r"splits/amazon_train\.txt line 2 names amazon/images/mug/frame_0002\.jpg, as "
+        r"splits/amazon_train\.txt line 1 does; a photograph is one sample of one split",
+    ),
+    "a photograph of another split": (
+        _edit("amazon_train.txt", "mug/frame_0002.jpg", "mug/frame_0000.jpg"),
+        r"splits/amazon_val\.txt line 1 names amazon/images/mug/frame_0000\.jpg, as "
+        r"splits/amazon_train\.txt line 1 does",
+    ),
+    "a folder in place of a list": (
+        lambda root: [
+            (root / "splits/dslr_train.txt").unlink(),
+            (root / "splits/dslr_train.txt").mkdir(),
+        ],
+        r"splits/dslr_train\.txt is missing; .*splits holds amazon_test\.txt",
+    ),
+    "a list that is no text": (
+        lambda root: (root / "splits/dslr_train.txt").write_bytes(b"\xff\xfe\x00"),
+        r"office31: splits/dslr_train\.txt cannot be read \(.*codec can't decode",
+    ),
     "no lists for a domain": (
         lambda root: [(root / f"splits/dslr_{s}.txt").unlink() for s in ("train", "val", "test")],
         r"splits has split lists for amazon but none for dslr; add dslr_train\.txt",
@@ -198,3 +219,69 @@ def test_folders_that_are_no_classes_are_refused(tmp_path):
     make(tmp_path, lists=None, classes={f"class_{i:02}": 0 for i in range(32)}, per_class={"a": 3})
     with pytest.raises(ValueError, match=r"has 32 classes \(class_00, .*and 24 more\), expected"):
         opened(tmp_path, domains=["a"])
+
+
+# Office-Home
+
+HOME = {"Art": 6, "Real World": 5}
+HOME_CLASSES = {"Alarm_Clock": 3, "Bed": 64}
+
+
+def home(root: Path, split: str = "train", **options) -> tuple[Stream, ...]:
+    options = {"domains": ("Art", "Real_World"), **options}
+    return open_streams(DataConfig(name="office_home", path=str(root), **options), split)
+
+
+def test_office_home_has_four_domains_of_65_classes():
+    data = DataConfig(name="office_home", path="/nowhere")
+    assert tasks_of(data) == tuple(
+        Classification(name=name, num_classes=65)
+        for name in ("Art", "Clipart", "Product", "Real_World")
+    )
+
+
+@pytest.mark.parametrize("listed", ["Real World", "Real_World"])
+@pytest.mark.parametrize("folder", ["Real World", "Real_World"])
+def test_real_world_is_found_in_both_spellings(tmp_path, folder, listed):
+    make_office(tmp_path, per_class=HOME, classes=HOME_CLASSES, images="")
+    (tmp_path / "Real World").rename(tmp_path / folder)
+    for file in (tmp_path / "splits").glob("Real World*"):
+        text = file.read_text().replace("Real World/", f"{listed}/")
+        file.unlink()
+        file.with_name(file.name.replace("Real World", listed)).write_text(text)
+    _, stream = home(tmp_path)
+    assert (stream.name, stream.tasks, stream.num_samples) == ("Real_World", ("Real_World",), 6)
+    assert stream.classes == (3, 3, 3, 64, 64, 64)
+    assert [int(stream.load(index)["Real_World"]) for index in range(6)] == list(stream.classes)
+
+
+def test_office_home_without_lists_gets_them_in_one_spelling(tmp_path):
+    make_office(tmp_path, per_class=HOME, classes=HOME_CLASSES, images="", lists=None)
+    (tmp_path / "ImageInfo.csv").write_text("of the archive")
+    counts = [[s.num_samples for s in home(tmp_path, split)] for split in ("train", "val", "test")]
+    assert counts == [[6, 6], [2, 2], [4, 2]]
+    names = sorted(file.name for file in (tmp_path / "splits").iterdir())
+    assert names == [
+        f"{d}_{s}.txt" for d in ("Art", "Real_World") for s in ("test", "train", "val")
+    ]
+    assert "Real World/Bed/" in (tmp_path / "splits/Real_World_train.txt").read_text()
+
+
+def test_office_homes_folders_are_checked_by_its_own_layout(tmp_path):
+    make_office(tmp_path, per_class=HOME, classes={"Bed": 65}, images="")
+    with pytest.raises(
+        ValueError, match=r"office_home: splits/Art_train\.txt line 1 has class id 65"
+    ):
+        home(tmp_path)
+    expected = (
+        r"no folder Clipart; expected <domain>/<class>/<photograph>\.jpg; .* holds Art, Real W"
+    )
+    with pytest.raises(ValueError, match=expected):
+        home(tmp_path, domains=("Clipart",))
+
+
+def test_streams_know_the_classes_that_their_samples_have(tmp_path):
+    make(tmp_path)
+    for stream in opened(tmp_path):
+        loaded = [int(stream.load(index)[stream.name]) for index in range(stream.num_samples)]
+        assert list(stream.classes) == loaded

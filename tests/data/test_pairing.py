@@ -113,7 +113,8 @@ def test_streams_that_cannot_be_paired_are_refused_before_training(tmp_path):
     experiment = Experiment(data=data, batch_size=4)
     assert loop.num_steps(experiment, open_streams(data, "train")) == 2
     lists = tmp_path / "splits/dslr_train.txt"
-    lists.write_text("".join(line for line in lists.open() if not line.endswith(" 4\n")))
+    lines = lists.read_text().splitlines()
+    lists.write_text("\n".join(line for line in lines if not line.endswith(" 4")))
     with pytest.raises(ValueError, match=r"dslr has no training sample of class 4, of which amaz"):
         loop.num_steps(experiment, open_streams(data, "train"))
     with pytest.raises(ValueError, match="amazon does not know its samples' classes"):

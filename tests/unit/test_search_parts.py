@@ -934,6 +934,16 @@ def test_office_searches_its_domains(monkeypatch, searches, capsys):
     assert "Office-31, /office, test split" in capsys.readouterr().out
 
 
+def test_office_home_has_its_own_domains(monkeypatch, searches, capsys):
+    run_recipe(
+        monkeypatch, tune_office31, *["--data", "/d", "--set", "office_home", "--pairing", "class"]
+    )
+    data = searches[0][0].data
+    assert (data.name, data.pairing) == ("office_home", "class")
+    assert data.domains == ("Art", "Clipart", "Product", "Real_World")
+    assert "Office-Home, /d, val split" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

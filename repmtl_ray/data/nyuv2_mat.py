@@ -1,0 +1,262 @@
+"""NYUv2 as its authors hand it out: one MATLAB file of 1,449 frames, and small ones beside it.
+
+Owns their names, axes and numbers:
+
+    nyu_depth_v2_labeled.mat  HDF5, axes reversed as MATLAB writes them: images [N, 3, W, H] bytes,
+                              depths [N, W, H] metres, labels [N, W, H] 0 (unlabelled) to 894, names
+                              [1, 894] references to strings
+    splits.mat                trainNdxs, testNdxs: frame numbers from 1; test is our split `val`
+    classMapping40.mat        mapClass [894]: label to one of 40 classes
+    class13Mapping.mat        classMapping13.labels13 [40]: to one of 13 classes (or [894], at once)
+
+The file has no normals: they are estimated from depth (`normals`), which the stream's notes say.
+Needs h5py and SciPy, the extra `mat`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE
+from repmtl_ray.data.dense import Shape
+from repmtl_ray.data.normals import estimate_normals
+from repmtl_ray.data.npy import listing
+from repmtl_ray.data.nyuv2 import DEPTH, NORMAL, NUM_CLASSES, SEGMENTATION
+
+FILE = "nyu_depth_v2_labeled.mat"
+NOTE = (
+    "nyuv2: normals are estimated from depth, not measured; metrics of the task 'normal' cannot be "
+    "compared with those on other normals."
+)
+FOCAL = (518.8579, 519.4696)  # pixels, of the colour camera at 640 x 480, as the authors give it
+CENTRE = (325.5824, 253.7362)
+
+_DATASETS = {IMAGE: "images", DEPTH: "depths", SEGMENTATION: "labels", NORMAL: "depths"}
+_SPLIT = {"train": "trainNdxs", "val": "testNdxs"}
+
+
+@dataclass(frozen=True)
+class MatFrames:
+    """One split; `Frames` of `dense`.
+
+    Args:
+        file: the HDF5 file.
+        frames: numbers of the split's frames in it, from 0.
+        label_of: [labels + 1], class of each stored label.
+        size: (height, width).
+    """
+
+    file: Path
+    frames: tuple[int, ...]
+    label_of: tuple[int, ...]
+    size: tuple[int, int]
+    notes: tuple[str, ...] = (NOTE,)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.frames)
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        with_three: Shape = (*self.size, 3)
+        return {IMAGE: with_three, SEGMENTATION: self.size, DEPTH: self.size, NORMAL: with_three}
+
+    def where(self, frame: int, column: str) -> str:
+        number = self.frames[frame]
+        return f"{self.file.name} {_DATASETS[column]}[{number}]"
+
+    def read(self, frame: int) -> Mapping[str, NDArray[Any]]:
+        stored = _opened(self.file)
+        number = self.frames[frame]
+        try:
+            image, depth, labels = (
+                np.asarray(stored[name][number]).T for name in ("images", "depths", "labels")
+            )
+        except OSError as error:
+            raise ValueError(
+                f"nyuv2: {self.file.name} frame {number} cannot be read ({error}); copy the file "
+                "again."
+            ) from error
+        if not np.isfinite(depth).all() or depth.min() < 0:
+            where = self.where(frame, DEPTH)
+            raise ValueError(
+                f"nyuv2: {where} has values that are negative, NaN or infinite; expected metres, "
+                "0 where invalid."
+            )
+        if labels.max() >= len(self.label_of):
+            raise ValueError(
+                f"nyuv2: {self.where(frame, SEGMENTATION)} has labels up to {labels.max()}; "
+                f"expected 0 to {len(self.label_of) - 1}, as classMapping40.mat maps them."
+            )
+        scale = self.size[1] / 640, self.size[0] / 480
+        return {
+            IMAGE: image,
+            SEGMENTATION: np.array(self.label_of, dtype=np.int16)[labels],
+            DEPTH: depth,
+            NORMAL: estimate_normals(
+                depth,
+                focal=(FOCAL[0] * scale[0], FOCAL[1] * scale[1]),
+                centre=(CENTRE[0] * scale[0], CENTRE[1] * scale[1]),
+            ),
+        }
+
+
+def open_frames(path: Path, split: str) -> MatFrames:
+    """One split, with the headers of all four files checked.
+
+    Args:
+        path: of nyu_depth_v2_labeled.mat, or the folder of all four files.
+        split: "train" or "val".
+
+    Raises:
+        ValueError: h5py or SciPy is missing; a file is missing, cut off or lacks what it should
+            hold; splits or class mappings that do not fit the frames.
+    """
+    file = path if path.suffix == ".mat" else path / FILE
+    if split == "test":
+        raise ValueError(
+            "nyuv2: the official files have a training and a test part; the test part is the split "
+            "'val', as in the benchmark."
+        )
+    stored = _opened(file)
+    shapes = {}
+    for name, num_axes in (("images", 4), ("depths", 3), ("labels", 3)):
+        if name not in stored:
+            raise ValueError(f"nyuv2: {file.name} has no {name}; it holds {listing(list(stored))}.")
+        shapes[name] = stored[name].shape
+        if len(shapes[name]) != num_axes:
+            raise ValueError(
+                f"nyuv2: {file.name} {name} has shape {shapes[name]}, expected {num_axes} axes, "
+                "frames first."
+            )
+    num_frames, _, width, height = shapes["images"]
+    for name, expected in (
+        ("images", (num_frames, 3, width, height)),
+        ("depths", (num_frames, width, height)),
+        ("labels", (num_frames, width, height)),
+    ):
+        if shapes[name] != expected:
+            raise ValueError(
+                f"nyuv2: {file.name} {name} has shape {shapes[name]}, expected {expected} like "
+                "images, with MATLAB's order of axes."
+            )
+    frames = _frames_of(file.parent, split, num_frames)
+    return MatFrames(
+        file,
+        frames,
+        _label_table(file.parent, stored["names"].size if "names" in stored else None),
+        (height, width),
+    )
+
+
+def is_official(path: Path) -> bool:
+    """Whether a path is the official file or the folder that holds it."""
+    return path.suffix == ".mat" or (path / FILE).exists()
+
+
+def _frames_of(folder: Path, split: str, num_frames: int) -> tuple[int, ...]:
+    stored = _loaded(folder / "splits.mat")
+    known: dict[int, str] = {}
+    for name in _SPLIT.values():
+        if name not in stored:
+            raise ValueError(f"nyuv2: splits.mat has no {name}; it holds {_fields(stored)}.")
+        for number in np.ravel(stored[name]).tolist():
+            if number != int(number) or not 1 <= number <= num_frames:
+                raise ValueError(
+                    f"nyuv2: splits.mat {name} has frame {number}, expected 1 to {num_frames}."
+                )
+            if number in known:
+                raise ValueError(
+                    f"nyuv2: splits.mat has frame {int(number)} in {known[number]} and in {name}; "
+                    "a frame is one sample of one split."
+                )
+            known[number] = name
+    frames = tuple(int(number) - 1 for number, name in known.items() if name == _SPLIT[split])
+    if not frames:
+        raise ValueError(f"nyuv2: splits.mat {_SPLIT[split]} is empty.")
+    return frames
+
+
+def _label_table(folder: Path, num_names: int | None) -> tuple[int, ...]:
+    """Class 0 to 12, or -1, of each stored label."""
+    forty = _loaded(folder / "classMapping40.mat")
+    if "mapClass" not in forty:
+        raise ValueError(f"nyuv2: classMapping40.mat has no mapClass; it holds {_fields(forty)}.")
+    to_forty = [0, *np.ravel(forty["mapClass"]).astype(int).tolist()]
+    if num_names not in (None, len(to_forty) - 1):
+        raise ValueError(
+            f"nyuv2: classMapping40.mat maps {len(to_forty) - 1} labels, but {FILE} names "
+            f"{num_names}; take both from one source."
+        )
+    thirteen = _loaded(folder / "class13Mapping.mat")
+    mapping = thirteen.get("classMapping13")
+    if mapping is not None and mapping.dtype.names and "labels13" in mapping.dtype.names:
+        mapping = mapping["labels13"].flat[0]
+    if mapping is None or np.size(mapping) not in (40, len(to_forty) - 1):
+        found = _fields(thirteen) if mapping is None else f"a mapping of {np.size(mapping)} labels"
+        raise ValueError(
+            f"nyuv2: class13Mapping.mat holds {found}, expected classMapping13.labels13 of 40."
+        )
+    to_thirteen = [0, *np.ravel(mapping).astype(int).tolist()]
+    at_once = len(to_thirteen) > 41
+    codes = [to_thirteen[label if at_once else to_forty[label]] for label in range(len(to_forty))]
+    if not 0 <= min(codes) <= max(codes) <= NUM_CLASSES:
+        raise ValueError(
+            f"nyuv2: class13Mapping.mat has classes {min(codes)} to {max(codes)}, expected 0 to "
+            f"{NUM_CLASSES}."
+        )
+    return tuple(code - 1 if code else IGNORE_LABEL for code in codes)
+
+
+_files: dict[tuple[int, str, int], Any] = {}
+"""Open HDF5 files by process (a fork must not share one), path and time of change."""
+
+
+def _opened(file: Path) -> Any:
+    h5py, _ = _libraries()
+    try:
+        key = (os.getpid(), str(file), file.stat().st_mtime_ns)
+        if key not in _files:
+            _files[key] = h5py.File(file, "r")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"nyuv2: {file} cannot be read ({reason}); expected the official {FILE}, with "
+            "splits.mat, classMapping40.mat and class13Mapping.mat beside it."
+        ) from error
+    return _files[key]
+
+
+def _loaded(file: Path) -> dict[str, Any]:
+    _, io = _libraries()
+    try:
+        return io.loadmat(file)
+    except (OSError, ValueError, TypeError, NotImplementedError) as error:
+        found = "is missing" if not file.exists() else f"cannot be read ({error})"
+        holds = listing([path.name for path in file.parent.iterdir()])
+        raise ValueError(
+            f"nyuv2: {file.name} {found}; expected it beside {FILE}; {file.parent} holds {holds}."
+        ) from error
+
+
+def _fields(stored: Mapping[str, Any]) -> str:
+    return listing([name for name in stored if not name.startswith("__")])
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import h5py
+        import scipy.io
+    except ImportError as error:
+        raise ValueError(
+            f"nyuv2: {FILE} is read with h5py and SciPy, and {error.name} is not installed: "
+            'pip install "repmtl_ray[mat]".'
+        ) from error
+    return h5py, scipy.io

@@ -1,0 +1,256 @@
+"""NYUv2's official MATLAB file, made by the tests as MATLAB writes it, and normals from depth."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+
+from repmtl_ray.config import DataConfig
+from repmtl_ray.data.normals import estimate_normals
+from repmtl_ray.data.nyuv2_mat import FILE, NOTE
+from repmtl_ray.data.sources import Stream, form_of, image_size, open_streams
+from tests.data._forms import (
+    MAT_TRAIN,
+    MAT_VAL,
+    TO_FORTY,
+    TO_THIRTEEN,
+    make_mat,
+    mat_frame,
+)
+
+SIZE = {"height": 24, "width": 32}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    return make_mat(tmp_path_factory.mktemp("official"))
+
+
+@pytest.fixture
+def official(original, tmp_path) -> Path:
+    """A folder of the four files, to spoil."""
+    return Path(shutil.copytree(original, tmp_path / "nyuv2"))
+
+
+def opened(root: Path, split: str = "train", **options) -> Stream:
+    options = {**SIZE, **options}
+    (stream,) = open_streams(DataConfig(name="nyuv2", path=str(root), **options), split)
+    return stream
+
+
+@pytest.mark.parametrize(("split", "numbers"), [("train", MAT_TRAIN), ("val", MAT_VAL)])
+def test_frames_follow_the_split_with_axes_upright_and_labels_mapped(official, split, numbers):
+    stream = opened(official, split)
+    assert stream.num_samples == len(numbers)
+    for index, number in enumerate(numbers):
+        sample, stored = stream.load(index), mat_frame(number - 1)
+        np.testing.assert_array_equal(sample["image"], stored["image"])
+        np.testing.assert_array_equal(sample["depth"][:, :, 0], stored["depth"])
+        for y in range(24):
+            for x in range(32):
+                label = int(stored["label"][y, x])
+                expected = TO_THIRTEEN[TO_FORTY[label - 1] - 1] - 1 if label else -1
+                assert sample["segmentation"][y, x] == expected
+        # Every frame is a wall straight ahead.
+        seen = sample["normal"].any(axis=2)
+        assert seen.mean() > 0.9
+        np.testing.assert_allclose(sample["normal"][seen], [[0, 0, 1]] * seen.sum(), atol=1e-4)
+
+
+def test_the_stream_says_that_its_normals_are_estimates(official):
+    data = DataConfig(name="nyuv2", path=str(official))
+    assert (form_of(data), image_size(data)) == ("official", (288, 384))
+    (stream,) = open_streams(data, "val")
+    assert stream.notes == (NOTE,)
+    assert "estimated from depth" in NOTE
+    assert opened(official / FILE).num_samples == 2  # the file's own path does too
+
+
+def test_a_mapping_that_goes_to_thirteen_classes_at_once_is_read(official):
+    at_once = np.array([[TO_THIRTEEN[label - 1] for label in TO_FORTY]])
+    before = opened(official).load(1)["segmentation"]
+    scipy.io.savemat(official / "class13Mapping.mat", {"classMapping13": {"labels13": at_once}})
+    np.testing.assert_array_equal(opened(official).load(1)["segmentation"], before)
+
+
+def _edit(change):
+    def spoil(root: Path) -> None:
+        with h5py.File(root / FILE, "r+") as file:
+            change(file)
+
+    return spoil
+
+
+def _replace(name: str, values) -> object:
+    def change(file) -> None:
+        del file[name]
+        file[name] = values
+
+    return _edit(change)
+
+
+def _put(name: str, value: float) -> object:
+    def change(file) -> None:
+        file[name][3, 0, 0] = value
+
+    return _edit(change)
+
+
+def _saved(name: str, **values):
+    return lambda root: scipy.io.savemat(root / name, values)
+
+
+def _truncated(root: Path) -> None:
+    data = (root / FILE).read_bytes()
+    (root / FILE).write_bytes(data[: len(data) // 2])
+
+
+BROKEN = {
+    "cut off": (_truncated, None, rf"{FILE} cannot be read \(.*; expected the official"),
+    "not HDF5": (lambda root: (root / FILE).write_text("hello"), None, "cannot be read"),
+    "no depths": (
+        _edit(lambda file: file.pop("depths")),
+        None,
+        rf"nyuv2: {FILE} has no depths; it holds #refs#, images, labels, names",
+    ),
+    "other axes": (
+        _replace("depths", np.zeros((5, 24, 32), np.float32)),
+        None,
+        r"depths has shape \(5, 24, 32\), expected \(5, 32, 24\) like images, with MATLAB's order",
+    ),
+    "too few labels": (
+        _replace("labels", np.zeros((4, 32, 24), np.uint16)),
+        None,
+        r"labels has shape \(4, 32, 24\), expected \(5, 32, 24\)",
+    ),
+    "NaN depth": (_put("depths", np.nan), 1, rf"nyuv2: {FILE} depths\[3\] has values that are neg"),
+    "label": (
+        _put("labels", 900),
+        1,
+        rf"nyuv2: {FILE} labels\[3\] has labels up to 900; expected 0",
+    ),
+    "no splits": (
+        lambda root: (root / "splits.mat").unlink(),
+        None,
+        r"splits\.mat is missing; expected it beside .* holds class13Mapping\.mat, classMapping40",
+    ),
+    "spoilt splits": (
+        lambda root: (root / "splits.mat").write_bytes(b"MATLAB 5.0" + bytes(300)),
+        None,
+        r"splits\.mat cannot be read",
+    ),
+    "frame numbers": (
+        _saved("splits.mat", trainNdxs=[[0], [1]], testNdxs=[[2]]),
+        None,
+        r"splits\.mat trainNdxs has frame 0, expected 1 to 5",
+    ),
+    "a frame in both splits": (
+        _saved("splits.mat", trainNdxs=[[1], [2]], testNdxs=[[2]]),
+        None,
+        r"splits\.mat has frame 2 in trainNdxs and in testNdxs; a frame is one sample",
+    ),
+    "an empty split": (
+        _saved("splits.mat", trainNdxs=np.zeros((0, 1)), testNdxs=[[2]]),
+        None,
+        r"splits\.mat trainNdxs is empty",
+    ),
+    "other splits": (
+        _saved("splits.mat", train=[[1]]),
+        None,
+        r"splits\.mat has no trainNdxs; it holds train",
+    ),
+    "mapping of other labels": (
+        _saved("classMapping40.mat", mapClass=[[1, 2, 3]]),
+        None,
+        rf"classMapping40\.mat maps 3 labels, but {FILE} names 894",
+    ),
+    "mapping to too many": (
+        _saved("class13Mapping.mat", classMapping13={"labels13": [list(range(1, 41))]}),
+        None,
+        r"class13Mapping\.mat has classes 0 to 40, expected 0 to 13",
+    ),
+    "no mapping": (
+        _saved("class13Mapping.mat", other=[[1]]),
+        None,
+        r"class13Mapping\.mat holds other, expected classMapping13\.labels13 of 40",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files_are_named(official, case):
+    spoil, frame, message = BROKEN[case]
+    spoil(official)
+    if frame is None:
+        with pytest.raises(ValueError, match=message):
+            opened(official)
+        return
+    stream = opened(official)
+    with pytest.raises(ValueError, match=message):
+        stream.load(frame)
+
+
+def test_without_its_libraries_the_extra_is_named(official):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "sys.modules['h5py'] = None\n"
+        "from repmtl_ray.data import nyuv2_mat\n"
+        "try:\n"
+        "    nyuv2_mat.open_frames(Path(sys.argv[1]), 'train')\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", program, str(official)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 'h5py is not installed: pip install "repmtl_ray[mat]".' in found
+
+
+# Normals from depth
+
+
+def slanted(normal: np.ndarray, distance: float, *, height=40, width=60, focal=55.0) -> np.ndarray:
+    """Depth of a plane, pixel by pixel: rays r with (0, 0, -1) ahead, and n . (d r) = -distance."""
+    depth = np.empty((height, width))
+    for y in range(height):
+        for x in range(width):
+            ray = np.array([(x - width / 2) / focal, (height / 2 - y) / focal, -1.0])
+            depth[y, x] = -distance / (normal @ ray)
+    return depth
+
+
+@pytest.mark.parametrize("normal", [(0, 0, 1), (0.4, 0.2, 0.9), (-0.5, 0.5, 0.7), (0.1, 0.8, 0.6)])
+def test_the_normal_of_a_plane_is_found(normal):
+    normal = np.array(normal) / np.linalg.norm(normal)
+    depth = slanted(normal, 1.5)
+    found = estimate_normals(depth, focal=(55.0, 55.0), centre=(30.0, 20.0))
+    assert (depth > 0).all()
+    np.testing.assert_allclose(found[5:-5, 5:-5], np.broadcast_to(normal, (30, 50, 3)), atol=1e-5)
+
+
+def test_edges_and_holes_have_no_normal():
+    depth = np.full((40, 60), 2.0)
+    depth[:, 30:] = 4.0
+    depth[10:20, 5:15] = 0.0
+    found = estimate_normals(depth, focal=(55.0, 55.0), centre=(30.0, 20.0))
+    seen = found.any(axis=2)
+    assert not seen[10:20, 5:15].any()
+    assert not seen[10:30, 28:32].any()
+    assert seen[25:35, 5:22].all()
+    assert seen[5:35, 38:55].all()
+    np.testing.assert_allclose(found[seen][:, 2], 1, atol=1e-3)
+
+
+def test_noise_of_a_depth_camera_turns_normals_little():
+    rng = np.random.default_rng(0)
+    normal = np.array([0.3, 0.2, 0.933])
+    normal /= np.linalg.norm(normal)
+    depth = slanted(normal, 2.0, height=96, width=128, focal=103.0)
+    noisy = depth + rng.normal(0, 0.003, depth.shape)
+    found = estimate_normals(noisy, focal=(103.0, 103.0), centre=(64.0, 48.0))[8:-8, 8:-8]
+    angle = np.degrees(np.arccos(np.clip(found @ normal, -1, 1)))
+    assert np.median(angle) < 2
