@@ -195,7 +195,10 @@ def _mixed(distribution: Array) -> Array:
 def _legend(figure: Figure, tasks: list[str]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=_task_color(place), label=task) for place, task in enumerate(tasks)]
+    handles = [
+        Patch(color=tuple(_task_color(place).tolist()), label=task)
+        for place, task in enumerate(tasks)
+    ]
     figure.legend(
         handles=handles,
         loc="outside lower center",
