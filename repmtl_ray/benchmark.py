@@ -226,8 +226,7 @@ class _Runner:
         found, failures = [], {}
         for cell in cells:
             if storage.exists(f"{records}/{cell.name}.json"):
-                record = json.loads(storage.read_text(f"{records}/{cell.name}.json"))
-                found.append(record)
+                found.append(_read(f"{records}/{cell.name}.json", cell))
             else:
                 failures[_title(cell)] = reasons.get(_title(cell), "it did not finish")
         return found, failures
@@ -265,6 +264,21 @@ class _Runner:
             for result in results_of(tuner.fit())
             if result.error is not None
         }
+
+
+def _read(location: str, cell: Cell) -> Record:
+    """
+    Raises:
+        ValueError: the record is of another configuration, from before a method was changed.
+    """
+    record = json.loads(storage.read_text(location))
+    stored = from_dict(Experiment, record["experiment"])
+    if stored != cell.experiment:
+        raise ValueError(
+            f"{location} is of another configuration: {differences(stored, cell.experiment)}. "
+            "Give the benchmark another name, or remove the record."
+        )
+    return record
 
 
 def _title(cell: Cell) -> str:
@@ -325,6 +339,15 @@ def _common(experiment: Experiment, data: CachedData) -> dict[str, Any]:
         "changes": differences(official, experiment),
         "reported_split": protocols.final_split(experiment.protocol, experiment.data)
         or experiment.data.eval_split,
+        "notes": list(
+            dict.fromkeys(
+                note
+                for split in (data.train, data.evaluation, data.final)
+                if split is not None
+                for stream in split.streams
+                for note in stream.notes
+            )
+        ),
         "commit": code_version(),
         "version": repmtl_ray.__version__,
     }

@@ -97,7 +97,7 @@ class SegNetMTAN(nn.Module):
             places.append(indices)
         raised, decoded = {}, {}
         for level in reversed(range(len(WIDTHS))):
-            raised[level] = functional.max_unpool2d(x, places[level], 2)
+            raised[level] = functional.max_unpool2d(x, places[level], [2, 2])
             x = decoded[level] = self.up_inner[level](self.up[level](raised[level]))
         return torch.cat(
             [self._attend(task, outer, inner, raised, decoded) for task in self.tasks], dim=1

@@ -183,6 +183,15 @@ def test_ticks_are_few_round_and_inside(low, high):
     )
 
 
+def test_a_heat_map_of_many_places_has_dots_instead_of_cells():
+    many = {(n / 20, n / 30): (n - 9.0, f"run {n}") for n in range(20)}
+    few = {(0.0, 0.9): (1.0, "a"), (0.9, 0.9): (-2.0, "b")}
+    dots, cells = (svg.heat_map(values, x="x", y="y", unit="%") for values in (many, few))
+    assert (dots.count("<circle"), dots.count("<rect")) == (20, 0)
+    assert (cells.count("<circle"), cells.count("<rect")) == (0, 2)
+    assert 'class="cell bad" style="--share:100%"' in cells
+
+
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
