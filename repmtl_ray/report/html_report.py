@@ -291,6 +291,8 @@ def _penalties(runs: Sequence[Run]) -> str:
         at = run.parameters["lambda_tsr"], run.parameters["lambda_csa"]
         if run.delta is not None and (at not in cells or run.delta > cells[at][0]):
             cells[at] = run.delta, f"{run.name}: delta_p {run.delta:+.2f} %"
+    if len(cells) == 1:
+        return page.figure("Penalties", "", "All runs have the same lambda_tsr and lambda_csa.")
     return page.figure(
         "Penalties",
         svg.heat_map(cells, x="lambda_tsr", y="lambda_csa", unit="best delta_p, %"),

@@ -111,7 +111,7 @@ def scatter(dots: Sequence[Dot], *, x: str, y: str, origin: str = "", front: boo
         a, b = frame.x(0), frame.y(0)
         parts.append(
             f'<path class="zero" d="M{frame.left},{b:.1f}H{frame.right}M{a:.1f},{frame.top}V'
-            f'{frame.bottom}"/><text class="tick" x="{min(a + 4, 380):.1f}" y="{b - 4:.1f}">'
+            f'{frame.bottom}"/><text class="tick" x="{min(a + 4, 358):.1f}" y="{b - 4:.1f}">'
             f"{escape(origin)}</text>"
         )
     if front:
@@ -357,6 +357,7 @@ def _empty(reason: str) -> str:
 
 def _svg(parts: Sequence[str], *, label: str, width: int = WIDTH, height: int = HEIGHT) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{round(1.4 * width)}px" role="img" '
+        f'aria-label="{escape(label)}">'
         f"{''.join(parts)}</svg>"
     )

@@ -111,7 +111,7 @@ def test_the_page_has_curves_penalties_parallel_coordinates_front_and_environmen
 
 
 def test_marks_lie_inside_their_charts(report):
-    charts = re.findall(r'<svg viewBox="0 0 (\S+) (\S+)".*?>(.*?)</svg>', report, re.DOTALL)
+    charts = re.findall(r'<svg viewBox="0 0 (\S+) (\S+)"[^>]*>(.*?)</svg>', report, re.DOTALL)
     assert len(charts) >= 5
     for width, height, inside in charts:
         places = re.findall(r'cx="(\S+)" cy="(\S+)"', inside)
