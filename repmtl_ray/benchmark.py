@@ -111,6 +111,7 @@ def benchmark(
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the benchmark to continue.")
+    protocols.check_name(experiment.protocol)
     protocols.check_epochs(experiment.protocol, experiment.epochs)
     cells = method_cells(experiment, methods, seeds)
     if baseline == "published":
@@ -150,8 +151,10 @@ def method_cells(
     """
     from repmtl_ray import loop
 
-    if not methods:
-        raise ValueError("methods: there is none; name at least one.")
+    if not set(methods) - {SINGLE_TASK}:
+        raise ValueError(
+            f"methods: there is none; name at least one ({SINGLE_TASK!r} is trained anyway)."
+        )
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are {list(seeds)}; expected at least one, each once.")
     cells = []
@@ -203,7 +206,8 @@ def _baseline(
             "the single-task baseline failed, without which delta_p means nothing: "
             + "; ".join(sorted(set(failures.values())))
         )
-    return records
+    # They may be from a benchmark whose methods had other settings, which single tasks do not have.
+    return [{**record, "changes": runner.common["changes"]} for record in records]
 
 
 @dataclass(frozen=True, kw_only=True)

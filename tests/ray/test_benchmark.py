@@ -110,6 +110,7 @@ def test_the_single_task_rows_serve_the_next_benchmark_of_the_same_protocol(done
         ({"methods": {"x": {"policy.name": "UWW"}}}, "method 'x'.*did you mean"),
         ({"methods": {"x": {"data.augment": True}}}, "'x' changes the data or the protocol"),
         ({"methods": {}}, "there is none"),
+        ({"methods": {"stl": {}}}, "'stl' is trained anyway"),
         ({"seeds": []}, "at least one"),
         ({"seeds": [1, 1]}, "each once"),
         ({"resume": True, "name": "never"}, "there is no benchmark at"),
