@@ -111,6 +111,7 @@ def benchmark(
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the benchmark to continue.")
+    protocols.check_name(experiment.protocol)
     protocols.check_epochs(experiment.protocol, experiment.epochs)
     cells = method_cells(experiment, methods, seeds)
     if baseline == "published":
@@ -150,8 +151,10 @@ def method_cells(
     """
     from repmtl_ray import loop
 
-    if not methods:
-        raise ValueError("methods: there is none; name at least one.")
+    if not set(methods) - {SINGLE_TASK}:
+        raise ValueError(
+            f"methods: there is none; name at least one ({SINGLE_TASK!r} is trained anyway)."
+        )
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are {list(seeds)}; expected at least one, each once.")
     cells = []
@@ -203,7 +206,8 @@ def _baseline(
             "the single-task baseline failed, without which delta_p means nothing: "
             + "; ".join(sorted(set(failures.values())))
         )
-    return records
+    # They may be from a benchmark whose methods had other settings, which single tasks do not have.
+    return [{**record, "changes": runner.common["changes"]} for record in records]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +230,7 @@ class _Runner:
         found, failures = [], {}
         for cell in cells:
             if storage.exists(f"{records}/{cell.name}.json"):
-                record = json.loads(storage.read_text(f"{records}/{cell.name}.json"))
-                found.append(record)
+                found.append(_read(f"{records}/{cell.name}.json", cell))
             else:
                 failures[_title(cell)] = reasons.get(_title(cell), "it did not finish")
         return found, failures
@@ -265,6 +268,21 @@ class _Runner:
             for result in results_of(tuner.fit())
             if result.error is not None
         }
+
+
+def _read(location: str, cell: Cell) -> Record:
+    """
+    Raises:
+        ValueError: the record is of another configuration, from before a method was changed.
+    """
+    record = json.loads(storage.read_text(location))
+    stored = from_dict(Experiment, record["experiment"])
+    if stored != cell.experiment:
+        raise ValueError(
+            f"{location} is of another configuration: {differences(stored, cell.experiment)}. "
+            "Give the benchmark another name, or remove the record."
+        )
+    return record
 
 
 def _title(cell: Cell) -> str:
@@ -325,6 +343,15 @@ def _common(experiment: Experiment, data: CachedData) -> dict[str, Any]:
         "changes": differences(official, experiment),
         "reported_split": protocols.final_split(experiment.protocol, experiment.data)
         or experiment.data.eval_split,
+        "notes": list(
+            dict.fromkeys(
+                note
+                for split in (data.train, data.evaluation, data.final)
+                if split is not None
+                for stream in split.streams
+                for note in stream.notes
+            )
+        ),
         "commit": code_version(),
         "version": repmtl_ray.__version__,
     }

@@ -23,13 +23,14 @@ from repmtl_ray.report.records import Summary, summarise
 
 DATA: dict[str, dict[str, Any]] = {
     "scenes": {"name": "cityscapes", "num_train": 192, "num_val": 64},
+    "rooms": {"name": "nyuv2", "num_train": 192, "num_val": 64},
     "nyuv2": {"name": "nyuv2"},
     "cityscapes": {"name": "cityscapes"},
     "office_31": {"name": "office31"},
     "office_home": {"name": "office_home"},
 }
 """What users may name; the first are rendered, and need no folder."""
-RENDERED = ("scenes",)
+RENDERED = ("scenes", "rooms")
 SMALL_DENSE = {
     "data.height": 64,
     "data.width": 128,
@@ -159,6 +160,8 @@ def experiment_of(arguments: argparse.Namespace) -> Experiment:
     changes: dict[str, Any] = {}
     if preset == "small":
         changes |= SMALL_DENSE if data.name in protocols.DENSE else SMALL_OFFICE
+        if data.name == "nyuv2":
+            changes |= {"data.height": 72, "data.width": 96}
         if arguments.protocol == "last10":
             changes["epochs"] = protocols.LAST
         if arguments.data and data.name in protocols.DENSE:

@@ -44,13 +44,16 @@ __all__ = [
     "to_dict",
 ]
 
+SEGNET = "segnet_mtan"
+"""The encoder of this project's own (`segnet.py`); all others are timm's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One shared timm encoder and one head for every task.
 
     Args:
-        encoder: a timm model name.
+        encoder: a timm model name, or "segnet_mtan", SegNet with MTAN's attention, from scratch.
         features: what the encoder hands over: "map" [B, C, H', W'] (its last feature map), "pooled"
             [B, C] or "tokens" [B, N, C].
         output_stride: of the feature map (features "map" only); 8 gives dilated ResNets. Encoders
@@ -60,7 +63,7 @@ class ModelConfig:
             place.
         representation: where saliency is taken: "encoder" (its output), or the dotted name of a
             module on every task's path, for example "encoder.layer4" of `MultiTaskModel`.
-        head: "aspp" (dense tasks) or "linear" (1x1 convolution for dense tasks, affine map for
+        head: "mtan" (of "segnet_mtan" alone), "aspp" (dense tasks) or "linear" (1x1 convolution for dense tasks, affine map for
             vectors).
         head_channels, atrous_rates, dropout: of the ASPP head.
         bottleneck: units of LibMTL's extra layer between pooled features and heads (affine, batch
@@ -76,7 +79,7 @@ class ModelConfig:
     pretrained: bool = False
     weights: str | None = None
     representation: str = "encoder"
-    head: Literal["aspp", "linear"] = "aspp"
+    head: Literal["aspp", "linear", "mtan"] = "aspp"
     head_channels: int = 256
     atrous_rates: tuple[int, ...] = (12, 24, 36)
     dropout: float = 0.5
@@ -92,6 +95,21 @@ class ModelConfig:
             "4, 8, 16, 32 or None",
         )
         check(self.head_channels >= 1, "model.head_channels", self.head_channels, "at least 1")
+        is_segnet = self.encoder == SEGNET
+        check(
+            is_segnet == (self.head == "mtan"),
+            "model.(encoder, head)",
+            (self.encoder, self.head),
+            f"head 'mtan' with encoder {SEGNET!r}, and only there",
+        )
+        check(
+            not is_segnet
+            or (self.features, self.output_stride, self.pretrained, self.weights)
+            == ("map", None, False, None),
+            "model.(features, output_stride, pretrained, weights)",
+            (self.features, self.output_stride, self.pretrained, self.weights),
+            f"'map', None, False and None with encoder {SEGNET!r}, which is trained from scratch",
+        )
         check(
             self.bottleneck is None or (self.bottleneck >= 1 and self.features == "pooled"),
             "model.bottleneck",

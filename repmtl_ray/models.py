@@ -13,9 +13,10 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.nn import functional
 
+from repmtl_ray import segnet
 from repmtl_ray.batch_norm import use_global_statistics
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.config import ModelConfig
+from repmtl_ray.config import SEGNET, ModelConfig
 from repmtl_ray.encoders import blank_forward, build_encoder, keeps_channels_last, similar_names
 from repmtl_ray.heads import bottleneck, build_head
 from repmtl_ray.tasks import Task
@@ -113,19 +114,36 @@ def build_model(
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(f"tasks {', '.join(map(repr, names))}: names must differ.")
-    encoder, num_channels = build_encoder(config, image_size)
-    if config.bottleneck is not None:
-        encoder = nn.Sequential(
-            OrderedDict(backbone=encoder, bottleneck=bottleneck(num_channels, config.bottleneck))
-        )
-        num_channels = config.bottleneck
-    heads = {task.name: build_head(config, task, num_channels) for task in tasks}
+    encoder, heads = _parts(config, tasks, image_size)
     model = MultiTaskModel(encoder, heads, tasks)
     use_global_statistics(model, workers if config.batch_norm == "global" else ALONE)
     if config.representation != "encoder":
         _allow_second_derivatives(encoder)
     _set_representation(model, config.representation, image_size)
     return model
+
+
+def _parts(
+    config: ModelConfig, tasks: Sequence[Task], image_size: tuple[int, int]
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The encoder, and a head for every task."""
+    if config.encoder == SEGNET:
+        segnet.check_size(image_size)
+        for task in tasks:
+            if not task.dense:
+                raise ValueError(
+                    f"task {task.name!r} predicts no map, which encoder {SEGNET!r} is for."
+                )
+        return segnet.SegNetMTAN(len(tasks)), {
+            task.name: segnet.MTANHead(place, task.num_outputs) for place, task in enumerate(tasks)
+        }
+    encoder, num_channels = build_encoder(config, image_size)
+    if config.bottleneck is not None:
+        encoder = nn.Sequential(
+            OrderedDict(backbone=encoder, bottleneck=bottleneck(num_channels, config.bottleneck))
+        )
+        num_channels = config.bottleneck
+    return encoder, {task.name: build_head(config, task, num_channels) for task in tasks}
 
 
 def representation_module(model: nn.Module, name: str) -> nn.Module:

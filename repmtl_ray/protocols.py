@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Literal
 
 from repmtl_ray.config import (
+    SEGNET,
     DataConfig,
     Experiment,
     ModelConfig,
@@ -81,7 +82,7 @@ def settings(protocol: str, data: DataConfig) -> Experiment:
             )
         return Experiment(
             data=_with(data, augment=True, eval_split="val"),
-            model=ModelConfig(encoder=SEGNET, head="linear", output_stride=None),
+            model=ModelConfig(encoder=SEGNET, head="mtan", output_stride=None),
             policy=plain,
             regularizer=none,
             optimizer=OptimizerConfig(halve_at_epoch=100, weight_decay=0.0),
@@ -123,10 +124,6 @@ def settings(protocol: str, data: DataConfig) -> Experiment:
         batch_size=64,
         protocol=protocol,
     )
-
-
-SEGNET = "segnet_mtan"
-"""The encoder name of SegNet-MTAN (`repmtl_ray/segnet.py`), which has its decoders inside."""
 
 
 def _with(data: DataConfig, **changes: object) -> DataConfig:

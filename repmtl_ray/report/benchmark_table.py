@@ -149,6 +149,7 @@ def notes(summary: Summary) -> list[str]:
         found.append(
             f"Not the protocol's settings: {summary.changes}. Not comparable with published numbers."
         )
+    found += summary.notes
     commits = sorted({commit for row in summary.rows for commit in row.commits})
     found.append(f"Code: {', '.join(commits)}.")
     found += [f"Failed: {run}: {reason}" for run, reason in summary.failures.items()]

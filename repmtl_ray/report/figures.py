@@ -196,7 +196,8 @@ def _legend(figure: Figure, tasks: list[str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [
-        Patch(color=tuple(_task_color(place)), label=task) for place, task in enumerate(tasks)
+        Patch(color=tuple(_task_color(place).tolist()), label=task)
+        for place, task in enumerate(tasks)
     ]
     figure.legend(
         handles=handles,

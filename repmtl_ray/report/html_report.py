@@ -184,8 +184,8 @@ def _summary_table(summary: Summary) -> str:
     rows = []
     for row, cells in zip(summary.rows, benchmark_table.cells(summary), strict=True):
         name = "single-task" if row.method == SINGLE_TASK else row.method
-        below = ", ".join(f"seed {seed}" for seed in row.seeds) or "published"
-        fields = [Field(name, below=below if len(row.seeds) < 4 else f"{len(row.seeds)} seeds")]
+        count = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
+        fields = [Field(name, below=count if row.seeds else "published")]
         for column in names:
             cell = cells[column]
             value = row.values[column].mean if column in row.values else ""
@@ -291,6 +291,8 @@ def _penalties(runs: Sequence[Run]) -> str:
         at = run.parameters["lambda_tsr"], run.parameters["lambda_csa"]
         if run.delta is not None and (at not in cells or run.delta > cells[at][0]):
             cells[at] = run.delta, f"{run.name}: delta_p {run.delta:+.2f} %"
+    if len(cells) == 1:
+        return page.figure("Penalties", "", "All runs have the same lambda_tsr and lambda_csa.")
     return page.figure(
         "Penalties",
         svg.heat_map(cells, x="lambda_tsr", y="lambda_csa", unit="best delta_p, %"),

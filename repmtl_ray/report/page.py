@@ -7,12 +7,16 @@ show is decided in `html_report.py`. Everything that comes from data is escaped 
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
 
 from repmtl_ray.report.svg import NUM_COLORS
+
+WIDE = 900
+"""Pixels above which a picture is not shrunk to a phone's width."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +123,15 @@ def chosen(title: str, by_name: Mapping[str, str], caption: str = "", *, full: b
 
 
 def picture(title: str, png: bytes, caption: str = "") -> str:
+    """A PNG; wide ones scroll on a phone rather than shrink."""
     data = base64.b64encode(png).decode()
+    width, height = struct.unpack(">II", png[16:24])
+    kind = ' class="panel"' if width > WIDE else ""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return (
         f'<figure class="full"><h3>{escape(title)}</h3><div class="scroll">'
-        f'<img class="panel" alt="{escape(title)}" src="data:image/png;base64,{data}"></div>{below}'
+        f'<img{kind} alt="{escape(title)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{data}"></div>{below}'
         "</figure>"
     )
 

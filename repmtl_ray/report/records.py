@@ -3,7 +3,7 @@
 Owns the summary of records over seeds: means, deviations, delta_p, delta_m, mean rank, and the
 refusal to compare what is not comparable. A record is what `benchmark.py` writes for a run: method,
 task (single-task runs), seed, metrics, epochs, history, experiment, digest, dataset, source,
-fingerprint, protocol, changes, reported_split, commit, version, checkpoint, seconds. No Ray.
+fingerprint, notes, protocol, changes, reported_split, commit, version, checkpoint, seconds. No Ray.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Summary:
         protocol, source, changes, reported_split: of every row; `changes` are the settings that
             are not the protocol's.
         baseline: "own" or "published".
+        notes: on the data, sentences.
         failures: reasons by run.
     """
 
@@ -83,6 +84,7 @@ class Summary:
     changes: str
     reported_split: str
     baseline: str
+    notes: tuple[str, ...]
     failures: Mapping[str, str]
 
 
@@ -176,6 +178,7 @@ def summarise(
         changes=first["changes"],
         reported_split=first["reported_split"],
         baseline="own" if baseline else "published",
+        notes=tuple(first.get("notes", ())),
         failures=dict(failures or {}),
     )
 

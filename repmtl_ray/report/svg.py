@@ -14,6 +14,8 @@ from html import escape
 
 WIDTH, HEIGHT = 440, 300
 NUM_COLORS = 10
+MOST_CELLS = 10
+"""Values an axis up to which a heat map has cells."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def scatter(dots: Sequence[Dot], *, x: str, y: str, origin: str = "", front: boo
         a, b = frame.x(0), frame.y(0)
         parts.append(
             f'<path class="zero" d="M{frame.left},{b:.1f}H{frame.right}M{a:.1f},{frame.top}V'
-            f'{frame.bottom}"/><text class="tick" x="{min(a + 4, 380):.1f}" y="{b - 4:.1f}">'
+            f'{frame.bottom}"/><text class="tick" x="{min(a + 4, 358):.1f}" y="{b - 4:.1f}">'
             f"{escape(origin)}</text>"
         )
     if front:
@@ -173,25 +175,25 @@ def heat_map(
     if not values:
         return _empty("no finished run")
     xs, ys = sorted({at[0] for at in values}), sorted({at[1] for at in values})
+    if max(len(xs), len(ys)) > MOST_CELLS:
+        return _heat_dots(values, x=x, y=f"{y} (colour: {unit})")
     left, top, right, bottom = 52, 12, 430, 258
     wide, high = (right - left) / len(xs), (bottom - top) / len(ys)
     limit = max(abs(number) for number, _ in values.values()) or 1.0
     parts = []
     for (a, b), (number, title) in values.items():
         column, row = xs.index(a), len(ys) - 1 - ys.index(b)
-        strength = round(abs(number) / limit * 100)
-        side = "good" if number >= 0 else "bad"
+        side, strength = _heat(number, limit)
         at = f'x="{left + column * wide:.1f}" y="{top + row * high:.1f}"'
         parts.append(
             f'<rect class="cell {side}" style="--share:{strength}%" {at} width="{wide - 1:.1f}" '
             f'height="{high - 1:.1f}"><title>{escape(title)}</title></rect>'
         )
-        if len(xs) <= 10:
-            parts.append(
-                f'<text class="inside{" strong" if strength > 55 else ""}" '
-                f'x="{left + (column + 0.5) * wide:.1f}" y="{top + (row + 0.5) * high + 4:.1f}">'
-                f"{number:+.1f}</text>"
-            )
+        parts.append(
+            f'<text class="inside{" strong" if strength > 55 else ""}" '
+            f'x="{left + (column + 0.5) * wide:.1f}" y="{top + (row + 0.5) * high + 4:.1f}">'
+            f"{number:+.1f}</text>"
+        )
     parts += [
         f'<text class="tick middle" x="{left + (n + 0.5) * wide:.1f}" y="{bottom + 15}">{a:g}</text>'
         for n, a in enumerate(xs)
@@ -202,6 +204,25 @@ def heat_map(
     ]
     parts += _names(x, f"{y} (cells: {unit})")
     return _svg(parts, label=f"{unit} over {x} and {y}")
+
+
+def _heat(number: float, limit: float) -> tuple[str, int]:
+    """The class of a colour and its share in percent."""
+    return "good" if number >= 0 else "bad", round(abs(number) / limit * 100)
+
+
+def _heat_dots(values: Mapping[tuple[float, float], tuple[float, str]], *, x: str, y: str) -> str:
+    """A dot at each place, for searches that hardly visit one twice."""
+    frame = _Frame(_range([at[0] for at in values]), _range([at[1] for at in values]))
+    limit = max(abs(number) for number, _ in values.values()) or 1.0
+    parts = [_axes(frame, x, y)]
+    for (a, b), (number, title) in values.items():
+        side, strength = _heat(number, limit)
+        parts.append(
+            f'<circle class="cell spot {side}" style="--share:{strength}%" cx="{frame.x(a):.1f}" '
+            f'cy="{frame.y(b):.1f}" r="7"><title>{escape(title)}</title></circle>'
+        )
+    return _svg(parts, label=f"{x}, {y}")
 
 
 def parallel(
@@ -336,6 +357,7 @@ def _empty(reason: str) -> str:
 
 def _svg(parts: Sequence[str], *, label: str, width: int = WIDTH, height: int = HEIGHT) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{round(1.4 * width)}px" role="img" '
+        f'aria-label="{escape(label)}">'
         f"{''.join(parts)}</svg>"
     )

@@ -24,7 +24,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     1: (
         *("metrics", "tasks", "saliency", "regularizers", "delta"),
-        *("batch_norm", "encoders", "heads", "models"),
+        *("batch_norm", "encoders", "heads", "models", "segnet"),
         *("data", "data.npy", "data.dense", "data.npy_layout", "data.cityscapes", "data.nyuv2"),
         *("data.mirrors", "data.cityscapes_files", "data.nyuv2_mat", "data.normals"),
         *("data.office", "data.sources"),

@@ -163,6 +163,11 @@ def test_latex_and_markdown_escape_what_would_break_them():
     assert "UW_x, seed 0: 50% & more" in tables.terminal(summary)
 
 
+def test_what_is_to_be_known_of_the_data_is_said_below_the_table():
+    runs = [{**run, "notes": ["normals are estimates"]} for run in RUNS]
+    assert "- normals are estimates\n" in tables.markdown(summarise(runs, BASE))
+
+
 def test_deviations_from_the_protocol_are_said_below_the_table():
     changed = [{**run, "changes": "epochs was 200, is 2"} for run in (*RUNS, *BASE)]
     summary = summarise(changed[:4], changed[4:])

@@ -1,0 +1,128 @@
+"""A benchmark on a real Ray: single-task rows first, failures on their own, resume, and all its files.
+
+One run of two methods and one seed by the holdout protocol, which all tests here read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+
+import pytest
+
+from pipelines import benchmark as recipe
+from repmtl_ray import cli_benchmark, protocols
+from repmtl_ray.benchmark import benchmark
+from repmtl_ray.methods import method
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+SMALL = [
+    *("--epochs", "2", "--batch-size", "4", "--set", "data.height=32", "--set", "data.width=64"),
+    *("--set", "data.num_train=16", "--set", "data.num_val=6", "--set", "data.holdout=0.25"),
+    *("--set", "model.head=linear", "--protocol", "holdout", "--seeds", "1", "--pictures", "2"),
+]
+METHODS = {"EW": method("EW"), "wild": {**method("EW"), "optimizer.learning_rate": 1e30}}
+
+
+def arguments_for(folder, *more) -> argparse.Namespace:
+    options = ["scenes", *SMALL, "--storage", str(folder), "--out", str(folder / "out"), *more]
+    return cli_benchmark.parser("").parse_args(options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """Run once: EW, and a method that diverges."""
+    return cli_benchmark.run(arguments_for(folder, "--name", "one"), METHODS, stem="benchmark")
+
+
+def test_a_method_that_fails_does_not_take_the_others_with_it(done, folder):
+    result, summary = done
+    assert [record["method"] for record in result.records] == ["EW"]
+    assert list(result.failures) == ["wild, seed 0"]
+    assert "loss is" in result.failures["wild, seed 0"]
+    assert [row.method for row in summary.rows] == ["stl", "EW"]
+    assert "Failed: wild, seed 0: task" in (folder / "out/benchmark.md").read_text()
+
+
+def test_a_record_has_all_that_a_row_must_say(done):
+    (record,) = done[0].records
+    assert (record["protocol"], record["reported_split"]) == ("holdout", "val")
+    assert record["source"].startswith("rendered street scenes (not cityscapes), 16 to train")
+    assert "epochs was 200, is 2" in record["changes"]
+    assert (record["seed"], len(record["digest"])) == (0, 12)
+    assert record["commit"]
+    assert record["epochs"] == [protocols.best_epoch(record["history"])]
+    assert len(record["history"]) == 2
+    assert {run["task"] for run in done[0].baseline} == {"segmentation", "depth"}
+
+
+def test_the_reported_split_is_not_the_one_the_epoch_was_chosen_on(done):
+    (record,) = done[0].records
+    chosen = record["history"][record["epochs"][0] - 1]
+    assert record["selection_metrics"]["depth/abs_error"] == chosen["depth/abs_error"]
+    assert record["metrics"]["depth/abs_error"] != chosen["depth/abs_error"]
+
+
+def test_tables_and_a_report_with_pictures_are_left(done, folder):
+    out = folder / "out"
+    names = {path.name for path in out.iterdir()}
+    assert names == {"benchmark.csv", "benchmark.md", "benchmark.tex", "report.html"}
+    rows = list(csv.DictReader((out / "benchmark.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == ["stl", "EW"]
+    assert all(row["segmentation/miou_sd"] == "" for row in rows), "one seed has no deviation"
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 3
+    assert "What the model sees: EW, seed 0" in report
+
+
+def test_a_finished_benchmark_resumes_without_training(done, folder, monkeypatch, capsys):
+    records = folder / "one/records"
+    before = {path.name: path.stat().st_mtime_ns for path in records.iterdir()}
+    options = ["scenes", *SMALL, "--storage", folder, "--out", folder / "again"]
+    options += ["--resume", "one", "--methods", "EW"]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, options)])
+    recipe.main()
+    assert {path.name: path.stat().st_mtime_ns for path in records.iterdir()} == before
+    printed = capsys.readouterr().out
+    assert "EW, seed 0: from " in printed
+    assert "stl depth, seed 0: from " in printed
+    old, new = ((folder / name / "benchmark.csv").read_text() for name in ("out", "again"))
+    assert old == new
+
+
+def test_the_single_task_rows_serve_the_next_benchmark_of_the_same_protocol(done, folder):
+    kept = list((folder / "baselines/records").iterdir())
+    assert len(kept) == 2
+    experiment = json.loads(kept[0].read_text())["experiment"]
+    assert (experiment["protocol"], experiment["policy"]["name"]) == ("holdout", "stl")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": {"x": {"policy.name": "UWW"}}}, "method 'x'.*did you mean"),
+        ({"methods": {"x": {"data.augment": True}}}, "'x' changes the data or the protocol"),
+        ({"methods": {}}, "there is none"),
+        ({"methods": {"stl": {}}}, "'stl' is trained anyway"),
+        ({"seeds": []}, "at least one"),
+        ({"seeds": [1, 1]}, "each once"),
+        ({"resume": True, "name": "never"}, "there is no benchmark at"),
+        ({"resume": True}, "needs the name"),
+        ({"name": "one"}, "exists already"),
+        ({"baseline": "published"}, "has no published single-task row"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(done, folder, options, message):
+    experiment = cli_benchmark.experiment_of(arguments_for(folder))
+    with pytest.raises(ValueError, match=message):
+        benchmark(
+            experiment,
+            **{"methods": {"EW": method("EW")}, "storage_path": str(folder), **options},
+        )

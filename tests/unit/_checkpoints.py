@@ -1,0 +1,35 @@
+"""Runs without Ray that leave a checkpoint, for tests of what is done with one."""
+
+from pathlib import Path
+
+from repmtl_ray import loop
+from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
+from repmtl_ray.data.batches import LocalRows
+from repmtl_ray.data.sources import open_streams
+
+
+def small_experiment(**changes):
+    values = {
+        "data": DataConfig(name="cityscapes", height=32, width=64, num_train=8, num_val=3),
+        "model": ModelConfig(encoder="test_efficientnet", head="linear", dropout=0.0),
+        "optimizer": OptimizerConfig(learning_rate=3e-3),
+        "epochs": 1,
+        "batch_size": 4,
+    }
+    return Experiment(**{**values, **changes})
+
+
+def split_of(experiment, name):
+    streams = open_streams(experiment.data, name)
+    return loop.Split(streams=streams, rows={stream.name: LocalRows(stream) for stream in streams})
+
+
+def trained(experiment, directory: Path):
+    """The last epoch's checkpoint, in `directory`; and the run's parts."""
+    parts, progress = loop.run(
+        experiment,
+        train=split_of(experiment, "train"),
+        evaluation=split_of(experiment, experiment.data.eval_split),
+        report=lambda metrics, write: write(directory),
+    )
+    return parts, progress
