@@ -31,11 +31,16 @@ def main() -> None:
         help="change a value (JSON, or a string)",
     )
     parser.add_argument(
-        "--workers", type=int, default=1, help="data-parallel processes (default: %(default)s)"
+        "--workers",
+        type=cli.num_workers,
+        default=1,
+        metavar="N or LEAST:MOST",
+        help="data-parallel processes (default: %(default)s)",
     )
     parser.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
     parser.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
     parser.add_argument("--storage", help="folder or URI for checkpoints")
+    cli.add_checkpoint_options(parser)
     parser.add_argument("--name", help="of the run; the name of an interrupted run continues it")
     arguments = parser.parse_args()
     if not arguments.experiment.is_file():
@@ -50,6 +55,7 @@ def main() -> None:
         ),
         storage=arguments.storage,
         name=arguments.name,
+        checkpoints=cli.checkpoints_of(arguments),
     )
     for metrics in result.history:
         shown = {

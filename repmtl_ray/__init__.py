@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from repmtl_ray.cluster import Placement
     from repmtl_ray.config import Experiment
     from repmtl_ray.delta import delta_p
+    from repmtl_ray.keeper import Checkpoints
     from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
     from repmtl_ray.saliency import task_saliency
     from repmtl_ray.search import SearchResult, tune
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoints",
     "Experiment",
     "FitResult",
     "Placement",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Checkpoints": "keeper",
     "Experiment": "config",
     "FitResult": "train",
     "Placement": "cluster",

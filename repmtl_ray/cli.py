@@ -17,6 +17,7 @@ from typing import Any
 from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, to_dict
+from repmtl_ray.keeper import Checkpoints
 from repmtl_ray.report.heatmap import delta_p_heatmap
 from repmtl_ray.report.table import results_text
 from repmtl_ray.search import SearchResult, tune
@@ -84,8 +85,9 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
     where = parser.add_argument_group("where it runs (no result depends on it)")
     where.add_argument(
         "--workers",
-        type=int,
+        type=num_workers,
         default=1,
+        metavar="N or LEAST:MOST",
         help="data-parallel processes a trial (default: %(default)s)",
     )
     where.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
@@ -96,6 +98,7 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
     where.add_argument(
         "--storage", help=f"folder or URI that all nodes share (default: {storage.DEFAULT_STORAGE})"
     )
+    add_checkpoint_options(where)
     where.add_argument("--name", help="of the search (default: a new one)")
     where.add_argument(
         "--resume",
@@ -124,6 +127,37 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.pretrained:
         chosen["model.pretrained"] = True
     return chosen
+
+
+def num_workers(text: str) -> int | tuple[int, int]:
+    """The value of --workers; a range is LEAST:MOST."""
+    least, colon, most = text.partition(":")
+    return (int(least), int(most)) if colon else int(text)
+
+
+def add_checkpoint_options(parser: argparse._ActionsContainer) -> None:
+    """When a run is saved inside an epoch."""
+    parser.add_argument(
+        "--save-every-steps",
+        type=int,
+        metavar="N",
+        help="save also inside an epoch, after so many steps (default: do not)",
+    )
+    parser.add_argument(
+        "--save-every-minutes",
+        type=float,
+        metavar="M",
+        default=Checkpoints.every_minutes,
+        help="save also inside an epoch, after so many minutes; 0 does not (default: %(default)s)",
+    )
+
+
+def checkpoints_of(arguments: argparse.Namespace) -> Checkpoints:
+    """What those options say."""
+    minutes = arguments.save_every_minutes
+    return Checkpoints(
+        every_steps=arguments.save_every_steps, every_minutes=None if minutes == 0 else minutes
+    )
 
 
 def search_space(name: str, policies: Sequence[str] | None) -> dict[str, Any]:
@@ -199,6 +233,7 @@ def run_search(
         storage_path=arguments.storage,
         name=arguments.resume or arguments.name,
         resume=arguments.resume is not None,
+        checkpoints=checkpoints_of(arguments),
     )
     write_results(result, out, metrics=metrics, title=data_title)
     return result

@@ -10,6 +10,7 @@ import pytest
 
 from repmtl_ray import config
 from repmtl_ray.cluster import Placement
+from repmtl_ray.keeper import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -129,7 +130,7 @@ def test_commands_name_recipes_and_options_that_exist(snippet):
             assert f"\n{target[1]}:" in (ROOT / "Makefile").read_text(), f"{snippet}: {command}"
 
 
-@pytest.mark.parametrize("name", ["tune_cityscapes", "tune_office31", "train"])
+@pytest.mark.parametrize("name", ["tune_cityscapes", "tune_office31", "train", "export"])
 def test_the_guide_explains_every_option(name):
     options = options_of(ROOT / "pipelines" / f"{name}.py")
     missing = {option for option in options if f"{option}`" not in GUIDE.read_text()} - {
@@ -146,6 +147,7 @@ PARTS = [
     config.RegularizerConfig,
     config.OptimizerConfig,
     Placement,
+    Checkpoints,
 ]
 
 
