@@ -9,7 +9,7 @@ import pytest
 import torch
 from ray.tune.schedulers import TrialScheduler
 
-from repmtl_ray import durable, guard, trial
+from repmtl_ray import cluster, durable, guard, trial
 from repmtl_ray.asha import ResumableASHA
 from repmtl_ray.cluster import Available, Placement
 from repmtl_ray.collectives import Workers
@@ -155,3 +155,15 @@ def test_a_torn_state_of_tune_gives_way_to_the_one_before(tmp_path, caplog):
     assert "2026-01-02_00-00-00.json is torn" in caplog.text
     (tmp_path / "tuner.pkl").unlink()
     assert not trial._has_state(str(tmp_path))
+
+
+def test_a_ray_started_here_listens_on_loopback_alone(monkeypatch):
+    given = {}
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: given.update(options))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    for name in cluster.LOCAL_ENVIRONMENT:
+        monkeypatch.setenv(name, "1")  # put back afterwards
+    cluster.connect()
+    assert (given["include_dashboard"], given["dashboard_host"]) == (True, "127.0.0.1")
