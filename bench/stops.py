@@ -31,17 +31,23 @@ def counts() -> dict[str, int]:
     groups = ray.util.placement_group_table().values()
     children = psutil.Process(os.getpid()).children(recursive=True)
     workers = [child for child in children if _title(child).startswith("ray::")]
-    busy = [child for child in workers if "IDLE" not in _title(child)]
+    busy = [child for child in workers if _is_of_a_run(_title(child))]
     listening = [child for child in busy if _listens(child)]
     return {
         "placement groups": sum(group["state"] != "REMOVED" for group in groups),
         "actors of Ray Train": sum(
-            "Train" in actor.class_name or "Placement" in actor.class_name
+            _is_of_a_run(actor.class_name)
             for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=10_000)
         ),
-        "busy processes": len(busy),
+        "processes of runs": len(busy),
         "of them listening": len(listening),
     }
+
+
+def _is_of_a_run(name: str) -> bool:
+    """Ray Train keeps one TrainStateActor for the whole cluster."""
+    of_train = "Train" in name.replace("TrainStateActor", "")
+    return of_train or "PlacementGroupCleaner" in name or "ImplicitFunc" in name
 
 
 def _title(process: psutil.Process) -> str:

@@ -97,9 +97,14 @@ def leftovers():
     titles = [" ".join(process.cmdline()) for process in processes if process.is_running()]
     return [
         *(group["placement_group_id"] for group in groups if group["state"] != "REMOVED"),
-        *(actor.class_name for actor in actors if "Train" in actor.class_name),
-        *(title for title in titles if title.startswith("ray::") and "Train" in title),
+        *(actor.class_name for actor in actors if is_of_a_run(actor.class_name)),
+        *(title for title in titles if title.startswith("ray::") and is_of_a_run(title)),
     ]
+
+
+def is_of_a_run(name):
+    """Ray Train keeps one TrainStateActor for the whole cluster."""
+    return "Train" in name.replace("TrainStateActor", "") or "PlacementGroupCleaner" in name
 
 
 SEARCH = """
