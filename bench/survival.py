@@ -1,6 +1,6 @@
 """The kill campaign: runs that are struck at seeded random moments, against one that is not.
 
-    python -m bench.survival [--seed 0] [--runs 6] [--kills 2] [--storage DIR]
+    python -m bench.survival [--seed 0] [--runs 0 1 2 3] [--storage DIR]
                              [--parts workers drivers clusters preemption]
 
 Prints a Markdown table, a row a fault: kind, moment, whether the run ended with its result, steps
@@ -8,8 +8,8 @@ that had to be taken again, seconds from the fault to the first step after it, a
 weights and all metrics equal the undisturbed run's to the bit. `workers`: several faults a run, by
 SIGKILL, torn files or a full disk (`bench/faults.py`). `drivers`: the process that called `fit`
 dies; `clusters`: it and all of Ray; both start again under the same name. `preemption`: a node is
-announced to go, and goes. The moments follow from the seed, a part's from the part alone, so that
-parts may run apart. On two idle cores about 20 minutes.
+announced to go, and goes. The moments follow from seed, part and number, so that runs may be done
+apart. On two idle cores about 20 minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import math
 import os
 import random
 import signal
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,10 @@ EPOCHS, STEPS = 3, 8
 EXPERIMENT = Experiment(
     data=DataConfig(name="cityscapes", height=32, width=64, num_train=32, num_val=8, augment=True),
     model=ModelConfig(encoder="test_efficientnet", head="linear", dropout=0.0),
-    optimizer=OptimizerConfig(learning_rate=1e-3),
+    optimizer=OptimizerConfig(name="sgd", learning_rate=0.01),
     epochs=EPOCHS,
     batch_size=4,
+    precision="float64",  # so that a changing number of workers can be compared too
 )
 NOTICE_S = 10.0
 SAVING = Checkpoints(every_steps=3)
@@ -79,7 +81,7 @@ class Row:
         )
 
 
-def trained(storage: Path, name: str, workers: int = 2) -> FitResult:
+def trained(storage: Path, name: str, workers: int | tuple[int, int] = 2) -> FitResult:
     return fit(
         EXPERIMENT,
         placement=Placement(num_workers=workers),
@@ -106,10 +108,22 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def rows_of(part: str, folder: Path, result: FitResult | None, undisturbed: FitResult) -> list[Row]:
+def close(one: FitResult, other: FitResult) -> bool:
+    """Metrics of all epochs within 1e-6 of each other; what is promised if workers come and go."""
+    pairs = zip(one.history, other.history, strict=True)
+    return all(math.isclose(a[n], b[n], rel_tol=1e-6, abs_tol=1e-9) for a, b in pairs for n in b)
+
+
+def rows_of(
+    part: str,
+    folder: Path,
+    result: FitResult | None,
+    undisturbed: FitResult,
+    compare: Callable[[FitResult, FitResult], bool] = equal,
+) -> list[Row]:
     """From what a run's workers logged."""
     events = faults.events_of(folder)
-    equals = result is not None and equal(result, undisturbed)
+    equals = result is not None and compare(result, undisturbed)
     rows = []
     for number, event in enumerate(events):
         if event["event"] in faults.WORK:
@@ -166,22 +180,20 @@ def random_faults(rng: random.Random, number: int) -> list[dict[str, Any]]:
     return planned
 
 
-def workers_part(
-    storage: Path, rng: random.Random, runs: int, undisturbed: FitResult
-) -> Iterator[Row]:
+def struck_workers(
+    storage: Path, rng: random.Random, number: int, undisturbed: FitResult
+) -> list[Row]:
     """Faults inside workers, which Ray replaces; a full disk ends the run, and it starts again."""
     from repmtl_ray import train
 
-    real = train._worker
-    for number in range(runs):
-        folder = storage / f"workers-{number}"
-        faults.plan_faults(folder, random_faults(rng, number))
-        train._worker = faults.worker
-        try:
-            result = _until_done(storage, folder.name)
-        finally:
-            train._worker = real
-        yield from rows_of("workers", folder, result, undisturbed)
+    folder = storage / f"workers-{number}"
+    faults.plan_faults(folder, random_faults(rng, number))
+    real, train._worker = train._worker, faults.worker
+    try:
+        result = _until_done(storage, folder.name)
+    finally:
+        train._worker = real
+    return rows_of("workers", folder, result, undisturbed)
 
 
 def _until_done(storage: Path, name: str) -> FitResult | None:
@@ -242,7 +254,8 @@ def killed_driver(
 
 def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> list[Row]:
     """On a cluster of two nodes, the one without the driver is announced to go once a step is
-    reached, goes `NOTICE_S` later, and another comes."""
+    reached, and goes `NOTICE_S` later. For a run of exactly two workers another comes; every second
+    run is of one or two, and goes on with one."""
     from ray.cluster_utils import Cluster
 
     from repmtl_ray import train
@@ -256,20 +269,24 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
     nodes.wait_for_nodes()
     folder = storage / f"preemption-{number}"
     faults.plan_faults(folder, [])
-    reclaimed = threading.Thread(target=_reclaim, args=(nodes, goes, folder, at), daemon=True)
+    elastic = number % 2 == 1
+    reclaimed = threading.Thread(
+        target=_reclaim, args=(nodes, goes, folder, at, not elastic), daemon=True
+    )
     real, train._worker = train._worker, faults.worker
     try:
         reclaimed.start()
-        result = trained(storage, folder.name)
+        result = trained(storage, folder.name, (1, 2) if elastic else 2)
         reclaimed.join()
-        return rows_of("preemption", folder, result, undisturbed)
+        compare = close if elastic else equal
+        return rows_of("preemption", folder, result, undisturbed, compare)
     finally:
         train._worker = real
         ray.shutdown()
         nodes.shutdown()
 
 
-def _reclaim(nodes: Any, goes: Any, folder: Path, at: int) -> None:
+def _reclaim(nodes: Any, goes: Any, folder: Path, at: int, another: bool) -> None:
     """What a cloud does with a spot machine."""
     from ray._private.worker import global_worker
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
@@ -284,29 +301,29 @@ def _reclaim(nodes: Any, goes: Any, folder: Path, at: int) -> None:
         raise RuntimeError(f"Ray did not accept the notice: {why}")
     time.sleep(NOTICE_S)
     steps = [event["at"] for event in faults.events_of(folder) if event["event"] == "step"]
-    faults.log_event(folder, "preemption", steps[-1])
+    faults.log_event(folder, "preemption" if another else "preemption, elastic", steps[-1])
     nodes.remove_node(goes, allow_graceful=False)
-    nodes.add_node(num_cpus=1)
+    if another:
+        nodes.add_node(num_cpus=1)
 
 
 def campaign(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Every part asked for, in order; parts of a seed are the same whichever others run."""
+    """Every part and run asked for, in order; a run of a seed is the same whichever others run."""
     storage = Path(tempfile.mkdtemp(prefix="survival-", dir=arguments.storage))
     connect()
     undisturbed = trained(storage, "undisturbed")
-    for part in arguments.parts:
-        rng = random.Random(f"{arguments.seed} {part}")
-        if part == "workers":
-            yield from workers_part(storage, rng, arguments.runs, undisturbed)
+    for part, number in itertools.product(arguments.parts, arguments.runs):
+        rng = random.Random(f"{arguments.seed} {part} {number}")
+        at = rng.randint(2, EPOCHS * STEPS - 6)
+        if part == "preemption":
+            ray.shutdown()
+            yield from preempted(storage, number, min(at, STEPS), undisturbed)
             continue
-        for number in range(arguments.kills):
-            at = rng.randint(2, EPOCHS * STEPS - 6)
-            if part == "preemption":
-                ray.shutdown()
-                yield from preempted(storage, number, min(at, STEPS), undisturbed)
-            else:
-                connect()
-                yield from killed_driver(part, storage, number, at, undisturbed)
+        connect()
+        if part == "workers":
+            yield from struck_workers(storage, rng, number, undisturbed)
+        else:
+            yield from killed_driver(part, storage, number, at, undisturbed)
 
 
 def connect() -> None:
@@ -331,8 +348,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=int, default=6, help="of the workers' part, 4 faults each")
-    parser.add_argument("--kills", type=int, default=2, help="of each of the other parts")
+    parser.add_argument(
+        "--runs", type=int, nargs="+", default=[0, 1, 2, 3], help="which of each part, by number"
+    )
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--storage", help="folder for the runs (default: a temporary one)")
     arguments = parser.parse_args()

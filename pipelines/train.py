@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 
 from repmtl_ray import cli
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, from_dict, replace
 from repmtl_ray.train import fit
 
@@ -24,26 +23,19 @@ def main() -> None:
     )
     parser.add_argument("experiment", type=Path, help="JSON file as a search leaves it (best.json)")
     cli.add_set_option(parser)
-    parser.add_argument(
-        "--workers", type=int, default=1, help="data-parallel processes (default: %(default)s)"
-    )
-    parser.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
-    parser.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
-    parser.add_argument("--storage", help="folder or URI for checkpoints")
-    parser.add_argument("--name", help="of the run; the name of an interrupted run continues it")
+    where = cli.add_placement_options(parser, "run", several=False)
+    cli.add_checkpoint_options(where)
+    where.add_argument("--name", help="of the run; the name of an interrupted run continues it")
     arguments = parser.parse_args()
     if not arguments.experiment.is_file():
         raise ValueError(f"{arguments.experiment} is not a file; give the best.json of a search.")
     experiment = _read(arguments.experiment)
     result = fit(
         replace(experiment, cli.assignments(arguments.set)),
-        placement=Placement(
-            num_workers=arguments.workers,
-            cpus_per_worker=arguments.cpus_per_worker,
-            gpus_per_worker=arguments.gpus_per_worker,
-        ),
+        placement=cli.placement_of(arguments),
         storage=arguments.storage,
         name=arguments.name,
+        checkpoints=cli.checkpoints_of(arguments),
     )
     for metrics in result.history:
         shown = {

@@ -1,8 +1,8 @@
 """Searches Rep-MTL's coefficients, temperature and policy for Office-31, or for Office-Home.
 
-    python pipelines/tune_office31.py --data DIR                    small images, small encoder
-    python pipelines/tune_office31.py --data DIR --preset paper     ResNet-18, 224 x 224, 100 epochs
-    python pipelines/tune_office31.py --data DIR --set office_home  four domains, 65 classes
+    python pipelines/tune_office31.py --data DIR                        small images, small encoder
+    python pipelines/tune_office31.py --data DIR --preset paper         ResNet-18, 224 x 224, 100 epochs
+    python pipelines/tune_office31.py --data DIR --dataset office_home  four domains, 65 classes
 
 Every domain is a task with its own images. DIR holds amazon/images/<class>/*.jpg, dslr/...,
 webcam/... (Office-Home: Art/<class>/*.jpg, Clipart/..., Product/..., Real_World/...) and, if there
@@ -48,7 +48,7 @@ def main() -> None:
     data = parser.add_argument_group("the data")
     data.add_argument("--data", metavar="DIR", required=True, help="the data set's folder")
     data.add_argument(
-        "--set", choices=tuple(TITLES), default="office31", help="default: %(default)s"
+        "--dataset", choices=tuple(TITLES), default="office31", help="default: %(default)s"
     )
     data.add_argument("--domains", nargs="+", metavar="NAME", help="default: the data set's")
     data.add_argument(
@@ -71,14 +71,14 @@ def main() -> None:
     }
     if arguments.domains is not None:
         chosen["data.domains"] = arguments.domains
-    experiment = replace(preset(arguments.data, arguments.set), chosen)
+    experiment = replace(preset(arguments.data, arguments.dataset), chosen)
     cli.run_search(
         experiment,
         arguments,
         space="joint" if arguments.preset == "paper" else "small",
         samples=10,
         metrics=[f"{domain}/accuracy" for domain in experiment.data.domains or ()],
-        data_title=f"{TITLES[arguments.set]}, {arguments.data}, {arguments.eval_split} split",
+        data_title=f"{TITLES[arguments.dataset]}, {arguments.data}, {arguments.eval_split} split",
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from repmtl_ray.config import Experiment
     from repmtl_ray.data.custom import CustomData
     from repmtl_ray.delta import delta_p
+    from repmtl_ray.keeper import Checkpoints
     from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
     from repmtl_ray.saliency import task_saliency
     from repmtl_ray.search import SearchResult, tune
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoints",
     "CustomData",
     "Experiment",
     "FitResult",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Checkpoints": "keeper",
     "CustomData": "data.custom",
     "Experiment": "config",
     "FitResult": "train",

@@ -151,8 +151,8 @@ def load(
         parts.policy.load_state_dict(state["policy"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"checkpoint {directory} does not fit the experiment that it names: {brief(error)}. It was changed after it was "
-            "written, or by another version."
+            f"checkpoint {directory} does not fit the experiment that it names: {brief(error)}. It was changed "
+            "after it was written, or by another version."
         ) from error
     return progress
 

@@ -17,6 +17,7 @@ from typing import Any
 from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
+from repmtl_ray.keeper import Checkpoints
 from repmtl_ray.report.heatmap import delta_p_heatmap
 from repmtl_ray.report.html_report import Pictures, search_report
 from repmtl_ray.report.table import results_text
@@ -85,7 +86,8 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
     )
     training.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     add_set_option(training)
-    where = placement_options(parser, "trial")
+    where = add_placement_options(parser, "trial")
+    add_checkpoint_options(where)
     where.add_argument("--name", help="of the search (default: a new one)")
     where.add_argument(
         "--resume",
@@ -129,26 +131,39 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def placement_options(parser: argparse.ArgumentParser, unit: str) -> argparse._ArgumentGroup:
-    """The options of where runs go, and the group that holds them."""
+def add_placement_options(
+    parser: argparse.ArgumentParser, unit: str, *, several: bool = True
+) -> argparse._ArgumentGroup:
+    """The options of where runs go (read by `placement_of`), and the group that holds them."""
     where = parser.add_argument_group("where it runs (no result depends on it)")
     where.add_argument(
         "--workers",
-        type=int,
+        type=num_workers,
         default=1,
+        metavar="N or LEAST:MOST",
         help=f"data-parallel processes a {unit} (default: %(default)s)",
     )
     where.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
     where.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
-    where.add_argument(
-        "--max-concurrent",
-        type=int,
-        help=f"{unit}s at once (default: what the cluster has room for)",
-    )
+    if several:
+        where.add_argument(
+            "--max-concurrent",
+            type=int,
+            help=f"{unit}s at once (default: what the cluster has room for)",
+        )
     where.add_argument(
         "--storage", help=f"folder or URI that all nodes share (default: {storage.DEFAULT_STORAGE})"
     )
     return where
+
+
+def placement_of(arguments: argparse.Namespace) -> Placement:
+    """What those options say."""
+    return Placement(
+        num_workers=arguments.workers,
+        cpus_per_worker=arguments.cpus_per_worker,
+        gpus_per_worker=arguments.gpus_per_worker,
+    )
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -165,6 +180,37 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.pretrained:
         chosen["model.pretrained"] = True
     return chosen
+
+
+def num_workers(text: str) -> int | tuple[int, int]:
+    """The value of --workers; a range is LEAST:MOST."""
+    least, colon, most = text.partition(":")
+    return (int(least), int(most)) if colon else int(text)
+
+
+def add_checkpoint_options(parser: argparse._ActionsContainer) -> None:
+    """When a run is saved inside an epoch."""
+    parser.add_argument(
+        "--save-every-steps",
+        type=int,
+        metavar="N",
+        help="save also inside an epoch, after so many steps (default: do not)",
+    )
+    parser.add_argument(
+        "--save-every-minutes",
+        type=float,
+        metavar="M",
+        default=Checkpoints.every_minutes,
+        help="save also inside an epoch, after so many minutes; 0 does not (default: %(default)s)",
+    )
+
+
+def checkpoints_of(arguments: argparse.Namespace) -> Checkpoints:
+    """What those options say."""
+    minutes = arguments.save_every_minutes
+    return Checkpoints(
+        every_steps=arguments.save_every_steps, every_minutes=None if minutes == 0 else minutes
+    )
 
 
 def search_space(name: str, policies: Sequence[str] | None) -> dict[str, Any]:
@@ -232,15 +278,12 @@ def run_search(
         searcher=arguments.searcher,
         scheduler=arguments.scheduler,
         references=[] if arguments.no_references else references_for(param_space),
-        placement=Placement(
-            num_workers=arguments.workers,
-            cpus_per_worker=arguments.cpus_per_worker,
-            gpus_per_worker=arguments.gpus_per_worker,
-        ),
+        placement=placement_of(arguments),
         max_concurrent=arguments.max_concurrent,
         storage_path=arguments.storage,
         name=arguments.resume or arguments.name,
         resume=arguments.resume is not None,
+        checkpoints=checkpoints_of(arguments),
     )
     write_results(result, out, metrics=metrics, title=data_title)
     return result

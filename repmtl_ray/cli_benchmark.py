@@ -14,7 +14,6 @@ from typing import Any
 
 from repmtl_ray import cli, protocols
 from repmtl_ray.benchmark import BenchmarkResult, benchmark
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import DataConfig, Experiment, nearest, replace
 from repmtl_ray.methods import REP_MTL, Changes
 from repmtl_ray.report import benchmark_table
@@ -88,7 +87,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         metavar="N",
         help="images through the best checkpoint in the report; 0 for none (default: %(default)s)",
     )
-    where = cli.placement_options(made, "run")
+    where = cli.add_placement_options(made, "run")
     where.add_argument("--name", help="of the benchmark (default: a new one)")
     where.add_argument(
         "--resume",
@@ -214,11 +213,7 @@ def run(
         methods,
         seeds=range(arguments.seeds),
         baseline=arguments.baseline,
-        placement=Placement(
-            num_workers=arguments.workers,
-            cpus_per_worker=arguments.cpus_per_worker,
-            gpus_per_worker=arguments.gpus_per_worker,
-        ),
+        placement=cli.placement_of(arguments),
         max_concurrent=arguments.max_concurrent,
         storage_path=arguments.storage,
         name=arguments.resume or arguments.name,

@@ -77,7 +77,7 @@ def import_model(path: Path) -> tuple[MultiTaskModel, Experiment]:
         model.load_state_dict(tensors)
     except (RuntimeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"{path} holds no model of this version: {checkpoint.brief(error)}. A file with the encoder alone is for "
-            "model.weights."
+            f"{path} holds no model of this version: {checkpoint.brief(error)}. "
+            "A file with the encoder alone is for model.weights."
         ) from error
     return model.eval(), experiment

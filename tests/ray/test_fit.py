@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
+import shutil
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
-from repmtl_ray import Placement, checkpoint, fit
+from bench import faults
+from repmtl_ray import Placement, checkpoint, fit, train
 from repmtl_ray.config import replace
+from repmtl_ray.keeper import Checkpoints
 
 pytestmark = pytest.mark.ray
 
@@ -32,7 +32,13 @@ def undisturbed(storage, request):
     from tests.ray.conftest import experiment as fixture
 
     experiment = fixture.__wrapped__()
-    return fit(experiment, placement=Placement(num_workers=2), storage=storage, name="undisturbed")
+    return fit(
+        experiment,
+        placement=Placement(num_workers=2),
+        storage=storage,
+        name="undisturbed",
+        checkpoints=Checkpoints(every_steps=2, keep=9),
+    )
 
 
 def test_the_history_has_every_epoch_with_named_metrics(undisturbed):
@@ -56,40 +62,53 @@ def test_the_checkpoint_holds_all_and_names_its_experiment(undisturbed, experime
     assert checkpoint.read_experiment(undisturbed.checkpoint) == experiment
 
 
-def test_one_worker_gives_the_same_result(undisturbed, experiment, storage):
-    alone = fit(experiment, storage=storage, name="alone")
+def test_one_worker_goes_on_with_the_same_result_where_two_had_been(
+    undisturbed, experiment, storage
+):
+    """What an elastic run does when a node goes: the global batch stays."""
+    earlier = next(iter(storage.glob("undisturbed/checkpoint_000001_00000002_*")))
+    shutil.copytree(earlier, storage / "alone" / earlier.name)
+    alone = fit(experiment, placement=Placement(num_workers=1), storage=storage, name="alone")
+    assert alone.epochs_now == 2
     torch.testing.assert_close(weights(alone), weights(undisturbed), rtol=1e-6, atol=1e-9)
     for name, value in undisturbed.metrics.items():
         assert alone.metrics[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
 
 
-def kill_one_worker(directory: Path, killed: list[int]) -> None:
-    """Waits for a run's second checkpoint, then ends one of its training processes at once.
+def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
+    undisturbed, experiment, storage, monkeypatch
+):
+    """The short form of bench/survival.py: a worker dies as it starts, while it evaluates, while it
+    writes a checkpoint, and after the newest checkpoint was torn; its disk is full in the end."""
+    planned = [
+        {"kind": "start-up", "rank": 1, "at": None},
+        {"kind": "checkpoint", "rank": 0, "at": 4},
+        {"kind": "torn checkpoint", "rank": 0, "at": 6},
+        {"kind": "evaluation", "rank": 1, "at": 8},
+        {"kind": "full disk", "rank": 0, "at": 11},
+    ]
+    faults.plan_faults(storage / "struck", planned)
+    monkeypatch.setattr(train, "_worker", faults.worker)
 
-    By then Ray has taken note of the first.
-    """
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if len(list(directory.glob("checkpoint_*/state.pt"))) >= 2:
-            for process in psutil.process_iter(["cmdline"]):
-                title = " ".join(process.info["cmdline"] or [])
-                if title.startswith("ray::") and "TrainWorker" in title:
-                    process.kill()
-                    killed.append(process.pid)
-                    return
-        time.sleep(0.02)
+    def go():
+        return fit(
+            experiment,
+            placement=Placement(num_workers=2),
+            storage=storage,
+            name="struck",
+            max_failures=4,
+            checkpoints=Checkpoints(every_steps=1),
+        )
 
-
-def test_a_killed_worker_changes_nothing(undisturbed, experiment, storage):
-    killed: list[int] = []
-    watcher = threading.Thread(
-        target=kill_one_worker, args=(storage / "killed", killed), daemon=True
-    )
-    watcher.start()
-    result = fit(experiment, placement=Placement(num_workers=2), storage=storage, name="killed")
-    watcher.join()
-    assert killed
-    assert result.epochs_now < 3, "it went on from a checkpoint"
+    with pytest.raises(ValueError, match=r"writing .* failed 5 times.*File too large.*same name"):
+        go()
+    result = go()
+    events = faults.events_of(storage / "struck")
+    struck = [event["event"] for event in events if event["event"] not in faults.WORK]
+    assert sorted(struck) == sorted(fault["kind"] for fault in planned)
+    steps = [event["at"] for event in events if event["event"] == "step"]
+    assert set(steps) == set(range(1, 13))
+    assert len(steps) <= 12 + 1 + 2 + 0 + 2, "a torn checkpoint costs one step more than a kill"
     assert result.history == undisturbed.history
     assert torch.equal(weights(result), weights(undisturbed))
 

@@ -11,6 +11,7 @@ import pytest
 
 from repmtl_ray import cli, config
 from repmtl_ray.cluster import Placement
+from repmtl_ray.keeper import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -106,22 +107,15 @@ def test_paths_of_the_repository_exist(document):
         assert (ROOT / path).exists(), f"{label(document)} mentions {path}"
 
 
-PLACEMENT = (
-    *("--workers", "--cpus-per-worker", "--gpus-per-worker", "--max-concurrent", "--storage"),
-)
-"""Those of `cli.placement_options`, which other recipes have too."""
-
-
 def options_of(recipe: Path) -> set[str]:
     """Every option in a recipe's source, with those that searches share."""
     text = recipe.read_text()
     if "search_parser" in text:
         text += (ROOT / "repmtl_ray" / "cli.py").read_text()
-    for helper in re.findall(r"cli\.(add_\w+)\(", text):
-        text += inspect.getsource(getattr(cli, helper))
     if "cli_benchmark" in text:
         text += (ROOT / "repmtl_ray" / "cli_benchmark.py").read_text()
-        text += "".join(f'"{option}"' for option in PLACEMENT)
+    for helper in re.findall(r"cli\.(add_\w+)\(", text):
+        text += inspect.getsource(getattr(cli, helper))
     return set(re.findall(r'"(--[a-z][a-z-]+)"', text))
 
 
@@ -158,6 +152,7 @@ PARTS = [
     config.RegularizerConfig,
     config.OptimizerConfig,
     Placement,
+    Checkpoints,
 ]
 
 
