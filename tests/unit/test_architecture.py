@@ -21,7 +21,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data.augment", "data.batches", "data.cache", "data.rendered"),
     ),
     2: ("policies", "policies.*"),
-    3: ("cut", "step", "evaluate", "checkpoint", "loop", "report", "report.*"),
+    3: ("cut", "step", "evaluate", "checkpoint", "loop", "plan", "measured", "report", "report.*"),
     4: ("alike", "cluster", "train"),
     5: ("baseline", "progress", "search", "space", "trial"),
     6: ("cli",),
