@@ -65,7 +65,7 @@ mount --bind "$work/ssh_config" /etc/ssh/ssh_config
 /usr/sbin/sshd -D -f "$work/sshd_config" -E "$work/sshd.log" &
 
 # --- the cluster file: ray_cluster.yaml's mounts, exclusions and environment, on these addresses
-export HOME="$work/laptop" TMPDIR="$work/tmp" RAY_USAGE_STATS_ENABLED=0 PYTHONWARNINGS=ignore
+export HOME="$work/laptop" TMPDIR="$work/tmp" RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=disabled PYTHONWARNINGS=ignore
 unset RAY_ADDRESS
 python - "$repository" "$work" "$(dirname "$(command -v ray)")" <<'END'
 import sys
@@ -113,7 +113,8 @@ Path(work, "cluster.yaml").write_text(yaml.safe_dump(local))
 END
 
 say() { printf '\n[%4d s] $ %s\n' "$SECONDS" "$*"; }
-run() { say "$@"; "$@" 2>&1 | { grep --line-buffered -v -e '^[[:space:]]*$' -e 'job control' -e 'terminal process' -e 'closed\.' -e 'known hosts' || true; }; }
+noise='^[[:space:]]*$|job control|terminal process|closed\.|known hosts|node_provider.py|network_util.cc|cached provider|no-config-cache|WARNING'
+run() { say "$@"; "$@" 2>&1 | sed -u 's/\x1b\[[0-9;]*m//g' | { grep --line-buffered -v -E "$noise" || true; }; }
 pretty=(--log-style pretty --log-color false)
 file="$work/cluster.yaml"
 cd "$repository"

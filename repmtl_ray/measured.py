@@ -104,7 +104,7 @@ def _seconds_of_epochs(experiment: Experiment, device: str) -> float:
     """The faster of the second and the third epoch; the first warms up."""
     splits = {}
     for split in ("train", "val"):
-        streams = open_streams(experiment.data, split)  # type: ignore[arg-type]
+        streams = open_streams(experiment.data, split)
         rows = {stream.name: LocalRows(stream) for stream in streams}
         splits[split] = loop.Split(streams=streams, rows=rows)
     ends: list[float] = []

@@ -4,6 +4,8 @@ nodes to come; and addresses that cannot be joined."""
 from __future__ import annotations
 
 import socket
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -98,3 +100,27 @@ def test_an_address_that_cannot_be_joined_is_refused_at_once(monkeypatch, addres
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=f"(?i){message}"):
         cluster.connect()
+
+
+def test_what_the_autoscaler_could_not_get_is_said_with_the_clouds_words(monkeypatch):
+    from ray.autoscaler.v2 import sdk
+    from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
+
+    now = int(time.time())
+    state = LaunchRequest.Status
+    old = now - 2 * int(cluster.FAILURE_SHOWN_S)
+    status = ClusterStatus(
+        pending_launches=[LaunchRequest("", "gpu_worker", 2, state.PENDING, now)],
+        pending_nodes=[NodeInfo("", "gpu_worker", "i-1", "10.0.0.7")],
+        failed_launches=[
+            LaunchRequest("", "gpu_worker", 1, state.FAILED, now, now, "VcpuLimitExceeded:\n 0"),
+            LaunchRequest("", "cpu_worker", 1, state.FAILED, old, old, "of yesterday"),
+        ],
+    )
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(sdk, "get_cluster_status", lambda address: status)
+    said = cluster.waiting_for()
+    assert said.startswith("waiting for 3 gpu_worker; gpu_worker could not be started: VcpuLimit")
+    assert "of yesterday" not in said
+    assert "docs/cluster.md" in said

@@ -4,6 +4,9 @@ refuses; the times read from a search's record."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,7 @@ from repmtl_ray.config import DataConfig, Experiment
 from repmtl_ray.measured import measure_epoch, read_search
 from repmtl_ray.plan import Halving, Machines, Search, simulate
 
+ROOT = Path(__file__).parents[2]
 PLAIN = Search(num_trials=10, epochs=5, epoch_s=60, trial_overhead_s=30)
 
 
@@ -148,6 +152,32 @@ def test_the_times_of_a_search_are_read_from_its_record(tmp_path):
 def test_a_folder_without_a_search_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no finished search"):
         read_search(tmp_path)
+
+
+def test_the_recipe_prints_a_row_for_every_size_and_leaves_its_picture(tmp_path):
+    write_trial(tmp_path / "small", "a", 1000, [1022, 1032, 1042])
+    write_trial(tmp_path / "large", "a", 1000, [1022, 1032, 1042])
+    write_trial(tmp_path / "large", "b", 1042, [1064, 1074, 1084])
+    options = [
+        *("--calibrate", str(tmp_path / "small"), str(tmp_path / "large")),
+        *("--trials", "9", "--epochs", "3", "--machines", "1", "3", "--price", "36"),
+        *("--start-seconds", "0", "--idle-minutes", "0", "--out", str(tmp_path / "plan")),
+    ]
+    recipe = ROOT / "pipelines" / "plan_cluster.py"
+    printed = subprocess.run(
+        [sys.executable, str(recipe), *options], check=True, capture_output=True, text=True
+    ).stdout
+    assert "times of small: epoch 10.00 s, trial 12.0 s more" in printed
+    assert "large: 2 trials, 1 at once, measured 1.40 min" in printed
+    assert "simulated 1.40 min" in printed
+    rows = [line.split() for line in printed.splitlines() if line[:10].strip().isdigit()]
+    # 9 trials of 42 s on one slot, and on three; 36 an hour is 1 for 100 s
+    assert [(row[0], row[2], row[-1]) for row in rows] == [
+        ("1", "0.10", "3.78"),
+        ("3", "0.04", "3.78"),
+    ]
+    assert (tmp_path / "plan" / "plan.png").stat().st_size > 10_000
+    assert len((tmp_path / "plan" / "plan.csv").read_text().splitlines()) == 3
 
 
 def test_photographs_are_not_measured():
