@@ -25,6 +25,10 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RpcError
 
+COMMANDS = (
+    *("initialization", "setup", "head_setup", "worker_setup"),
+    *("head_start_ray", "worker_start_ray"),
+)
 NODE_ID = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"
 
 
@@ -60,8 +64,17 @@ class FakeCluster:
             "upscaling_speed": 10,
             "idle_timeout_minutes": idle_s / 60,
             "auth": {},
+            "docker": {},
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "rsync_exclude": [],
+            "rsync_filter": [],
+            **{f"{kind}_commands": [] for kind in COMMANDS},
             "provider": {
-                "type": "fake_multinode",
+                # Not "fake_multinode", whose defaults are the file that the wheel lacks.
+                "type": "external",
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
                 "gcs_address": self.address,
                 "head_node_id": FAKE_HEAD_NODE_ID,
                 "launch_multiple": True,
@@ -84,6 +97,7 @@ class FakeCluster:
             **os.environ,
             "RAY_TMPDIR": str(self.folder),
             "RAY_ADDRESS": self.address,
+            "REPMTL_RAY_CLUSTER_FILE": str(file),  # as the one that `ray up` leaves on a head
             **environment,
         }
         started = {
@@ -112,11 +126,14 @@ class FakeCluster:
         wait_until(self._answers, 60, "the head does not answer", self.log)
 
     def _answers(self) -> bool:
-        assert self.head.poll() is None, self.log.read_text()
+        self.check_alive()
         try:
             return len(self.nodes()) == 1
         except (RpcError, RuntimeError):  # not yet
             return False
+
+    def check_alive(self) -> None:
+        assert self.head.poll() is None, self.log.read_text()
 
     def nodes(self) -> set[str]:
         """Ids of the nodes that are up, the head's included."""

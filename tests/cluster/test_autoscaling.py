@@ -51,8 +51,14 @@ def test_a_search_grows_the_cluster_survives_a_lost_node_and_leaves_nothing_runn
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+
+        def both_train() -> bool:
+            cluster.check_alive()
+            assert driver.poll() is None, log.read_text()
+            return len(cluster.training_on()) == 2
+
         try:
-            wait_until(lambda: len(cluster.training_on()) == 2, 120, "no two nodes train", log)
+            wait_until(both_train, 120, "no two nodes train", log)
             trained = [trial for trial in epochs_of(storage) if trial]
             wait_until(
                 lambda: len([t for t in epochs_of(storage) if t and max(t) >= 2]) == 2,
