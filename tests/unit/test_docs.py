@@ -132,7 +132,7 @@ def test_commands_name_recipes_and_options_that_exist(snippet):
             assert f"\n{target[1]}:" in (ROOT / "Makefile").read_text(), f"{snippet}: {command}"
 
 
-@pytest.mark.parametrize("name", ["tune_cityscapes", "tune_office31", "train"])
+@pytest.mark.parametrize("name", ["tune_cityscapes", "tune_office31", "train", "plan_cluster"])
 def test_the_guide_explains_every_option(name):
     options = options_of(ROOT / "pipelines" / f"{name}.py")
     missing = {option for option in options if f"{option}`" not in GUIDE.read_text()} - {
