@@ -9,11 +9,10 @@ Prints the metrics of every epoch and the path of the last checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from repmtl_ray import cli
-from repmtl_ray.config import Experiment, from_dict, replace
+from repmtl_ray.config import replace
 from repmtl_ray.train import fit
 
 
@@ -27,9 +26,7 @@ def main() -> None:
     cli.add_checkpoint_options(where)
     where.add_argument("--name", help="of the run; the name of an interrupted run continues it")
     arguments = parser.parse_args()
-    if not arguments.experiment.is_file():
-        raise ValueError(f"{arguments.experiment} is not a file; give the best.json of a search.")
-    experiment = _read(arguments.experiment)
+    experiment = cli.read_experiment(arguments.experiment)
     result = fit(
         replace(experiment, cli.assignments(arguments.set)),
         placement=cli.placement_of(arguments),
@@ -48,16 +45,6 @@ def main() -> None:
             + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         )
     print(f"checkpoint {result.checkpoint}")
-
-
-def _read(path: Path) -> Experiment:
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError(f"it holds a {type(values).__name__}, not the fields of an experiment")
-        return from_dict(Experiment, values)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} describes no experiment: {error}") from error
 
 
 if __name__ == "__main__":

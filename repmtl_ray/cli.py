@@ -16,7 +16,7 @@ from typing import Any
 
 from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
-from repmtl_ray.config import Experiment, digest, replace, to_dict
+from repmtl_ray.config import Experiment, digest, from_dict, replace, to_dict
 from repmtl_ray.keeper import Checkpoints
 from repmtl_ray.report.heatmap import delta_p_heatmap
 from repmtl_ray.report.html_report import Pictures, search_report
@@ -164,6 +164,23 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
         cpus_per_worker=arguments.cpus_per_worker,
         gpus_per_worker=arguments.gpus_per_worker,
     )
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment of a JSON file, as a search leaves it (best.json).
+
+    Raises:
+        ValueError: no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; give the best.json of a search.")
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, not the fields of an experiment")
+        return from_dict(Experiment, values)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} describes no experiment: {error}") from error
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -13,9 +13,11 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 
 logger = logging.getLogger(__name__)
 
@@ -34,12 +36,15 @@ LOCAL_ENVIRONMENT = {
 """Set where the user has not: Ray reads them in the driver and passes them on."""
 
 
+HEAD = "node:__internal_head__"
+CLUSTER_FILE = "REPMTL_RAY_CLUSTER_FILE"
 REACH_S = 5.0
 """A head that does not take a connection for so long is out of reach."""
-MOST_NODES = 1000
-"""Counted for a node type without a limit."""
 FAILURE_SHOWN_S = 600.0
 """For how long a machine that could not be started is spoken of."""
+
+
+_started_here = False
 
 
 def connect(*, num_cpus: int | None = None) -> None:
@@ -58,6 +63,7 @@ def connect(*, num_cpus: int | None = None) -> None:
     A local cluster gets the dashboard (on loopback): without its HTTP server, Ray 2.60 never cleans
     up after a trial that Tune stops early, and the next one waits for ever (Ray issue 54305).
     """
+    global _started_here
     user_set = set(os.environ)
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -83,6 +89,7 @@ def connect(*, num_cpus: int | None = None) -> None:
             dashboard_host="127.0.0.1",
             **quiet,
         )
+        _started_here = True
         print(f"started a local Ray with {available().cpus:g} CPUs", flush=True)
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
@@ -156,22 +163,56 @@ def _of(resources: Any) -> Available:
 
 
 def allowed_nodes() -> list[Available]:
-    """What each node would have once an autoscaler has added all that its file allows; none without
-    an autoscaler."""
-    from ray._private.state import state
+    """What each node would have once an autoscaler has added all that its file allows; none where
+    no such file is known.
 
-    config = state.get_cluster_config()
-    groups = [] if config is None else config.node_group_configs
+    Ray 2.60 tells nobody what its autoscaler may add (it has the call, `report_cluster_config`, and
+    never makes it), so the file is read that `ray up` leaves on the head, or the one that
+    REPMTL_RAY_CLUSTER_FILE names.
+    """
+    file = _cluster_file()
+    if file is None:
+        return []
+    kinds = file["available_node_types"]
     added = [
-        _of(group.resources)
-        for group in groups
-        if group.resources
-        for _ in range(group.max_count if group.max_count >= 0 else MOST_NODES)
+        _of(kind["resources"])
+        for name, kind in kinds.items()
+        if name != file.get("head_node_type") and kind.get("resources")
+        for _ in range(kind.get("max_workers", file.get("max_workers", 0)))
     ]
     if not added:
         return []
+    # Of all types together at most max_workers come; those with GPUs are the dear ones, and asked for.
+    added = sorted(added, key=lambda node: (-node.gpus, -node.cpus))
+    added = added[: file.get("max_workers", len(added))]
     heads = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [_of(head) for head in heads if "node:__internal_head__" in head] + added
+    return [_of(head) for head in heads if HEAD in head] + added
+
+
+def _cluster_file() -> Any:
+    """The cluster file of the cluster that this process is connected to, if it has one."""
+    named = os.environ.get(CLUSTER_FILE)
+    path = Path(named).expanduser() if named else Path.home() / "ray_bootstrap_config.yaml"
+    if not path.is_file():
+        if named:
+            raise ValueError(f"{CLUSTER_FILE} is {named}, which is no file; correct or unset it.")
+        return None
+    if not named and not _on_its_head():
+        return None
+    try:
+        file = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError) as error:
+        raise ValueError(f"{path} is no readable cluster file: {error}") from error
+    if not isinstance(file, dict) or "available_node_types" not in file:
+        raise ValueError(f"{path} is no cluster file of Ray's: it has no available_node_types.")
+    return file
+
+
+def _on_its_head() -> bool:
+    """Whether this process runs on the head of a cluster that it has not started itself."""
+    here = ray.util.get_node_ip_address()
+    head = [node for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]]
+    return not _started_here and any(node["NodeManagerAddress"] == here for node in head)
 
 
 def reachable() -> Available:

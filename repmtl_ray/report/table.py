@@ -79,6 +79,11 @@ def _cell(column: str, value: object) -> str:
     return str(int(value)) if isinstance(value, float) else str(value)
 
 
+def aligned(headings: list[str], cells: list[list[str]]) -> str:
+    """Rows of cells under their headings, in columns of equal width."""
+    return _layout(headings, cells, markdown=False)
+
+
 def _layout(headings: list[str], cells: list[list[str]], markdown: bool) -> str:
     if markdown:
         rows = [headings, ["---"] * len(headings), *cells]

@@ -38,7 +38,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("policies", "policies.*"),
     3: (
         *("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
-        *("export", "final", "powerlaw", "timing"),
+        *("export", "final", "measured", "plan", "powerlaw", "timing"),
     ),
     4: ("alike", "cluster", "guard", "train"),
     5: ("asha", "baseline", "benchmark", "progress", "search", "space", "trial"),

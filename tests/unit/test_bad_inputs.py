@@ -13,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import train as train_recipe
 from repmtl_ray import asha, checkpoint, cli, durable, keeper, loop, policies
 from repmtl_ray.cluster import Placement
 from repmtl_ray.collectives import ALONE
@@ -79,7 +78,7 @@ def npy_header(text):
 def experiment_file(text):
     def attempt(folder):
         (folder / "best.json").write_text(text)
-        train_recipe._read(folder / "best.json")
+        cli.read_experiment(folder / "best.json")
 
     return attempt
 

@@ -4,12 +4,16 @@ nodes to come; and addresses that cannot be joined."""
 from __future__ import annotations
 
 import socket
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from repmtl_ray import cluster
 from repmtl_ray.cluster import Available, Placement
 
+ROOT = Path(__file__).parents[2]
 HEAD = Available(0, 0)
 GPU_NODE = Available(8, 1)
 CPU_NODE = Available(16, 0)
@@ -98,3 +102,73 @@ def test_an_address_that_cannot_be_joined_is_refused_at_once(monkeypatch, addres
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=f"(?i){message}"):
         cluster.connect()
+
+
+def test_what_the_autoscaler_could_not_get_is_said_with_the_clouds_words(monkeypatch):
+    from ray.autoscaler.v2 import sdk
+    from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
+
+    now = int(time.time())
+    state = LaunchRequest.Status
+    old = now - 2 * int(cluster.FAILURE_SHOWN_S)
+    status = ClusterStatus(
+        pending_launches=[LaunchRequest("", "gpu_worker", 2, state.PENDING, now)],
+        pending_nodes=[NodeInfo("", "gpu_worker", "i-1", "10.0.0.7")],
+        failed_launches=[
+            LaunchRequest("", "gpu_worker", 1, state.FAILED, now, now, "VcpuLimitExceeded:\n 0"),
+            LaunchRequest("", "cpu_worker", 1, state.FAILED, old, old, "of yesterday"),
+        ],
+    )
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    monkeypatch.setattr(cluster.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(sdk, "get_cluster_status", lambda address: status)
+    said = cluster.waiting_for()
+    assert said.startswith("waiting for 3 gpu_worker; gpu_worker could not be started: VcpuLimit")
+    assert "of yesterday" not in said
+    assert "docs/cluster.md" in said
+
+
+@pytest.fixture
+def of_the_cloud(monkeypatch):
+    """A head without CPUs, alone, whose cluster file is ray_cluster.yaml."""
+    head = {"Alive": True, "Resources": {"memory": 1.0, cluster.HEAD: 1.0}}
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: [head])
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {})
+    monkeypatch.setenv(cluster.CLUSTER_FILE, str(ROOT / "ray_cluster.yaml"))
+
+
+def test_on_a_cluster_that_is_at_zero_the_cluster_file_says_what_may_come(of_the_cloud):
+    """Ray 2.60 itself does not tell, and a search would be refused for want of CPUs."""
+    assert cluster.nodes() == [Available(0, 0)]
+    assert sorted(map(str, cluster.allowed_nodes())) == sorted(
+        map(str, [HEAD, *[GPU_NODE] * 8, *[CPU_NODE] * 2])
+    )
+    assert cluster.has_other_nodes()
+    Placement(gpus_per_worker=1, cpus_per_worker=8).check_fits()
+    assert Placement(cpus_per_worker=16).concurrent() == 2
+
+
+def test_types_together_come_to_no_more_than_max_workers(of_the_cloud, tmp_path, monkeypatch):
+    text = (ROOT / "ray_cluster.yaml").read_text().replace("max_workers: 10 ", "max_workers: 3 ")
+    (tmp_path / "smaller.yaml").write_text(text)
+    monkeypatch.setenv(cluster.CLUSTER_FILE, str(tmp_path / "smaller.yaml"))
+    assert cluster.allowed_nodes() == [HEAD, GPU_NODE, GPU_NODE, GPU_NODE]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "which is no file"),
+        ("a: [", "no readable cluster file"),
+        ("a: 1", "no available_node_types"),
+    ],
+)
+def test_a_cluster_file_that_is_none_is_refused(
+    of_the_cloud, tmp_path, monkeypatch, content, message
+):
+    path = tmp_path / "file.yaml"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv(cluster.CLUSTER_FILE, str(path))
+    with pytest.raises(ValueError, match=message):
+        cluster.allowed_nodes()

@@ -930,7 +930,9 @@ def test_office_searches_its_domains(monkeypatch, searches, capsys):
 
 def test_office_home_has_its_own_domains(monkeypatch, searches, capsys):
     run_recipe(
-        monkeypatch, tune_office31, *["--data", "/d", "--dataset", "office_home", "--pairing", "class"]
+        monkeypatch,
+        tune_office31,
+        *["--data", "/d", "--dataset", "office_home", "--pairing", "class"],
     )
     data = searches[0][0].data
     assert (data.name, data.pairing) == ("office_home", "class")

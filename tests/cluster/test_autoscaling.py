@@ -1,0 +1,82 @@
+"""From no worker to some and back, with Ray's own autoscaler over fake nodes: a search that waits
+makes nodes appear, its trials spread, a lost node's trial goes on elsewhere, idle nodes go."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster._fake import fake_cluster, wait_until
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_health_check_period_ms": "1000",  # a lost node is noticed in 5 s
+    "RAY_health_check_initial_delay_ms": "1000",
+}
+CPU_NODE = {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, "max_workers": 2}
+GPU_NODE = {"resources": {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000}, "max_workers": 2}
+EPOCHS = 40
+
+
+def epochs_of(storage: Path) -> list[list[int]]:
+    """Of every trial, the epochs that it reported so far, in their order."""
+    return [
+        [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
+        for file in sorted((storage / "grown" / "search").glob("*/result.json"))
+    ]
+
+
+@pytest.mark.timeout(600)
+def test_a_search_grows_the_cluster_survives_a_lost_node_and_leaves_nothing_running(tmp_path):
+    storage, log = tmp_path / "storage", tmp_path / "driver.log"
+    environment = {**ENVIRONMENT, "REPMTL_RAY_CACHE": str(tmp_path / "scenes")}
+    types = {"cpu_worker": CPU_NODE, "gpu_worker": GPU_NODE}
+    with fake_cluster(types, idle_s=8, environment=environment) as cluster:
+        assert cluster.workers() == set()
+        command = [sys.executable, "-m", "tests.cluster._search", str(storage), "2", str(EPOCHS)]
+        with log.open("w") as output:
+            driver = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=cluster.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+        def both_train() -> bool:
+            cluster.check_alive()
+            assert driver.poll() is None, log.read_text()
+            return len(cluster.training_on()) == 2
+
+        try:
+            wait_until(both_train, 120, "no two nodes train", log)
+            trained = [trial for trial in epochs_of(storage) if trial]
+            wait_until(
+                lambda: len([t for t in epochs_of(storage) if t and max(t) >= 2]) == 2,
+                60,
+                f"no two trials with two epochs after {trained}",
+                log,
+            )
+            lost = sorted(cluster.training_on())[0]
+            assert max(max(trial) for trial in epochs_of(storage)) < EPOCHS, "too late to lose it"
+            cluster.kill(lost)
+            assert driver.wait(timeout=240) == 0, log.read_text()
+            wait_until(lambda: cluster.workers() == set(), 60, "idle nodes stay", cluster.log)
+        finally:
+            driver.kill()
+            driver.wait()
+    table = log.read_text()
+    assert "2 nodes" not in table.split("search grown")[0], "it joined a cluster that had grown"
+    reported = epochs_of(storage)
+    assert [trial[-1] for trial in reported] == [EPOCHS, EPOCHS]
+    assert [trial.count(1) for trial in reported] == [1, 1], "went on, did not start again"
+    assert table.count("done") >= 2, table

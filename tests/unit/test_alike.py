@@ -1,0 +1,42 @@
+"""A problem that one worker has is told to all, who would wait for it otherwise."""
+
+import torch
+
+from repmtl_ray import alike
+from repmtl_ray.collectives import ALONE
+
+LONG = "ä" * 2000
+
+
+def told(workers, problems):
+    return alike.problem_of_any(problems[workers.rank], workers, torch.device("cpu"))
+
+
+def test_every_worker_hears_of_the_problem_of_one(pool_of):
+    assert pool_of(2).run(told, ["", "node 7 differs"]) == ["node 7 differs"] * 2
+
+
+def test_workers_without_problems_hear_of_none(pool_of):
+    assert pool_of(2).run(told, ["", ""]) == ["", ""]
+
+
+def test_a_long_message_arrives_cut_and_readable(pool_of):
+    first, second = pool_of(2).run(told, [LONG, ""])
+    assert first == second
+    assert LONG.startswith(first)
+    assert len(first) > 500
+
+
+def test_one_worker_alone_keeps_its_message():
+    assert alike.problem_of_any(LONG, ALONE, torch.device("cpu")) == LONG
+
+
+def test_the_digest_of_the_sources_is_of_their_content(tmp_path, monkeypatch):
+    before = alike.source_digest()
+    package = tmp_path / "repmtl_ray"
+    package.mkdir()
+    (package / "__init__.py").write_text("x = 1\n")
+    monkeypatch.setattr(alike.repmtl_ray, "__file__", str(package / "__init__.py"))
+    other = alike.source_digest.__wrapped__()
+    (package / "__init__.py").write_text("x = 2\n")
+    assert len({before, other, alike.source_digest.__wrapped__()}) == 3
