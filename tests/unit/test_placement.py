@@ -32,6 +32,54 @@ def nodes(monkeypatch):
     return pretend
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_workers": 0}, "num_workers is 0; expected at least 1"),
+        ({"cpus_per_worker": 0}, "asks for 0 CPUs and 0 GPUs; expected more than 0"),
+        ({"cpus_per_worker": -1}, "asks for -1 CPUs"),
+        ({"gpus_per_worker": -0.5}, "1 CPUs and -0.5 GPUs"),
+    ],
+)
+def test_impossible_placements_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Placement(**values)
+
+
+@pytest.mark.parametrize(
+    ("placement", "up", "runs"),
+    [
+        (Placement(), [(2, 0)], 2),
+        (Placement(num_workers=2), [(5, 0)], 2),
+        (Placement(num_workers=2), [(1, 0), (2, 0), (1, 0)], 2),
+        (Placement(cpus_per_worker=0.5), [(2, 0)], 4),
+        (Placement(cpus_per_worker=2), [(3, 0), (3, 0)], 2),
+        (Placement(gpus_per_worker=1), [(8, 3)], 3),
+        (Placement(gpus_per_worker=1), [(8, 0), (1, 2)], 1),
+        (Placement(num_workers=(1, 3)), [(2, 0)], 1),
+    ],
+)
+def test_as_many_runs_at_once_as_have_room(nodes, placement, up, runs):
+    nodes([Available(*node) for node in up])
+    assert placement.concurrent() == runs
+    placement.check_fits()
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        (Placement(num_workers=5), "5 workers with 1 CPUs .* this cluster of 4 CPUs and 0 GPUs"),
+        (Placement(cpus_per_worker=3), "1 workers with 3 CPUs .* this cluster of 4 CPUs"),
+        (Placement(gpus_per_worker=1), "1 CPUs and 1 GPUs each .* 4 CPUs and 0 GPUs"),
+    ],
+    ids=["workers", "a node's CPUs", "GPUs"],
+)
+def test_what_the_cluster_can_never_hold_is_refused_with_what_there_is(nodes, placement, message):
+    nodes([Available(2, 0), Available(2, 0)])
+    with pytest.raises(ValueError, match=message):
+        placement.check_fits()
+
+
 def test_gpu_runs_find_no_room_on_cpu_nodes(nodes):
     nodes([HEAD, CPU_NODE, GPU_NODE])
     assert Placement(gpus_per_worker=1, cpus_per_worker=4).concurrent() == 1
@@ -82,6 +130,9 @@ def test_more_than_one_gpu_is_a_whole_number():
         Placement(gpus_per_worker=1.5)
 
 
+CLOSED = "a closed port"
+
+
 def closed_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -94,11 +145,13 @@ def closed_port() -> int:
         ("ray://10.0.0.1:10001", "from outside: `ray submit"),
         ("http://127.0.0.1:8265", "from outside: `ray submit"),
         ("somewhere", "expected auto, local or host:port"),
-        (f"127.0.0.1:{closed_port()}", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1"),
+        (CLOSED, "no Ray cluster answers at RAY_ADDRESS=127.0.0.1"),
     ],
 )
 def test_an_address_that_cannot_be_joined_is_refused_at_once(monkeypatch, address, message):
-    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv(
+        "RAY_ADDRESS", f"127.0.0.1:{closed_port()}" if address == CLOSED else address
+    )
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=f"(?i){message}"):
         cluster.connect()

@@ -1,0 +1,42 @@
+"""What a search prints while it runs."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+from repmtl_ray.progress import Progress
+from tests.unit._searches import POLICY, TSR
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_progress_prints_a_line_a_trial_and_a_heartbeat(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("repmtl_ray.progress.time.monotonic", lambda: now[0])
+    progress = Progress(4, "delta_p_task")
+
+    def trial(name, **last):
+        return SimpleNamespace(
+            trial_id=name, config={POLICY: "EW", TSR: 0.123456}, last_result=last
+        )
+
+    done = trial("a", epoch=4, delta_p_task=1.5)
+    stopped, failed = trial("b", epoch=2, delta_p_task=-1.0), trial("c")
+    for started in (done, stopped, failed):
+        progress.on_trial_start(0, [], started)
+    progress.on_trial_result(0, [], stopped, {"epoch": 2})
+    progress.on_step_end(0, [])
+    assert capsys.readouterr().out == ""
+    now[0] = 16.0
+    progress.on_step_end(0, [])
+    assert capsys.readouterr().out == "[   16 s] running at epoch 0/4, 2/4, 0/4\n"
+    progress.on_trial_complete(0, [], done)
+    progress.on_trial_complete(0, [], stopped)
+    progress.on_trial_error(0, [], failed)
+    lines = capsys.readouterr().out.splitlines()
+    assert "trial 1  policy EW  tsr 0.123   done   delta_p_task +1.50 %" in lines[0]
+    assert lines[1].endswith("stopped after epoch 2   delta_p_task -1.00 %   best so far +1.50 %")
+    assert "trial 3" in lines[2]
+    assert "failed (the search goes on" in lines[2]
+    now[0] = 60.0
+    progress.on_step_end(0, [])
+    assert capsys.readouterr().out == "", "nothing runs any more"

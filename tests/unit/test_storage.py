@@ -1,0 +1,48 @@
+"""Small files in folders and buckets."""
+
+from pathlib import Path
+
+import pytest
+
+from repmtl_ray import storage
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_storage_paths_are_absolute_and_uris_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert storage.absolute("runs") == str(tmp_path / "runs")
+    assert storage.absolute(Path("runs/../other")) == str(tmp_path / "other")
+    assert storage.absolute("~/runs") == str(tmp_path / "home/runs")
+    assert storage.absolute(None) == str(tmp_path / "home/repmtl_ray_results")
+    assert storage.absolute("s3://bucket/runs/") == "s3://bucket/runs"
+
+
+@pytest.mark.parametrize("folder", ["new/deeper", "with space", "per%20cent", "ünï#?"])
+def test_text_survives_a_trip_through_storage(tmp_path, folder):
+    for location in (str(tmp_path / folder / "a.json"), (tmp_path / folder / "b").as_uri()):
+        assert not storage.exists(location)
+        storage.write_text(location, "delta_p: Δ\n")
+        assert storage.exists(location)
+        assert storage.read_text(location) == "delta_p: Δ\n"
+        storage.write_text(location, "shorter")
+        assert storage.read_text(location) == "shorter"
+    assert (tmp_path / folder / "a.json").read_text() == "shorter"
+    assert len(list((tmp_path / folder).iterdir())) == 2, "no drafts are left"
+    assert storage.exists(str(tmp_path / folder))
+
+
+def test_a_crash_while_writing_leaves_the_old_text(tmp_path, monkeypatch):
+    location = str(tmp_path / "file")
+    storage.write_text(location, "old")
+
+    def full(*_paths):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="no space left"):
+            storage.write_text(location, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "no drafts are left"
+    assert storage.read_text(location) == "old"
