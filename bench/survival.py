@@ -354,13 +354,13 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--storage", help="folder for the runs (default: a temporary one)")
     arguments = parser.parse_args()
-    print(HEADER, flush=True)
     rows = []
     for row in campaign(arguments):
         rows.append(row)
-        print(row, flush=True)
+        print(row, file=sys.stderr, flush=True)
     survived, equals = sum(row.survived for row in rows), sum(row.equal for row in rows)
-    print(f"\n{len(rows)} faults, {survived} survived, {equals} bit-equal (seed {arguments.seed}).")
+    print("\n".join(["", HEADER, *map(str, rows), ""]))
+    print(f"{len(rows)} faults, {survived} survived, {equals} bit-equal (seed {arguments.seed}).")
 
 
 if __name__ == "__main__":
