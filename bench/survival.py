@@ -260,11 +260,10 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
 
     from repmtl_ray import train
 
-    nodes = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_host": "127.0.0.1"},
-    )
-    goes = nodes.add_node(num_cpus=1)
+    small = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
+    dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    nodes = Cluster(initialize_head=True, head_node_args={**small, **dashboard})
+    goes = nodes.add_node(**small)
     ray.init(address=nodes.address, log_to_driver=False)
     nodes.wait_for_nodes()
     folder = storage / f"preemption-{number}"
@@ -304,7 +303,7 @@ def _reclaim(nodes: Any, goes: Any, folder: Path, at: int, another: bool) -> Non
     faults.log_event(folder, "preemption" if another else "preemption, elastic", steps[-1])
     nodes.remove_node(goes, allow_graceful=False)
     if another:
-        nodes.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=1, object_store_memory=256 * 2**20)
 
 
 def campaign(arguments: argparse.Namespace) -> Iterator[Row]:
