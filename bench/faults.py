@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-KINDS = ("start-up", "step", "evaluation", "checkpoint", "torn checkpoint", "full disk")
+KINDS = ("start-up", "mid-step", "evaluation", "checkpoint", "torn checkpoint", "full disk")
 WORK = ("step", "evaluating")
 FULL_AT_BYTES = 200_000  # less than any checkpoint here, more than a log file
 
@@ -102,7 +102,7 @@ def _arm(folder: Path) -> None:
         now["step"] = global_step + 1
         if rank == 0:
             log_event(folder, "step", now["step"])
-        if armed("step", now["step"]):
+        if armed("mid-step", now["step"]):
             die()
         if armed("torn checkpoint", now["step"]):
             damage_newest_checkpoint(folder)

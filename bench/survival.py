@@ -260,11 +260,10 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
 
     from repmtl_ray import train
 
-    nodes = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": True, "dashboard_host": "127.0.0.1"},
-    )
-    goes = nodes.add_node(num_cpus=1)
+    small = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
+    dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    nodes = Cluster(initialize_head=True, head_node_args={**small, **dashboard})
+    goes = nodes.add_node(**small)
     ray.init(address=nodes.address, log_to_driver=False)
     nodes.wait_for_nodes()
     folder = storage / f"preemption-{number}"
@@ -304,7 +303,7 @@ def _reclaim(nodes: Any, goes: Any, folder: Path, at: int, another: bool) -> Non
     faults.log_event(folder, "preemption" if another else "preemption, elastic", steps[-1])
     nodes.remove_node(goes, allow_graceful=False)
     if another:
-        nodes.add_node(num_cpus=1)
+        nodes.add_node(num_cpus=1, object_store_memory=256 * 2**20)
 
 
 def campaign(arguments: argparse.Namespace) -> Iterator[Row]:
@@ -354,13 +353,13 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--storage", help="folder for the runs (default: a temporary one)")
     arguments = parser.parse_args()
-    print(HEADER, flush=True)
     rows = []
     for row in campaign(arguments):
         rows.append(row)
-        print(row, flush=True)
+        print(row, file=sys.stderr, flush=True)
     survived, equals = sum(row.survived for row in rows), sum(row.equal for row in rows)
-    print(f"\n{len(rows)} faults, {survived} survived, {equals} bit-equal (seed {arguments.seed}).")
+    print("\n".join(["", HEADER, *map(str, rows), ""]))
+    print(f"{len(rows)} faults, {survived} survived, {equals} bit-equal (seed {arguments.seed}).")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def single_task_baseline(
         experiments={name: to_dict(alone) for name, alone in missing.items()},
         data=data,
         placement=placement,
-        storage_path=f"{storage_path}/baselines/{data.fingerprint}",
+        storage_path=f"{storage_path}/baselines/{data.fingerprint}-{repmtl_ray.__version__}",
         checkpoints=checkpoints,
     )
     tuner = make_tuner(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -188,42 +188,26 @@ def run(
     progress = Progress(seed=experiment.seed)
     if resume_from is not None:
         progress = checkpoint.load(resume_from, experiment=experiment, parts=parts, data=data)
+        _check_place(resume_from, progress, steps)
     stepper = _stepper(experiment, tasks, parts, workers)
     while progress.epochs_done < experiment.epochs:
         epoch = progress.epochs_done
-        seen = {name: list(values) for name, values in progress.seen.items()}
-        first_step = progress.step_in_epoch
-        if first_step == 0:
-            parts.policy.begin_epoch(epoch)
-        batches = train_batches(
-            train.streams,
-            train.rows,
-            tasks=[task.name for task in tasks],
-            batch_size=experiment.batch_size,
-            seed=experiment.seed,
-            epoch=epoch,
-            first_step=first_step,
-            workers=workers,
-            augment=experiment.data.augment,
-            pairing=experiment.data.pairing,
-            dtype=DTYPES[experiment.precision],
-        )
-        for step, batch in enumerate(batches, start=first_step + 1):
-            global_step = epoch * steps + step
-            values = stepper.step(to_device(batch, device), global_step=global_step - 1)
-            for name, value in values.items():
-                seen.setdefault(name, []).append(value)
+
+        def stepped(step: int, seen: dict[str, list[float]], before: Progress = progress) -> None:
             if after_step is not None:
-                inside = Progress(
-                    epochs_done=epoch,
-                    global_step=global_step,
-                    seed=experiment.seed,
-                    history=progress.history,
-                    step_in_epoch=step,
-                    seen=seen,
-                )
-                after_step(epoch, step, global_step, _writer(experiment, parts, inside, data))
-        parts.policy.end_epoch()
+                done, global_step = before.epochs_done, before.epochs_done * steps + step
+                inside = replace(before, step_in_epoch=step, global_step=global_step, seen=seen)
+                after_step(done, step, global_step, _writer(experiment, parts, inside, data))
+
+        seen = _train_epoch(
+            experiment,
+            stepper,
+            train,
+            progress,
+            first_global_step=epoch * steps,
+            stepped=stepped,
+            device=device,
+        )
         parts.scheduler.step()
         global_step = (epoch + 1) * steps
         metrics: dict[str, float] = {"epoch": epoch + 1, "global_step": global_step}
@@ -241,6 +225,62 @@ def run(
         )
         report(metrics, _writer(experiment, parts, progress, data))
     return parts, progress
+
+
+def _train_epoch(
+    experiment: Experiment,
+    stepper: Stepper,
+    train: Split,
+    progress: Progress,
+    *,
+    first_global_step: int,
+    stepped: Callable[[int, dict[str, list[float]]], None],
+    device: torch.device,
+) -> dict[str, list[float]]:
+    """The rest of an epoch; by metric, its value at every step, those before included.
+
+    `stepped` is told the steps done in the epoch, and those values, after each.
+    """
+    seen = {name: list(values) for name, values in progress.seen.items()}
+    if progress.step_in_epoch == 0:
+        stepper.policy.begin_epoch(progress.epochs_done)
+    batches = train_batches(
+        train.streams,
+        train.rows,
+        tasks=[task.name for task in stepper.tasks],
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        epoch=progress.epochs_done,
+        first_step=progress.step_in_epoch,
+        workers=stepper.workers,
+        augment=experiment.data.augment,
+        pairing=experiment.data.pairing,
+        dtype=DTYPES[experiment.precision],
+    )
+    for step, batch in enumerate(batches, start=progress.step_in_epoch + 1):
+        values = stepper.step(to_device(batch, device), global_step=first_global_step + step - 1)
+        for name, value in values.items():
+            seen.setdefault(name, []).append(value)
+        stepped(step, seen)
+    stepper.policy.end_epoch()
+    return seen
+
+
+def _check_place(resume_from: str | Path, progress: Progress, steps: int) -> None:
+    """Whether a checkpoint stands where an epoch of so many steps has a place.
+
+    Raises:
+        ExperimentError: it does not.
+    """
+    if (
+        progress.step_in_epoch > steps
+        or progress.global_step != progress.epochs_done * steps + progress.step_in_epoch
+    ):
+        raise ExperimentError(
+            f"checkpoint {resume_from} stands at step {progress.step_in_epoch} of epoch {progress.epochs_done + 1}, "
+            f"{progress.global_step} steps in all, but an epoch has {steps} steps: the data changed. Put it back as it was, or "
+            "start under a new name."
+        )
 
 
 def _evaluate(

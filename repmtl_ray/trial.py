@@ -131,9 +131,10 @@ def _has_state(location: str) -> bool:
     names = durable.names(location)
     states = [name for name in names if name.startswith("experiment_state-")]
     for name in sorted(states, reverse=True):
+        content = durable.read(f"{location}/{name}")
         try:
-            json.loads(durable.read(f"{location}/{name}"))
-        except json.JSONDecodeError as error:
+            json.loads(content)
+        except ValueError as error:
             logger.warning("%s/%s is torn (%s); taking the one before it", location, name, error)
             durable.remove(f"{location}/{name}")
             continue

@@ -269,6 +269,13 @@ def test_a_checkpoint_of_other_samples_is_refused(experiment, saved, parts, trai
         checkpoint.load(at, experiment=experiment, parts=parts, data="bb")
 
 
+@pytest.mark.parametrize("place", [{"step_in_epoch": 3, "global_step": 5}, {"global_step": 3}])
+def test_a_place_that_no_epoch_has_is_refused(experiment, saved, place):
+    spoil_state(saved, lambda state: {**state, "progress": {**state["progress"], **place}})
+    with pytest.raises(ExperimentError, match="but an epoch has 2 steps: the data changed"):
+        run(experiment, resume_from=saved)
+
+
 class RunsCode:
     """What an attacker puts into a pickle."""
 

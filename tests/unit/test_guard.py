@@ -148,7 +148,7 @@ def test_a_torn_state_of_tune_gives_way_to_the_one_before(tmp_path, caplog):
     whole = tmp_path / "experiment_state-2026-01-01_00-00-00.json"
     whole.write_text(json.dumps({"trial_data": []}))
     torn = tmp_path / "experiment_state-2026-01-02_00-00-00.json"
-    torn.write_text('{"trial_data": [')
+    torn.write_bytes(b'{"trial_data": ["\xff')
     assert trial._has_state(str(tmp_path))
     assert whole.exists()
     assert not torn.exists()
