@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from repmtl_ray.data.batches import Indices
 from repmtl_ray.data.stream import Sample, Stream
 
-NUM_THREADS = 8
-"""Of a stream in a worker. Reading waits for disk or network more than it computes."""
+NUM_THREADS = 16
+"""Of a stream in a worker. Reading waits for disk or network more than it computes; from a bucket
+that answers in t seconds a worker gets at most NUM_THREADS / t samples a second."""
 
 
 class StreamedRows:
