@@ -9,6 +9,7 @@ from task to task, gave 0.1 to 0.25 of a torch DataLoader's rate and orders of t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,8 +20,13 @@ from numpy.typing import NDArray
 from repmtl_ray.data.batches import Indices
 from repmtl_ray.data.stream import Sample, Stream
 
-NUM_THREADS = 8
-"""Of a stream in a worker. Reading waits for disk or network more than it computes."""
+NUM_THREADS = 16
+"""Of a stream in a worker, for storage that is waited for: from a bucket that answers in t seconds
+a worker gets at most NUM_THREADS / t samples a second."""
+FEW_THREADS = 2
+"""For storage that answers at once: more threads would only wait for each other."""
+SLOW_S = 0.003
+"""From how long a sample's reading counts as waiting."""
 
 
 class StreamedRows:
@@ -28,12 +34,13 @@ class StreamedRows:
 
     Args:
         stream: where they come from; every sample was loaded before, by whoever checked it.
-        num_threads: how many samples are read at a time.
+        num_threads: how many samples are read at a time, at most.
     """
 
     def __init__(self, stream: Stream, *, num_threads: int = NUM_THREADS) -> None:
         self._stream = stream
         self._load = stream.reload or stream.load
+        self._num_threads = num_threads
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="reading")
 
     def __len__(self) -> int:
@@ -42,7 +49,9 @@ class StreamedRows:
     def fetch(
         self, indices: Indices, columns: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:
+        start = time.perf_counter()
         first = self._load(int(indices[0]))
+        slow = time.perf_counter() - start > SLOW_S
         names = list(first) if columns is None else columns
         gathered = {
             name: np.empty((len(indices), *first[name].shape), first[name].dtype) for name in names
@@ -52,10 +61,12 @@ class StreamedRows:
             for name in names:
                 gathered[name][row] = sample[name]
 
-        def read(row: int) -> None:
-            put(row, self._load(int(indices[row])))
+        def read(rows: NDArray[np.int64]) -> None:
+            for row in rows.tolist():
+                put(row, self._load(int(indices[row])))
 
         put(0, first)
-        for _ in self._threads.map(read, range(1, len(indices))):
+        num_parts = self._num_threads if slow else min(FEW_THREADS, self._num_threads)
+        for _ in self._threads.map(read, np.array_split(np.arange(1, len(indices)), num_parts)):
             pass
         return gathered

@@ -76,7 +76,7 @@ def test_every_violation_is_explained_in_one_message():
     text = str(caught.value)
     for expected in (
         "train: sample_id: 1 ids come more than once: 2",
-        "train: normal: missing; there are depth, image, parts, sample_id, scene (12 samples: 0, 1,",
+        "train: normal: missing; there are depth, image, parts, sample_id, scene (11 samples: 0, 1,",
         "train: parts: has labels from 8 to 12, expected 0 to 3, or -1 to ignore (2 samples: 3, 5)",
         "train: depth: has 1024 values that are NaN or infinite (1 samples: 4)",
         "train: image: has dtype float64, expected uint8 or float32 (1 samples: 7)",
