@@ -43,7 +43,7 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
     what.add_argument(
         "--samples",
         type=int,
-        help="trials in all; for grids, how often the grid is run (default: the preset's)",
+        help="trials in all; for grids, how often the grid is run (default: the preset's; a grid once)",
     )
     what.add_argument(
         "--space",
@@ -224,7 +224,7 @@ def run_search(
     Args:
         experiment: with the recipe's options applied; `--set` is, here, as the last word.
         arguments: from `search_parser`.
-        space, samples: the preset's, where the options say nothing.
+        space, samples: the preset's, where the options say nothing; a grid is run once.
         metrics: columns of the table.
         data_title: names the data in table and figure.
     """
@@ -234,7 +234,7 @@ def run_search(
     result = tune(
         experiment,
         param_space,
-        num_samples=samples if arguments.samples is None else arguments.samples,
+        num_samples=_num_samples(arguments.samples, samples, param_space),
         searcher=arguments.searcher,
         scheduler=arguments.scheduler,
         references=[] if arguments.no_references else references_for(param_space),
@@ -250,6 +250,17 @@ def run_search(
     )
     write_results(result, out, metrics=metrics, title=data_title)
     return result
+
+
+def _num_samples(chosen: int | None, preset: int, param_space: Mapping[str, Any]) -> int:
+    """A preset says how many points are drawn from ranges; it does not multiply a grid."""
+    if chosen is not None:
+        return chosen
+    return (
+        1
+        if any(isinstance(domain, Mapping) for domain in flatten(param_space).values())
+        else preset
+    )
 
 
 def _folder(out: str) -> Path:

@@ -961,6 +961,19 @@ def test_without_names_every_policy_that_trains_two_tasks_is_compared():
     assert left_out == {"COSMOS", "Constant", "Krum", "TrimmedMean", "stl"}
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--space", "policies"], 1),
+        (["--space", "policies", "--samples", "2"], 2),
+        (["--space", "joint"], 6),
+    ],
+)
+def test_a_grid_is_run_once_unless_told_otherwise(monkeypatch, searches, options, expected):
+    run_recipe(monkeypatch, tune_cityscapes, *options)
+    assert searches[0][2]["num_samples"] == expected
+
+
 def test_a_space_of_ones_own_is_found_by_its_module(monkeypatch, searches):
     module = types.ModuleType("my_spaces")
     module.mine = lambda: {TSR: 0.5}
