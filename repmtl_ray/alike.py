@@ -142,9 +142,8 @@ def check_nodes(directory: str) -> None:
     word = leave_word(directory)
     if word is None:
         return
-    ids = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     probe, plain = _probe(), asdict(word)
-    asked = {probe.options(scheduling_strategy=_on(node)).remote(plain): node for node in ids}
+    asked = {probe.options(scheduling_strategy=_on(node)).remote(plain): node for node in _alive()}
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
     if silent:
         address = cluster.address_of(asked[silent[0]])
@@ -153,7 +152,13 @@ def check_nodes(directory: str) -> None:
             "logs, and remove it if it is gone."
         )
     for reply in answered:
-        problem, left = ray.get(reply)
+        try:
+            problem, left = ray.get(reply)
+        except ray.exceptions.RayError as error:
+            if asked[reply] not in _alive():
+                continue  # taken away in between, as spot machines are
+            where = cluster.address_of(asked[reply])
+            raise ValueError(f"node {where} cannot run a task: {error}; see its logs.") from error
         if problem:
             raise ValueError(problem)
         if not storage.exists(left):
@@ -162,6 +167,10 @@ def check_nodes(directory: str) -> None:
                 f"{left}: the storage is not shared by the nodes; give --storage a bucket (s3://, "
                 "gs://) or a file system that is mounted on all of them."
             )
+
+
+def _alive() -> list[str]:
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
 def _on(node: str) -> NodeAffinitySchedulingStrategy:

@@ -166,7 +166,8 @@ def read_search(directory: str | Path) -> Record:
             "`all runs`, in a local storage."
         )
     epoch_s = float(np.median(gaps))
-    at_once = max(sum(t.start <= other.start < t.end for t in trials) for other in trials)
+    middles = [(trial.start + trial.end) / 2 for trial in trials]  # ends may overlap by a second
+    at_once = max(sum(t.start <= middle < t.end for t in trials) for middle in middles)
     spent = sum(trial.end - trial.start for trial in trials)
     first, last = min(t.start for t in trials), max(t.end for t in trials)
     in_slots = [t.end - t.start - len(t.reports) * epoch_s for t in trials]
@@ -196,5 +197,7 @@ class _Times:
 
     @staticmethod
     def of(reports: Sequence[dict[str, Any]]) -> _Times:
-        at = [float(report["timestamp"]) for report in reports]
-        return _Times(at[0] - float(reports[0]["time_total_s"]), at[-1], at)
+        # Tune's timestamps are whole seconds, its durations are not.
+        start = float(reports[0]["timestamp"]) - float(reports[0]["time_total_s"])
+        at = [start + float(report["time_total_s"]) for report in reports]
+        return _Times(start, at[-1], at)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_health_check_period_ms": "1000",  # a lost node is noticed in 5 s
     "RAY_health_check_initial_delay_ms": "1000",
 }
@@ -52,31 +54,31 @@ def test_a_search_grows_the_cluster_survives_a_lost_node_and_leaves_nothing_runn
                 stderr=subprocess.STDOUT,
             )
 
-        def both_train() -> bool:
+        trained_on: list[str] = []  # in the order in which they began
+
+        def first_has_epochs() -> bool:
             cluster.check_alive()
             assert driver.poll() is None, log.read_text()
-            return len(cluster.training_on()) == 2
+            trained_on.extend(sorted(cluster.training_on() - set(trained_on)))
+            return any(len(trial) >= 3 for trial in epochs_of(storage))
 
         try:
-            wait_until(both_train, 120, "no two nodes train", log)
-            trained = [trial for trial in epochs_of(storage) if trial]
-            wait_until(
-                lambda: len([t for t in epochs_of(storage) if t and max(t) >= 2]) == 2,
-                60,
-                f"no two trials with two epochs after {trained}",
-                log,
-            )
-            lost = sorted(cluster.training_on())[0]
-            assert max(max(trial) for trial in epochs_of(storage)) < EPOCHS, "too late to lose it"
-            cluster.kill(lost)
-            assert driver.wait(timeout=240) == 0, log.read_text()
+            wait_until(first_has_epochs, 150, "no trial trains", log)
+            assert max(len(trial) for trial in epochs_of(storage)) < EPOCHS, "too late to lose it"
+            cluster.kill(trained_on[0])
+            while driver.poll() is None:
+                trained_on.extend(sorted(cluster.training_on() - set(trained_on)))
+                time.sleep(0.2)
+            assert driver.returncode == 0, log.read_text()
             wait_until(lambda: cluster.workers() == set(), 60, "idle nodes stay", cluster.log)
         finally:
             driver.kill()
             driver.wait()
-    table = log.read_text()
-    assert "2 nodes" not in table.split("search grown")[0], "it joined a cluster that had grown"
+    printed = log.read_text()
+    assert "1 nodes with 0 CPUs and 0 GPUs, which may grow to 4 CPUs and 2 GPUs" in printed
+    assert len(trained_on) >= 2, "the trials spread, or the lost one went on elsewhere"
+    assert not any("gpu_worker" in line for line in printed.splitlines()), printed
     reported = epochs_of(storage)
     assert [trial[-1] for trial in reported] == [EPOCHS, EPOCHS]
     assert [trial.count(1) for trial in reported] == [1, 1], "went on, did not start again"
-    assert table.count("done") >= 2, table
+    assert printed.count("done") >= 2, printed

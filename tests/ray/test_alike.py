@@ -62,9 +62,7 @@ def test_a_file_that_a_node_wrote_must_reach_the_driver(with_others, tmp_path, m
 
 def test_other_sources_are_refused_at_the_start(with_others, tmp_path, monkeypatch):
     monkeypatch.setattr(alike, "source_digest", lambda: "0123456789ab")  # the driver's alone
-    with pytest.raises(
-        ValueError, match=r"has other sources of repmtl_ray .* 0123456789ab.*ray up"
-    ):
+    with pytest.raises(ValueError, match=r"has other sources of repmtl_ray .*0123456789ab.*ray up"):
         alike.check_nodes(str(tmp_path))
 
 
