@@ -1,4 +1,8 @@
-"""Fixtures shared by all tests: pools of real gloo workers; GPU tests skip without a device."""
+"""Fixtures shared by all tests: pools of real gloo workers; GPU tests skip without a device.
+
+Run on several processes (`pytest -n 2 --dist loadgroup`, as `make test` does), tests that share a
+Ray or the gloo workers stay together on one of them.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,11 @@ def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in ("ray", "cluster"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif "pool_of" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("gloo"))
     if torch.cuda.is_available():
         return
     for item in items:
