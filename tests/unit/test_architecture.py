@@ -28,7 +28,14 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data.mirrors", "data.cityscapes_files", "data.nyuv2_mat", "data.normals"),
         *("data.office", "data.sources"),
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
-        *("data.augment", "data.batches", "data.pairing", "data.streamed", "data.cache"),
+        *(
+            "data.augment",
+            "data.batches",
+            "data.collate",
+            "data.pairing",
+            "data.streamed",
+            "data.cache",
+        ),
         *("data.manifest", "data.shards", "data.contract", "data.prepare", "data.custom"),
         *(
             "data.rooms",
