@@ -36,8 +36,9 @@ from repmtl_ray import cluster, loop
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
 from repmtl_ray.data.augment import augment
-from repmtl_ray.data.batches import Rows, collate, train_batches
+from repmtl_ray.data.batches import Rows, train_batches
 from repmtl_ray.data.cache import cache_streams
+from repmtl_ray.data.collate import collate
 from repmtl_ray.data.prepare import prepare
 from repmtl_ray.data.sources import Stream, open_streams
 from repmtl_ray.data.streamed import StreamedRows

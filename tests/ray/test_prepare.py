@@ -187,7 +187,7 @@ def test_a_bucket_that_is_not_there_or_refuses_is_one_clear_error(tmp_path, s3):
     s3.client.put_bucket_policy(Bucket="locked", Policy=policy)
     with pytest.raises(ValueError, match=r"^s3://locked/x\S*: permission denied .* credentials"):
         prepared(root, s3.uri("x", bucket="locked"))
-    with pytest.raises(ValueError, match=r"^s3://nobody/x\S*: |has no manifest"):
+    with pytest.raises(ValueError, match=r"has no manifest\.json"):
         open_streams(DataConfig(name="cityscapes", path=s3.uri("x", bucket="nobody")), "train")
 
 

@@ -31,7 +31,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
         *("data.rooms", "data._interior", "data._furniture", "data._lamplight"),
         *("data._rendered", "data._sensor"),
-        *("data.augment", "data.batches", "data.pairing", "data.streamed", "data.cache"),
+        *("data.augment", "data.batches", "data.collate", "data.pairing", "data.streamed", "data.cache"),
         *("data.manifest", "data.shards", "data.contract", "data.prepare", "data.custom"),
         *("data.holdout", "data.rendered", "methods", "protocols"),
     ),
