@@ -15,7 +15,7 @@ import argparse
 import csv
 from statistics import median
 
-from repmtl_ray import cli, cli_benchmark, policies
+from repmtl_ray import cli, cli_benchmark, cli_results, policies
 from repmtl_ray.methods import methods
 from repmtl_ray.timing import text, time_methods
 
@@ -41,7 +41,10 @@ def main() -> None:
     experiment = cli_benchmark.experiment_of(arguments)
     out = cli.folder(arguments.out)
     timings = time_methods(
-        experiment, methods(names), rounds=arguments.rounds, device=cli.device(arguments.device)
+        experiment,
+        methods(names),
+        rounds=arguments.rounds,
+        device=cli_results.device(arguments.device),
     )
     print(text(timings))
     with (out / "timing.csv").open("w", newline="") as file:

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from repmtl_ray import storage
+from repmtl_ray.cli_results import write_results
 from repmtl_ray.cluster import Placement
-from repmtl_ray.config import Experiment, digest, from_dict, replace, to_dict
+from repmtl_ray.config import Experiment, from_dict, replace
 from repmtl_ray.keeper import Checkpoints
-from repmtl_ray.report.heatmap import delta_p_heatmap
-from repmtl_ray.report.html_report import Pictures, search_report
-from repmtl_ray.report.table import results_text
 from repmtl_ray.search import SearchResult, tune
 from repmtl_ray.space import flatten, has_value
 
@@ -31,8 +29,6 @@ EW_PLAIN = {
     "regularizer.lambda_csa": 0.0,
 }
 EW_LOG = {**EW_PLAIN, "policy.log_losses": True}
-NUM_PICTURES = 3
-"""Images through the best trial's model in a search's report."""
 REFERENCES = (EW_PLAIN, EW_LOG)
 """Tried first by every search whose space has these values: what the logarithm gives is not the
 penalties' merit."""
@@ -329,42 +325,6 @@ def folder(out: str) -> Path:
     return made
 
 
-def pictures_of(checkpoints: Mapping[str, str], num_images: int) -> list[Pictures]:
-    """The pictures of some checkpoints for a report.
-
-    Args:
-        checkpoints: folders by what they are of. One in a bucket, or whose data this machine cannot
-            read, is left out, and a line says so.
-        num_images: of each; 0 makes none.
-    """
-    from repmtl_ray.report import figures
-    from repmtl_ray.report.pictures import look
-
-    found = []
-    for name, directory in checkpoints.items() if num_images else ():
-        try:
-            drawn = figures.draw(look(directory, num_images=num_images))
-        except ValueError as error:
-            print(f"pictures   none of {name}: {error}", file=sys.stderr)
-            continue
-        images = {title: figures.png(figure) for title, figure in drawn.items()}
-        found.append(Pictures(of=name, images=images))
-    return found
-
-
-def device(name: str) -> str:
-    """A device's name, if this machine has it.
-
-    Raises:
-        ValueError: it has not.
-    """
-    import torch
-
-    if name != "cpu" and not (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
-        raise ValueError(f"--device {name}: this machine has no such device; take cpu.")
-    return name
-
-
 def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The reference points of a space: EW without penalties, on plain losses and on their
     logarithms.
@@ -379,42 +339,6 @@ def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
         for reference in REFERENCES
         if all(path in space and has_value(space[path], reference[path]) for path in reference)
     ]
-
-
-def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], title: str) -> None:
-    """Prints the table and writes results.csv, results.md, delta_p.png, report.html and best.json into
-    `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    print(f"\n{title}\n\n{results_text(result.table, result.baseline, metrics)}\n")
-    table = result.table.drop(columns="config")
-    table.to_csv(out / "results.csv", index=False)
-    markdown = results_text(result.table, result.baseline, metrics, markdown=True)
-    (out / "results.md").write_text(f"{title}\n\n{markdown}\n")
-    delta_p_heatmap(result.table, out / "delta_p.png", title=title)
-    print(
-        f"table      {out / 'results.csv'}, {out / 'results.md'}\npicture    {out / 'delta_p.png'}"
-    )
-    if result.best is None:
-        (out / "best.json").unlink(missing_ok=True)  # of an earlier search
-        print("no trial finished an epoch; the reasons are in the table", file=sys.stderr)
-    else:
-        (out / "best.json").write_text(json.dumps(to_dict(result.best), indent=2) + "\n")
-        print(
-            f"best       {out / 'best.json'} ({digest(result.best)}); run it again: python pipelines/train.py {out / 'best.json'}"
-        )
-    best = result.table.iloc[0]
-    shown = {} if result.best is None else {f"the best trial, {best['policy']}": best["checkpoint"]}
-    report = search_report(
-        result.table,
-        result.baseline,
-        result.experiment,
-        title=title,
-        histories=result.histories,
-        pictures=pictures_of(shown, NUM_PICTURES),
-    )
-    (out / "report.html").write_text(report, encoding="utf-8")
-    print(f"report     {out / 'report.html'}")
-    print(f"all runs   {result.directory}; continue with --resume {Path(result.directory).name}")
 
 
 def main(run: Any) -> None:

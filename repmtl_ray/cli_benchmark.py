@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repmtl_ray import cli, protocols
+from repmtl_ray import cli, cli_results, protocols
 from repmtl_ray.benchmark import BenchmarkResult, benchmark
 from repmtl_ray.config import DataConfig, Experiment, nearest, replace
 from repmtl_ray.methods import REP_MTL, Changes
@@ -233,7 +233,7 @@ def run(
         summary,
         result.records,
         title=f"{stem}: {arguments.data_name}".capitalize(),
-        pictures=cli.pictures_of(_shown_checkpoints(summary, result), arguments.pictures),
+        pictures=cli_results.pictures_of(_shown_checkpoints(summary, result), arguments.pictures),
     )
     (out / "report.html").write_text(report, encoding="utf-8")
     print(f"report     {out / 'report.html'}")

@@ -21,7 +21,8 @@ from torch import Tensor
 from repmtl_ray import checkpoint
 from repmtl_ray.config import Experiment
 from repmtl_ray.cut import cut_at
-from repmtl_ray.data.batches import LocalRows, collate
+from repmtl_ray.data.batches import LocalRows
+from repmtl_ray.data.collate import collate
 from repmtl_ray.data.sources import open_streams, tasks_of
 from repmtl_ray.data.stream import Kind
 from repmtl_ray.loop import DTYPES

@@ -1,8 +1,11 @@
 """Runs without Ray that leave a checkpoint, for tests of what is done with one."""
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 
-from repmtl_ray import loop
+from repmtl_ray import keeper, loop
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.sources import open_streams
@@ -33,3 +36,18 @@ def trained(experiment, directory: Path):
         report=lambda metrics, write: write(directory),
     )
     return parts, progress
+
+
+def described_otherwise(saved: Path, other: Path, part: str, **changes):
+    """A copy whose experiment says something else than the one that was trained, and which is whole
+    by its marker."""
+    shutil.copytree(saved, other)
+    description = json.loads((saved / "experiment.json").read_text())
+    description[part].update(changes)
+    text = json.dumps(description).encode()
+    (other / "experiment.json").write_bytes(text)
+    marker = keeper.read_marker(str(other))
+    files = {**marker.files, **keeper.describe({"experiment.json": text})}
+    changed = dataclasses.replace(marker, files=files)
+    (other / keeper.MARKER_FILE).write_text(keeper.marker_text(changed))
+    return other

@@ -31,7 +31,14 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
         *("data.rooms", "data._interior", "data._furniture", "data._lamplight"),
         *("data._rendered", "data._sensor"),
-        *("data.augment", "data.batches", "data.collate", "data.pairing", "data.streamed", "data.cache"),
+        *(
+            "data.augment",
+            "data.batches",
+            "data.collate",
+            "data.pairing",
+            "data.streamed",
+            "data.cache",
+        ),
         *("data.manifest", "data.shards", "data.contract", "data.prepare", "data.custom"),
         *("data.holdout", "data.rendered", "methods", "protocols"),
     ),
@@ -40,9 +47,9 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
         *("export", "final", "measured", "plan", "powerlaw", "timing"),
     ),
-    4: ("alike", "cluster", "guard", "train"),
+    4: ("alike", "cluster", "guard", "run_worker", "train"),
     5: ("asha", "baseline", "benchmark", "progress", "search", "space", "trial"),
-    6: ("cli", "cli_benchmark"),
+    6: ("cli", "cli_benchmark", "cli_results"),
 }
 """A module imports from its own floor and those below. `repmtl_ray` itself only hands out names."""
 
@@ -57,6 +64,7 @@ RAY = {
     "data.prepare",
     "guard",
     "progress",
+    "run_worker",
     "search",
     "space",
     "train",
@@ -149,7 +157,7 @@ def test_ray_is_used_where_runs_are_placed_and_samples_cached_and_nowhere_else()
 
 
 def test_ray_train_tune_and_data_have_one_user_each():
-    assert users_of("ray.train") == {"guard", "train"}
+    assert users_of("ray.train") == {"guard", "run_worker", "train"}
     assert users_of("ray.tune") == {
         *("asha", "baseline", "benchmark", "progress", "search", "space", "trial")
     }

@@ -5,7 +5,7 @@ import resource
 import pytest
 from moto.server import ThreadedMotoServer
 
-from repmtl_ray import durable
+from repmtl_ray import durable, storage
 from repmtl_ray.durable import StorageError
 from repmtl_ray.keeper import Keeper
 from tests.unit.test_keeper import saving
@@ -41,14 +41,14 @@ def bucket():
 
 def test_a_transient_fault_is_tried_again(tmp_path, monkeypatch, caplog):
     faults = [OSError("reset by peer"), OSError("slow down")]
-    original = durable.open_location
+    original = storage.open_location
 
     def flaky(location):
         if faults:
             raise faults.pop()
         return original(location)
 
-    monkeypatch.setattr(durable, "open_location", flaky)
+    monkeypatch.setattr(storage, "open_location", flaky)
     durable.write(str(tmp_path / "a" / "b"), b"content")
     assert (tmp_path / "a" / "b").read_bytes() == b"content"
     assert caplog.text.count("once more in") == 2
@@ -83,7 +83,7 @@ def test_what_is_not_there_is_no_fault_of_the_storage(tmp_path):
 def test_a_bucket_keeps_checkpoints_as_a_disk_does(bucket):
     kept = Keeper("s3://runs/one")
     for epoch in range(1, 5):
-        kept.write(**saving(epoch, losses=[0.2, 0.9, 0.8, 0.7][:epoch]))
+        kept.write(**saving(epoch, errors=[0.2, 0.9, 0.8, 0.7][:epoch]))
     assert [name[:17] for name in durable.names("s3://runs/one")] == [
         "checkpoint_000001",
         "checkpoint_000003",

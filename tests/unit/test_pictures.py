@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import json
 import math
 import shutil
 import sys
@@ -19,13 +18,14 @@ from repmtl_ray import checkpoint, final, loop, powerlaw, timing
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, ModelConfig, RegularizerConfig, replace
 from repmtl_ray.evaluate import evaluate
+from repmtl_ray.keeper import Keeper
 from repmtl_ray.methods import methods
 from repmtl_ray.protocols import best_epoch
 from repmtl_ray.regularizers import tsr_loss
 from repmtl_ray.report import figures
 from repmtl_ray.report.pictures import affinity, look, shares
 from tests.data._layouts import make_office
-from tests.unit._checkpoints import small_experiment, split_of, trained
+from tests.unit._checkpoints import described_otherwise, small_experiment, split_of, trained
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,7 @@ def test_a_look_has_the_models_own_predictions_and_shares_that_sum_to_one(saved)
 
 def test_saliency_is_that_of_the_losses_the_run_trained_on(saved, tmp_path):
     """log L has the derivative of L over L; P of plain and of log losses differ."""
-    shutil.copytree(saved, tmp_path / "plain")
-    description = json.loads((saved / "experiment.json").read_text())
-    description["policy"]["log_losses"] = False
-    (tmp_path / "plain" / "experiment.json").write_text(json.dumps(description))
+    described_otherwise(saved, tmp_path / "plain", "policy", log_losses=False)
     log, plain = look(saved, num_images=3), look(tmp_path / "plain", num_images=3)
     ratio = plain.saliency.reshape(2, -1).max(axis=1) / log.saliency.reshape(2, -1).max(axis=1)
     model = checkpoint.read_model(saved)
@@ -152,10 +149,7 @@ def test_office_has_pictures_too(tmp_path):
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(saved, tmp_path):
-    shutil.copytree(saved, tmp_path / "other")
-    description = json.loads((saved / "experiment.json").read_text())
-    description["model"]["encoder"] = "test_resnet"
-    (tmp_path / "other" / "experiment.json").write_text(json.dumps(description))
+    described_otherwise(saved, tmp_path / "other", "model", encoder="test_resnet")
     with pytest.raises(ValueError, match="holds the weights of another configuration"):
         look(tmp_path / "other")
     with pytest.raises(ValueError, match="is not a checkpoint"):
@@ -196,10 +190,7 @@ def test_the_exponents_recipe_has_the_encoder_and_every_head(saved, tmp_path, mo
 
 
 def test_exponents_of_different_models_are_not_compared(saved, tmp_path, monkeypatch):
-    shutil.copytree(saved, tmp_path / "other")
-    description = json.loads((saved / "experiment.json").read_text())
-    description["model"]["dropout"] = 0.25
-    (tmp_path / "other" / "experiment.json").write_text(json.dumps(description))
+    described_otherwise(saved, tmp_path / "other", "model", dropout=0.25)
     with pytest.raises(ValueError, match=r"another configuration.*dropout was 0.0, is 0.25"):
         run_recipe(monkeypatch, powerlaw_recipe, saved, tmp_path / "other", "--out", tmp_path)
 
@@ -236,13 +227,13 @@ def test_the_final_split_is_read_with_the_best_epochs_weights(scenes_cache, tmp_
         small_experiment(epochs=4),
         {"data.holdout": 0.4, "data.eval_split": "holdout", "data.num_train": 12},
     )
-    keeper = final.BestEpoch(str(tmp_path))
+    keeper = Keeper(str(tmp_path))
     weights = []
 
     def report(metrics, write):
-        write(tmp_path / "now")
-        weights.append(checkpoint.read_state(tmp_path / "now")["model"])
-        keeper.after_epoch(metrics, write)
+        epoch, step = int(metrics["epoch"]), int(metrics["global_step"])
+        location = keeper.write(write, epochs_done=epoch, step_in_epoch=0, global_step=step)
+        weights.append(checkpoint.read_state(location)["model"])
 
     parts, progress = loop.run(
         experiment,
@@ -253,7 +244,7 @@ def test_the_final_split_is_read_with_the_best_epochs_weights(scenes_cache, tmp_
     best = best_epoch(progress.history)
     options = {
         "directory": str(tmp_path),
-        "history": progress.history,
+        "best": keeper.best(),
         "workers": ALONE,
         "device": torch.device("cpu"),
     }
@@ -261,7 +252,6 @@ def test_the_final_split_is_read_with_the_best_epochs_weights(scenes_cache, tmp_
     assert found["epoch"] == best
     kept = parts.model.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in weights[best - 1].items())
-    assert len(list(tmp_path.glob("best-*"))) <= final.KEPT
-    shutil.rmtree(tmp_path / f"best-{best:05}")
+    shutil.rmtree(keeper.best())
     again = final.evaluate_best(experiment, parts.model, split_of(experiment, "val"), **options)
     assert again == found, "read once, kept beside the run"

@@ -13,7 +13,7 @@ import ray
 from PIL import Image
 from ray import tune as ray_tune
 
-from repmtl_ray import cli, cluster, search, trial
+from repmtl_ray import cli_results, cluster, search, trial
 from repmtl_ray.baseline import single_task
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, from_dict, replace
@@ -143,6 +143,7 @@ def tune_without_ray(monkeypatch, results):
     monkeypatch.setattr(Placement, "concurrent", lambda _: 2)
     monkeypatch.setattr(ray_tune, "with_parameters", lambda driver, **_: driver)
     monkeypatch.setattr(search, "claim", lambda *_: None)
+    monkeypatch.setattr(search.alike, "check_nodes", lambda _: None)
     monkeypatch.setattr(search, "make_tuner", lambda *_, **__: SimpleNamespace(fit=lambda: results))
     return search.tune(BASE, space, num_samples=6)
 
@@ -286,7 +287,7 @@ def written(tmp_path, results, best):
         directory="/storage/tune-x",
         experiment=BASE,
     )
-    cli.write_results(found, tmp_path / "out", metrics=METRICS, title="scenes")
+    cli_results.write_results(found, tmp_path / "out", metrics=METRICS, title="scenes")
     return tmp_path / "out"
 
 

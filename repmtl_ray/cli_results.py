@@ -1,0 +1,92 @@
+"""What a search leaves behind: table, CSV, picture, page and the best configuration.
+
+Owns the files in the folder of results; tables and figures are made in `report/`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from repmtl_ray.config import digest, to_dict
+from repmtl_ray.report.heatmap import delta_p_heatmap
+from repmtl_ray.report.html_report import Pictures, search_report
+from repmtl_ray.report.table import results_text
+from repmtl_ray.search import SearchResult
+
+NUM_PICTURES = 3
+"""Images through the best trial's model in a search's report."""
+
+
+def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], title: str) -> None:
+    """Prints the table and writes results.csv, results.md, delta_p.png, report.html and best.json into
+    `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    print(f"\n{title}\n\n{results_text(result.table, result.baseline, metrics)}\n")
+    table = result.table.drop(columns="config")
+    table.to_csv(out / "results.csv", index=False)
+    markdown = results_text(result.table, result.baseline, metrics, markdown=True)
+    (out / "results.md").write_text(f"{title}\n\n{markdown}\n")
+    delta_p_heatmap(result.table, out / "delta_p.png", title=title)
+    print(
+        f"table      {out / 'results.csv'}, {out / 'results.md'}\npicture    {out / 'delta_p.png'}"
+    )
+    if result.best is None:
+        (out / "best.json").unlink(missing_ok=True)  # of an earlier search
+        print("no trial finished an epoch; the reasons are in the table", file=sys.stderr)
+    else:
+        (out / "best.json").write_text(json.dumps(to_dict(result.best), indent=2) + "\n")
+        print(
+            f"best       {out / 'best.json'} ({digest(result.best)}); run it again: python pipelines/train.py {out / 'best.json'}"
+        )
+    best = result.table.iloc[0]
+    shown = {} if result.best is None else {f"the best trial, {best['policy']}": best["checkpoint"]}
+    report = search_report(
+        result.table,
+        result.baseline,
+        result.experiment,
+        title=title,
+        histories=result.histories,
+        pictures=pictures_of(shown, NUM_PICTURES),
+    )
+    (out / "report.html").write_text(report, encoding="utf-8")
+    print(f"report     {out / 'report.html'}")
+    print(f"all runs   {result.directory}; continue with --resume {Path(result.directory).name}")
+
+
+def pictures_of(checkpoints: Mapping[str, str], num_images: int) -> list[Pictures]:
+    """The pictures of some checkpoints for a report.
+
+    Args:
+        checkpoints: folders by what they are of. One in a bucket, or whose data this machine cannot
+            read, is left out, and a line says so.
+        num_images: of each; 0 makes none.
+    """
+    from repmtl_ray.report import figures
+    from repmtl_ray.report.pictures import look
+
+    found = []
+    for name, directory in checkpoints.items() if num_images else ():
+        try:
+            drawn = figures.draw(look(directory, num_images=num_images))
+        except ValueError as error:
+            print(f"pictures   none of {name}: {error}", file=sys.stderr)
+            continue
+        images = {title: figures.png(figure) for title, figure in drawn.items()}
+        found.append(Pictures(of=name, images=images))
+    return found
+
+
+def device(name: str) -> str:
+    """A device's name, if this machine has it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    import torch
+
+    if name != "cpu" and not (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"--device {name}: this machine has no such device; take cpu.")
+    return name
