@@ -9,7 +9,7 @@ tune: install
 	$(BIN)/python pipelines/tune_cityscapes.py
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

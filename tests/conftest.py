@@ -1,15 +1,17 @@
 """Fixtures shared by all tests: pools of real gloo workers; GPU tests skip without a device.
 
-Run on several processes (`pytest -n 2 --dist loadgroup`, as `make test` does), tests that share a
-Ray or the gloo workers stay together on one of them.
+Run on several processes (`pytest -n 2 --no-loadscope-reorder`, as `make test` does), the tests that
+start Ray stay together on the first of them, and the files of the others share the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.unit._gloo import Pool
 
@@ -29,13 +31,18 @@ def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int]
         pool.close()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class _RayOnOneProcess(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if file.startswith(("tests/ray/", "tests/cluster/")) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    # Not marks of groups: pytest-xdist 3.8 writes them into ids that pytest 9.2 does not read.
+    return _RayOnOneProcess(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.parent.name in ("ray", "cluster"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif "pool_of" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("gloo"))
     if torch.cuda.is_available():
         return
     for item in items:
