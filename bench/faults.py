@@ -55,10 +55,10 @@ def log_event(folder: str | Path, event: str, at: int | None) -> None:
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker, with the plan armed."""
-    from repmtl_ray import train
+    from repmtl_ray.run_worker import run_worker
 
     _arm(Path(config["directory"]))
-    return train._worker(config)
+    return run_worker(config)
 
 
 def damage_newest_checkpoint(folder: Path) -> None:

@@ -29,16 +29,15 @@ PATIENCE_S = 60.0
 def counts() -> dict[str, int]:
     """Of what a trial makes; Ray's idle workers come and go and are left out."""
     groups = ray.util.placement_group_table().values()
+    address = ray.get_runtime_context().gcs_address  # of this Ray, if the machine has several
+    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], limit=10_000)
     children = psutil.Process(os.getpid()).children(recursive=True)
     workers = [child for child in children if _title(child).startswith("ray::")]
     busy = [child for child in workers if _is_of_a_run(_title(child))]
     listening = [child for child in busy if _listens(child)]
     return {
         "placement groups": sum(group["state"] != "REMOVED" for group in groups),
-        "actors of Ray Train": sum(
-            _is_of_a_run(actor.class_name)
-            for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=10_000)
-        ),
+        "actors of Ray Train": sum(_is_of_a_run(actor.class_name) for actor in actors),
         "processes of runs": len(busy),
         "of them listening": len(listening),
     }

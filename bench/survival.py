@@ -188,11 +188,11 @@ def struck_workers(
 
     folder = storage / f"workers-{number}"
     faults.plan_faults(folder, random_faults(rng, number))
-    real, train._worker = train._worker, faults.worker
+    real, train.run_worker = train.run_worker, faults.worker
     try:
         result = _until_done(storage, folder.name)
     finally:
-        train._worker = real
+        train.run_worker = real
     return rows_of("workers", folder, result, undisturbed)
 
 
@@ -213,7 +213,7 @@ import os, sys
 from pathlib import Path
 from bench import faults, survival
 from repmtl_ray import train
-train._worker = faults.worker
+train.run_worker = faults.worker
 survival.trained(Path(sys.argv[1]), sys.argv[2])
 """
 
@@ -244,11 +244,11 @@ def killed_driver(
     child.wait()
     from repmtl_ray import train
 
-    real, train._worker = train._worker, faults.worker
+    real, train.run_worker = train.run_worker, faults.worker
     try:
         result = trained(storage, folder.name)
     finally:
-        train._worker = real
+        train.run_worker = real
     return rows_of(part, folder, result, undisturbed)
 
 
@@ -272,7 +272,7 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
     reclaimed = threading.Thread(
         target=_reclaim, args=(nodes, goes, folder, at, not elastic), daemon=True
     )
-    real, train._worker = train._worker, faults.worker
+    real, train.run_worker = train.run_worker, faults.worker
     try:
         reclaimed.start()
         result = trained(storage, folder.name, (1, 2) if elastic else 2)
@@ -280,7 +280,7 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
         compare = close if elastic else equal
         return rows_of("preemption", folder, result, undisturbed, compare)
     finally:
-        train._worker = real
+        train.run_worker = real
         ray.shutdown()
         nodes.shutdown()
 

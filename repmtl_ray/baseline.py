@@ -18,7 +18,7 @@ from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, ExperimentError, digest, replace, to_dict
 from repmtl_ray.keeper import Checkpoints
 from repmtl_ray.progress import Progress
-from repmtl_ray.train import CachedData
+from repmtl_ray.run_worker import CachedData
 from repmtl_ray.trial import make_tuner, reason, results_of, single_task_trial
 
 

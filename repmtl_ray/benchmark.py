@@ -36,7 +36,8 @@ from repmtl_ray.config import (
 from repmtl_ray.delta import published
 from repmtl_ray.progress import Progress
 from repmtl_ray.report.records import SINGLE_TASK, data_source, published_name
-from repmtl_ray.train import CachedData, cache_data, claim, fresh_name, preflight, train
+from repmtl_ray.run_worker import CachedData
+from repmtl_ray.train import cache_data, claim, fresh_name, preflight, train
 from repmtl_ray.trial import make_tuner, reason, results_of
 
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What every worker of a Ray Train run does: go on where the run stands, train, report.
+"""What every worker of a Ray Train run gets and does: go on where the run stands, train, report.
 
 Owns the loop's place inside Ray Train; the epochs are `loop.py`'s, how a run survives is
 `guard.py`'s. What only a worker needs is imported when it runs: Tune's driver and Train's
@@ -7,6 +7,7 @@ controller import this module too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray.train
@@ -23,7 +24,27 @@ from repmtl_ray.keeper import read_marker
 if TYPE_CHECKING:
     from repmtl_ray.data.cache import HeldSplit
     from repmtl_ray.loop import Split
-    from repmtl_ray.train import CachedData
+    from repmtl_ray.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedData:
+    """The samples of an experiment, read, checked and held where all workers get them; small enough
+    to hand around."""
+
+    train: HeldSplit
+    evaluation: HeldSplit
+    final: HeldSplit | None = None
+    """The split that is read once, at the end, with the best epoch's weights (protocols.py)."""
+    tasks: tuple[Task, ...] | None = None
+    """Those of custom data; None: what `DataConfig` says. Likewise the images' size."""
+    image_size: tuple[int, int] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the samples' content; what a result may be kept under."""
+        final = "" if self.final is None else self.final.fingerprint
+        return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}"
 
 
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -33,38 +33,17 @@ from repmtl_ray.config import (
     to_dict,
 )
 from repmtl_ray.keeper import Checkpoints, Keeper, read_final, read_marker
-from repmtl_ray.run_worker import run_worker
+from repmtl_ray.run_worker import CachedData, run_worker
 from repmtl_ray.storage import absolute, exists, read_text, write_text
 
 if TYPE_CHECKING:
     from repmtl_ray.data.cache import HeldSplit
     from repmtl_ray.data.custom import CustomData
-    from repmtl_ray.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT_FILE = "experiment.json"
 FINGERPRINT_FILE = "data_fingerprint.txt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CachedData:
-    """The samples of an experiment, read, checked and held where all workers get them; small enough
-    to hand around."""
-
-    train: HeldSplit
-    evaluation: HeldSplit
-    final: HeldSplit | None = None
-    """The split that is read once, at the end, with the best epoch's weights (protocols.py)."""
-    tasks: tuple[Task, ...] | None = None
-    """Those of custom data; None: what `DataConfig` says. Likewise the images' size."""
-    image_size: tuple[int, int] | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the samples' content; what a result may be kept under."""
-        final = "" if self.final is None else self.final.fingerprint
-        return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,9 @@ from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.delta import delta_p
 from repmtl_ray.keeper import Checkpoints
 from repmtl_ray.progress import Progress
+from repmtl_ray.run_worker import CachedData
 from repmtl_ray.space import flatten
-from repmtl_ray.train import CachedData, train
+from repmtl_ray.train import train
 
 logger = logging.getLogger(__name__)
 

@@ -55,7 +55,7 @@ class FakeCluster:
         self, types: dict[str, dict[str, Any]], *, idle_s: float, environment: dict[str, str]
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fake", dir="/tmp"))  # sockets want short paths
-        port, client_port = free_ports(2)
+        port, client_port, agent_port = free_ports(3)
         self.address = f"127.0.0.1:{port}"
         head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
         config = {
@@ -114,6 +114,7 @@ class FakeCluster:
             *(
                 f"--port={port}",
                 f"--ray-client-server-port={client_port}",
+                f"--dashboard-agent-listen-port={agent_port}",
                 "--node-ip-address=127.0.0.1",
             ),
             *("--num-cpus=0", "--object-store-memory=100000000", "--include-dashboard=false"),

@@ -88,7 +88,7 @@ def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
         {"kind": "full disk", "rank": 0, "at": 11},
     ]
     faults.plan_faults(storage / "struck", planned)
-    monkeypatch.setattr(train, "_worker", faults.worker)
+    monkeypatch.setattr(train, "run_worker", faults.worker)
 
     def go():
         return fit(

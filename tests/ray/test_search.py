@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -92,9 +93,13 @@ def test_early_stopping_leaves_nothing_behind(short, storage, capsys):
 def leftovers():
     """What a stopped trial could leave in the cluster and on this machine."""
     groups = ray.util.placement_group_table().values()
-    actors = list_actors(filters=[("state", "=", "ALIVE")])
-    processes = psutil.Process(os.getpid()).children(recursive=True)
-    titles = [" ".join(process.cmdline()) for process in processes if process.is_running()]
+    actors = list_actors(
+        address=ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")]
+    )
+    titles = []
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            titles.append(" ".join(process.cmdline()))
     return [
         *(group["placement_group_id"] for group in groups if group["state"] != "REMOVED"),
         *(actor.class_name for actor in actors if is_of_a_run(actor.class_name)),
