@@ -27,7 +27,7 @@ from repmtl_ray.report.plan_figure import plan_figure
 from repmtl_ray.report.table import aligned
 
 DRIVER_GIB = 0.6
-"""Of the head's memory that a running trial's driver and controller take."""
+"""Of the head's memory that a running trial's driver and controller take; an estimate."""
 
 
 def parser() -> argparse.ArgumentParser:
