@@ -13,11 +13,8 @@ import torch
 from repmtl_ray import checkpoint, keeper, loop, storage
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment
-from repmtl_ray.data.batches import eval_batches
-from repmtl_ray.evaluate import evaluate
 from repmtl_ray.loop import Split
 from repmtl_ray.models import MultiTaskModel
-from repmtl_ray.step import to_device
 
 
 def evaluate_best(
@@ -49,22 +46,7 @@ def evaluate_best(
         return found
     model.load_state_dict(checkpoint.read_state(best)["model"])
     tasks = loop.selected_tasks(experiment, split.tasks)
-    batches = eval_batches(
-        split.streams,
-        split.rows,
-        tasks=[task.name for task in tasks],
-        batch_size=max(1, experiment.batch_size // workers.size),
-        workers=workers,
-        dtype=loop.DTYPES[experiment.precision],
-    )
-    metrics = evaluate(
-        model,
-        (to_device(batch, device) for batch in batches),
-        tasks,
-        workers=workers,
-        device=device,
-        precision=experiment.precision,
-    )
+    metrics = loop.evaluate_split(experiment, tasks, model, split, workers=workers, device=device)
     found = {"epoch": float(keeper.read_marker(best).epochs_done), **metrics}
     if workers.rank == 0:
         storage.write_text(f"{directory}/{keeper.FINAL_FILE}", json.dumps(found, indent=2) + "\n")

@@ -213,9 +213,12 @@ def run(
         metrics: dict[str, float] = {"epoch": epoch + 1, "global_step": global_step}
         metrics.update({name: math.fsum(found) / len(found) for name, found in seen.items()})
         metrics.update({f"policy/{name}": value for name, value in parts.policy.metrics().items()})
-        metrics.update(
-            _evaluate(experiment, tasks, parts.model, evaluation, workers, device, global_step)
-        )
+        try:
+            metrics |= evaluate_split(
+                experiment, tasks, parts.model, evaluation, workers=workers, device=device
+            )
+        except NonFiniteLossError as error:
+            raise _diverged(str(error), experiment, global_step) from error
         _check_finite(metrics, experiment, global_step)
         progress = Progress(
             epochs_done=epoch + 1,
@@ -283,15 +286,16 @@ def _check_place(resume_from: str | Path, progress: Progress, steps: int) -> Non
         )
 
 
-def _evaluate(
+def evaluate_split(
     experiment: Experiment,
     tasks: Sequence[Task],
     model: MultiTaskModel,
     split: Split,
+    *,
     workers: Workers,
     device: torch.device,
-    global_step: int,
 ) -> dict[str, float]:
+    """One pass over a split in the experiment's precision and batches; as `evaluate`."""
     batches = eval_batches(
         split.streams,
         split.rows,
@@ -300,17 +304,14 @@ def _evaluate(
         workers=workers,
         dtype=DTYPES[experiment.precision],
     )
-    try:
-        return evaluate(
-            model,
-            (to_device(batch, device) for batch in batches),
-            tasks,
-            workers=workers,
-            device=device,
-            precision=experiment.precision,
-        )
-    except NonFiniteLossError as error:
-        raise _diverged(str(error), experiment, global_step) from error
+    return evaluate(
+        model,
+        (to_device(batch, device) for batch in batches),
+        tasks,
+        workers=workers,
+        device=device,
+        precision=experiment.precision,
+    )
 
 
 def _stepper(
