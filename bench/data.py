@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -106,8 +107,12 @@ class Collate:
         return batch.images, dict(batch.targets), batch.sample_ids
 
 
+def _nothing(index: int) -> dict[str, np.ndarray]:
+    raise NotImplementedError(index)
+
+
 def data_loader(root: Path, stream: Stream) -> Callable[[int], Iterator[Any]]:
-    bare = replace(stream, load=int)  # the workers need its kinds alone
+    bare = replace(stream, load=_nothing)  # the workers need its kinds alone
     loader = DataLoader(
         Frames(root, stream),
         batch_size=BATCH_SIZE,
@@ -146,11 +151,10 @@ def rate(epoch: Callable[[int], Iterator[Any]], number: int, num_samples: int) -
 def waiting_share(experiment: Experiment, stream: Stream, rows: Rows) -> tuple[float, float]:
     """Of one epoch of training: the share of time without a batch, and milliseconds a step."""
     waited, num_steps, total = 0.0, 0, 0.0
-    original = loop.train_batches
 
     def timed(*args: Any, **options: Any) -> Iterator[Any]:
         nonlocal waited, num_steps, total
-        batches = original(*args, **options)
+        batches = train_batches(*args, **options)
         begin = time.perf_counter()
         next_batch = next(batches, None)  # the threads start: part of an epoch, not of a step
         first = time.perf_counter()
@@ -170,11 +174,8 @@ def waiting_share(experiment: Experiment, stream: Stream, rows: Rows) -> tuple[f
         streams=(Stream(name=stream.name, kinds=stream.kinds, num_samples=1, load=stream.load),),
         rows={stream.name: _First(rows.fetch(one))},
     )
-    loop.train_batches = timed  # type: ignore[assignment]
-    try:
+    with mock.patch.object(loop, "train_batches", timed):
         loop.run(experiment, train=split, evaluation=val, report=lambda *_: None)
-    finally:
-        loop.train_batches = original
     return waited / total, 1000 * total / num_steps
 
 
@@ -256,9 +257,9 @@ def measure(folder: Path, uri: str, arguments: argparse.Namespace) -> None:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(arguments.repeats + 1):
         for name, epoch in ways.items():
-            found = rate(epoch, repeat, arguments.samples)
+            samples_per_s = rate(epoch, repeat, arguments.samples)
             if repeat:
-                rates[name].append(found)
+                rates[name].append(samples_per_s)
     reference = statistics.median(rates["torch DataLoader (npy)"])
     print("\n| from | samples/s | of the DataLoader's |\n|---|---|---|")
     for name, found in rates.items():

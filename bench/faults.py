@@ -72,12 +72,13 @@ def damage_newest_checkpoint(folder: Path) -> None:
 
 def _arm(folder: Path) -> None:
     """Puts this process's faults into the functions that they strike in."""
-    from repmtl_ray import collectives, durable, guard, loop
+    from repmtl_ray import checkpoint, collectives, durable, guard, loop
+    from repmtl_ray.step import Stepper
 
     plan = json.loads((Path(f"{folder}.faults") / "plan.json").read_text())
     rank = collectives.current().rank
-    start, step = guard.Guard.start, loop.Stepper.step
-    evaluate, write = loop._evaluate, durable.write
+    start, step = guard.Guard.start, Stepper.step
+    load, evaluate, write = checkpoint.load, loop.evaluate_split, durable.write
     now = {"step": 0}
 
     def armed(kind: str, at: int | None) -> bool:
@@ -112,11 +113,15 @@ def _arm(folder: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_AT_BYTES, hard))
         return step(self, batch, global_step=global_step)
 
-    def faulty_evaluate(*arguments: Any) -> dict[str, float]:
-        now["step"] = arguments[-1]
+    def noted_load(*arguments: Any, **named: Any) -> checkpoint.Progress:
+        progress = load(*arguments, **named)
+        now["step"] = progress.global_step  # an epoch may go on with its evaluation
+        return progress
+
+    def faulty_evaluate(*arguments: Any, **named: Any) -> dict[str, float]:
         if rank == 0:
             log_event(folder, "evaluating", now["step"])
-        found = evaluate(*arguments)
+        found = evaluate(*arguments, **named)
         if armed("evaluation", now["step"]):
             die()
         return found
@@ -130,6 +135,7 @@ def _arm(folder: Path) -> None:
         write(location, data)
 
     guard.Guard.start = faulty_start  # type: ignore[method-assign]
-    loop.Stepper.step = faulty_step  # type: ignore[method-assign,assignment]
-    loop._evaluate = faulty_evaluate
+    Stepper.step = faulty_step  # type: ignore[method-assign]
+    checkpoint.load = noted_load
+    loop.evaluate_split = faulty_evaluate
     durable.write = faulty_write

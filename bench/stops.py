@@ -13,6 +13,7 @@ import argparse
 import os
 import tempfile
 import time
+from unittest import mock
 
 import psutil
 import ray
@@ -29,8 +30,9 @@ PATIENCE_S = 60.0
 def counts() -> dict[str, int]:
     """Of what a trial makes; Ray's idle workers come and go and are left out."""
     groups = ray.util.placement_group_table().values()
-    address = ray.get_runtime_context().gcs_address  # of this Ray, if the machine has several
-    actors = list_actors(address=address, filters=[("state", "=", "ALIVE")], limit=10_000)
+    # Ray's state functions prefer this variable to their own argument, and look for any Ray at "local".
+    with mock.patch.dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address):
+        actors = list_actors(filters=[("state", "=", "ALIVE")], limit=10_000)
     children = psutil.Process(os.getpid()).children(recursive=True)
     workers = [child for child in children if _title(child).startswith("ray::")]
     busy = [child for child in workers if _is_of_a_run(_title(child))]

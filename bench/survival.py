@@ -30,13 +30,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import ray
 import torch
 
 from bench import faults
-from repmtl_ray import cluster
+from repmtl_ray import cluster, train
 from repmtl_ray.checkpoint import read_state
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
@@ -129,7 +130,7 @@ def rows_of(
         if event["event"] in faults.WORK:
             continue
         before = [e["at"] for e in events[:number] if e["event"] == "step"]
-        after = [e for e in events[number:] if e["event"] in faults.WORK]
+        after: Sequence[dict[str, Any]] = [e for e in events[number:] if e["event"] in faults.WORK]
         done = max(before, default=1) - 1  # the last one had begun
         if event["event"] in ("checkpoint", "evaluation"):
             done = event["at"]
@@ -184,15 +185,10 @@ def struck_workers(
     storage: Path, rng: random.Random, number: int, undisturbed: FitResult
 ) -> list[Row]:
     """Faults inside workers, which Ray replaces; a full disk ends the run, and it starts again."""
-    from repmtl_ray import train
-
     folder = storage / f"workers-{number}"
     faults.plan_faults(folder, random_faults(rng, number))
-    real, train.run_worker = train.run_worker, faults.worker
-    try:
+    with mock.patch.object(train, "run_worker", faults.worker):
         result = _until_done(storage, folder.name)
-    finally:
-        train.run_worker = real
     return rows_of("workers", folder, result, undisturbed)
 
 
@@ -242,13 +238,8 @@ def killed_driver(
     for victim in victims:
         victim.send_signal(signal.SIGKILL)
     child.wait()
-    from repmtl_ray import train
-
-    real, train.run_worker = train.run_worker, faults.worker
-    try:
+    with mock.patch.object(train, "run_worker", faults.worker):
         result = trained(storage, folder.name)
-    finally:
-        train.run_worker = real
     return rows_of(part, folder, result, undisturbed)
 
 
@@ -258,9 +249,7 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
     run is of one or two, and goes on with one."""
     from ray.cluster_utils import Cluster
 
-    from repmtl_ray import train
-
-    small = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
     nodes = Cluster(initialize_head=True, head_node_args={**small, **dashboard})
     goes = nodes.add_node(**small)
@@ -272,15 +261,14 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
     reclaimed = threading.Thread(
         target=_reclaim, args=(nodes, goes, folder, at, not elastic), daemon=True
     )
-    real, train.run_worker = train.run_worker, faults.worker
     try:
-        reclaimed.start()
-        result = trained(storage, folder.name, (1, 2) if elastic else 2)
-        reclaimed.join()
+        with mock.patch.object(train, "run_worker", faults.worker):
+            reclaimed.start()
+            result = trained(storage, folder.name, (1, 2) if elastic else 2)
+            reclaimed.join()
         compare = close if elastic else equal
         return rows_of("preemption", folder, result, undisturbed, compare)
     finally:
-        train.run_worker = real
         ray.shutdown()
         nodes.shutdown()
 
@@ -288,12 +276,12 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
 def _reclaim(nodes: Any, goes: Any, folder: Path, at: int, another: bool) -> None:
     """What a cloud does with a spot machine."""
     from ray._private.worker import global_worker
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
     while not any(e["event"] == "step" and e["at"] >= at for e in faults.events_of(folder)):
         time.sleep(0.05)
     deadline_ms = int((time.time() + NOTICE_S) * 1000)
-    accepted, why = global_worker.gcs_client.drain_node(
+    accepted, why = global_worker.gcs_client.drain_node(  # type: ignore[attr-defined]
         goes.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", deadline_ms
     )
     if not accepted:

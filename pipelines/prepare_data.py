@@ -16,9 +16,9 @@ from tqdm import tqdm
 from repmtl_ray import cli, cluster, storage
 from repmtl_ray.config import DataConfig, from_dict, to_dict
 from repmtl_ray.data.prepare import prepare
-from repmtl_ray.data.sources import Stream, open_streams, tasks_of
+from repmtl_ray.data.sources import Split, Stream, open_streams, tasks_of
 
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def main() -> None:
@@ -102,9 +102,9 @@ def _source(data: DataConfig) -> dict[str, object]:
     }
 
 
-def _open(data: DataConfig, wanted: list[str] | None) -> dict[str, tuple[Stream, ...]]:
+def _open(data: DataConfig, wanted: list[Split] | None) -> dict[str, tuple[Stream, ...]]:
     """The splits' streams; of those nobody asked for, a missing test split is only mentioned."""
-    splits = {}
+    splits: dict[str, tuple[Stream, ...]] = {}
     for split in wanted or SPLITS:
         try:
             splits[split] = open_streams(data, split, every_header=False)

@@ -11,7 +11,7 @@ pipelines/benchmark.py; single-task rows are trained once, with the unvaried rat
 from __future__ import annotations
 
 from repmtl_ray import cli, cli_benchmark
-from repmtl_ray.methods import sensitivity
+from repmtl_ray.methods import Changes, sensitivity
 
 STUDIES = ("tsr", "csa", "rate")
 
@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.values is not None and len(arguments.vary) != 1:
         raise ValueError("--values needs one study; name it with --vary.")
-    cells = {}
+    cells: dict[str, Changes] = {}
     for which in arguments.vary:
         cells |= sensitivity(which, arguments.values)
     cli_benchmark.run(arguments, cells, stem="sensitivity")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pandas
 import psutil
@@ -93,9 +94,9 @@ def test_early_stopping_leaves_nothing_behind(short, storage, capsys):
 def leftovers():
     """What a stopped trial could leave in the cluster and on this machine."""
     groups = ray.util.placement_group_table().values()
-    actors = list_actors(
-        address=ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")]
-    )
+    # Ray's state functions prefer this variable to their own argument, and look for any Ray at "local".
+    with mock.patch.dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address):
+        actors = list_actors(filters=[("state", "=", "ALIVE")])
     titles = []
     for process in psutil.Process(os.getpid()).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
