@@ -11,10 +11,13 @@ of every trial.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -277,7 +280,8 @@ def train(
             callbacks=list(callbacks),
         ),
     )
-    outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
+    with _interrupts_given_back():
+        outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     if outcome is None:
         raise RuntimeError(f"run {name!r} in {storage} ended without a result.")
     for note in outcome["notes"]:
@@ -293,6 +297,21 @@ def train(
         epochs_now=outcome["epochs_now"],
         final=outcome["final"],
     )
+
+
+@contextlib.contextmanager
+def _interrupts_given_back() -> Iterator[None]:
+    """Ray Train takes SIGINT for its run and keeps it: Ctrl-C would go on meaning "abort that run",
+    and the handler would keep the run's controller alive in the cluster."""
+    if threading.current_thread() is not threading.main_thread():  # there Ray takes nothing
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: set by an embedding program, in C
+            signal.signal(signal.SIGINT, before)
 
 
 def finished(folder: str, experiment: Experiment, data: CachedData) -> FitResult | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from bench import faults
 from repmtl_ray import Placement, checkpoint, fit, train
 from repmtl_ray.config import replace
 from repmtl_ray.keeper import Checkpoints
+from tests.ray._leftovers import leftovers
 
 pytestmark = pytest.mark.ray
 
@@ -52,6 +54,11 @@ def test_the_history_has_every_epoch_with_named_metrics(undisturbed):
     }
     assert wanted <= set(undisturbed.metrics)
     assert {"rep_mtl/tsr", "rep_mtl/csa", "segmentation/train_loss"} <= set(undisturbed.metrics)
+
+
+def test_a_run_leaves_nothing_in_the_cluster_and_gives_ctrl_c_back(undisturbed):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not leftovers()
 
 
 def test_the_checkpoint_holds_all_and_names_its_experiment(undisturbed, experiment):

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import pandas
 import psutil
 import pytest
-import ray
 from ray import tune as ray_tune
-from ray.util.state import list_actors
 
 from repmtl_ray import tune
 from repmtl_ray.config import replace, to_dict
+from tests.ray._leftovers import leftovers
 
 pytestmark = pytest.mark.ray
 TSR, RATE, POLICY = "regularizer.lambda_tsr", "optimizer.learning_rate", "policy.name"
@@ -85,32 +81,7 @@ def test_early_stopping_leaves_nothing_behind(short, storage, capsys):
     assert set(found.table["status"]) == {"done", "stopped"}
     assert found.table["status"][0] == "done"
     assert (found.table.loc[found.table["status"] == "stopped", "epoch"] < 6).all()
-    deadline = time.monotonic() + 60
-    while leftovers() and time.monotonic() < deadline:
-        time.sleep(0.5)
     assert not leftovers()
-
-
-def leftovers():
-    """What a stopped trial could leave in the cluster and on this machine."""
-    groups = ray.util.placement_group_table().values()
-    # Ray's state functions prefer this variable to their own argument, and look for any Ray at "local".
-    with mock.patch.dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address):
-        actors = list_actors(filters=[("state", "=", "ALIVE")])
-    titles = []
-    for process in psutil.Process(os.getpid()).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            titles.append(" ".join(process.cmdline()))
-    return [
-        *(group["placement_group_id"] for group in groups if group["state"] != "REMOVED"),
-        *(actor.class_name for actor in actors if is_of_a_run(actor.class_name)),
-        *(title for title in titles if title.startswith("ray::") and is_of_a_run(title)),
-    ]
-
-
-def is_of_a_run(name):
-    """Ray Train keeps one TrainStateActor for the whole cluster."""
-    return "Train" in name.replace("TrainStateActor", "") or "PlacementGroupCleaner" in name
 
 
 SEARCH = """
