@@ -1,11 +1,11 @@
 """Samples a second on the way to the model, against a torch DataLoader; and how long training waits.
 
-    python -m bench.data [--samples 1024] [--height 128 --width 256] [--repeats 3]
+    python -m bench.data [--samples 1024] [--height 128 --width 256] [--repeats 3] [--s3 URI]
 
 Makes frames in the Cityscapes npy layout (random images, labels in blocks, depths with holes),
 prepares them as shards, and shows them in batches of 16 with augmentation, from: Ray's object
-store, shards on disk, npy files, and shards in a bucket (moto's server, a process of its own on the
-same cores). The DataLoader does the same work on the same cores: plain `numpy.load`, the same
+store, shards on disk, npy files, and shards in a bucket (the one of `--s3`, or moto's server, a
+process of its own on the same cores). The DataLoader does the same work on the same cores: plain `numpy.load`, the same
 augmentation and collation, one process a core. Every epoch is in another order; the first, which
 opens files, is not counted. Rates are medians, in turn, of the repeats.
 
@@ -194,7 +194,7 @@ class _First:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """A bucket; the query by which URIs find it."""
+    """A place in a bucket of a server on this machine, as a URI."""
     import boto3
 
     server = subprocess.Popen(
@@ -210,7 +210,7 @@ def s3_server() -> Iterator[str]:
         boto3.client(
             "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1"
         ).create_bucket(Bucket="bench")
-        yield f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+        yield f"s3://bench/shards?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     finally:
         server.kill()
         server.wait()
@@ -225,11 +225,18 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--encoder", default="test_efficientnet", help="of the training that waits")
+    parser.add_argument(
+        "--s3",
+        metavar="URI",
+        help="an empty place in a bucket; credentials as always (default: a server is started)",
+    )
     arguments = parser.parse_args()
-    os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+    if arguments.s3 is None:
+        os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
     cluster.connect()
-    with tempfile.TemporaryDirectory() as folder, s3_server() as query:
-        measure(Path(folder), f"s3://bench/shards?{query}", arguments)
+    given = s3_server() if arguments.s3 is None else contextlib.nullcontext(arguments.s3)
+    with tempfile.TemporaryDirectory() as folder, given as uri:
+        measure(Path(folder), uri, arguments)
 
 
 def measure(folder: Path, uri: str, arguments: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from tests.data._forms import (
     make_mat,
     mat_frame,
 )
+from tests.data._layouts import make_store
 
 SIZE = {"height": 24, "width": 32}
 
@@ -69,6 +70,12 @@ def test_the_stream_says_that_its_normals_are_estimates(official):
     assert stream.notes == (NOTE,)
     assert "estimated from depth" in NOTE
     assert opened(official / FILE).num_samples == 2  # the file's own path does too
+
+
+def test_shards_of_it_still_say_so(official, tmp_path):
+    root = make_store(tmp_path / "shards", {"train": [opened(official)]}, name="nyuv2")
+    (stored,) = open_streams(DataConfig(name="nyuv2", path=root), "train")
+    assert stored.notes == (NOTE,)
 
 
 def test_a_mapping_that_goes_to_thirteen_classes_at_once_is_read(official):
