@@ -5,9 +5,10 @@
 Makes frames in the Cityscapes npy layout (random images, labels in blocks, depths with holes),
 prepares them as shards, and shows them in batches of 16 with augmentation, from: Ray's object
 store, shards on disk, npy files, and shards in a bucket (the one of `--s3`, or moto's server, a
-process of its own on the same cores). The DataLoader does the same work on the same cores: plain `numpy.load`, the same
-augmentation and collation, one process a core. Every epoch is in another order; the first, which
-opens files, is not counted. Rates are medians, in turn, of the repeats.
+process of its own on the same cores); and by Ray Data's own pipeline over the same shards. The
+DataLoader does the same work on the same cores: plain `numpy.load`, the same augmentation and
+collation, one process a core. Every epoch is in another order; the first, which opens files, is not
+counted. Rates are medians, in turn, of the repeats.
 
 Then one epoch of training on the CPU from each, and the share of its time that the loop waited for
 a batch.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import statistics
 import subprocess
@@ -30,7 +32,10 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow
+import ray
 import torch
+from pyarrow import parquet
 from torch.utils.data import DataLoader, Dataset
 
 from repmtl_ray import cluster, loop
@@ -138,6 +143,43 @@ def ours(stream: Stream, rows: Rows) -> Callable[[int], Iterator[Any]]:
         augment=True,
         dtype=torch.float32,
     )
+
+
+def ray_data(root: Path, stream: Stream) -> Callable[[int], Iterator[Any]]:
+    """Ray Data's own pipeline over the same shards, as its guides have it: files in random order, a
+    task that decodes and augments, a shuffle buffer on the way to batches."""
+    files = sorted(str(path) for path in (root / "train").glob("*.parquet"))
+    schema = parquet.read_schema(files[0])
+    forms = {
+        name: (schema.field(name).metadata[b"dtype"].decode(), json.loads(form))
+        for name in schema.names
+        if (form := (schema.field(name).metadata or {}).get(b"shape"))
+    }
+    kinds = {"image": "image", **stream.kinds}
+
+    def augmented(table: pyarrow.Table, number: int) -> dict[str, np.ndarray]:
+        samples = []
+        for row in table.to_pylist():
+            sample = {
+                name: np.frombuffer(row[name], dtype).reshape(shape)
+                for name, (dtype, shape) in forms.items()
+            }
+            sample["sample_id"] = np.array(row["sample_id"])
+            rng = np.random.default_rng([0, number, 0, 0, row["sample_id"]])
+            samples.append(augment(sample, rng=rng, kinds=kinds))
+        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def epoch(number: int) -> Iterator[Any]:
+        read: Any = ray.data.read_parquet(files, shuffle="files")
+        views = read.map_batches(
+            augmented, batch_size=BATCH_SIZE, batch_format="pyarrow", fn_kwargs={"number": number}
+        )
+        for samples in views.iter_batches(
+            batch_size=BATCH_SIZE, drop_last=True, local_shuffle_buffer_size=8 * BATCH_SIZE
+        ):
+            yield collate([(stream, samples)], TASKS, torch.float32)
+
+    return epoch
 
 
 def rate(epoch: Callable[[int], Iterator[Any]], number: int, num_samples: int) -> float:
@@ -260,7 +302,11 @@ def measure(folder: Path, uri: str, arguments: argparse.Namespace) -> None:
         "shards in S3": (remote, StreamedRows(remote)),
     }
     ways = {name: ours(stream, found) for name, (stream, found) in rows.items()}
-    ways = {"torch DataLoader (npy)": data_loader(folder / "npy", files), **ways}
+    ways = {
+        "torch DataLoader (npy)": data_loader(folder / "npy", files),
+        "Ray Data's own pipeline (shards on disk)": ray_data(folder / "shards", stored),
+        **ways,
+    }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(arguments.repeats + 1):
         for name, epoch in ways.items():
