@@ -22,7 +22,9 @@ WORK = ("step", "evaluating")
 FULL_AT_BYTES = 200_000  # less than any checkpoint here, more than a log file
 
 
-def plan_faults(folder: str | Path, faults: Sequence[Mapping[str, Any]]) -> None:
+def plan_faults(
+    folder: str | Path, faults: Sequence[Mapping[str, Any]], *, pace_s: float = 0.0
+) -> None:
     """Writes the plan of a run that has not begun.
 
     Args:
@@ -30,10 +32,12 @@ def plan_faults(folder: str | Path, faults: Sequence[Mapping[str, Any]]) -> None
         faults: each a "kind" of `KINDS`, the "rank" of the worker, and "at": the step of the run
             (from 1) during which it strikes, or after which ("checkpoint", "evaluation");
             "start-up" has none.
+        pace_s: that every step waits, for faults from outside that take their time.
     """
     path = Path(f"{folder}.faults")
     path.mkdir(parents=True)
-    (path / "plan.json").write_text(json.dumps([dict(fault) for fault in faults]))
+    plan = {"faults": [dict(fault) for fault in faults], "pace_s": pace_s}
+    (path / "plan.json").write_text(json.dumps(plan))
     (path / "events.jsonl").touch()
 
 
@@ -83,7 +87,7 @@ def _arm(folder: Path) -> None:
 
     def armed(kind: str, at: int | None) -> bool:
         """Whether this fault is planned for now; true once."""
-        for number, fault in enumerate(plan):
+        for number, fault in enumerate(plan["faults"]):
             if (fault["kind"], fault.get("at"), fault["rank"]) == (kind, at, rank):
                 with contextlib.suppress(FileExistsError):
                     (Path(f"{folder}.faults") / f"struck-{number}").touch(exist_ok=False)
@@ -100,6 +104,7 @@ def _arm(folder: Path) -> None:
         return start(self)
 
     def faulty_step(self: Any, batch: Any, *, global_step: int) -> dict[str, float]:
+        time.sleep(plan["pace_s"])
         now["step"] = global_step + 1
         if rank == 0:
             log_event(folder, "step", now["step"])
