@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import signal
 import threading
 import time
@@ -22,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
 from repmtl_ray import alike, cluster
 from repmtl_ray.cluster import Placement
@@ -280,7 +283,7 @@ def train(
             callbacks=list(callbacks),
         ),
     )
-    with _interrupts_given_back():
+    with _interrupts_given_back(), _own_address():
         outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     if outcome is None:
         raise RuntimeError(f"run {name!r} in {storage} ended without a result.")
@@ -312,6 +315,26 @@ def _interrupts_given_back() -> Iterator[None]:
     finally:
         if before is not None:  # None: set by an embedding program, in C
             signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _own_address() -> Iterator[None]:
+    """Tells the run's processes which Ray is theirs.
+
+    Ray Train's cleaner asks "is the controller alive?" without an address. Where a machine runs two
+    Rays that is an error that ends the cleaner: a trial stopped early would keep its CPUs for ever,
+    and the next ones wait for them.
+    """
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def finished(folder: str, experiment: Experiment, data: CachedData) -> FitResult | None:

@@ -16,6 +16,7 @@ from ray import tune as ray_tune
 from repmtl_ray import tune
 from repmtl_ray.config import replace, to_dict
 from tests.ray._leftovers import leftovers
+from tests.ray._other_ray import another_ray
 
 pytestmark = pytest.mark.ray
 TSR, RATE, POLICY = "regularizer.lambda_tsr", "optimizer.learning_rate", "policy.name"
@@ -68,20 +69,22 @@ def test_a_search_ranks_trials_and_goes_on_when_one_fails(short, undisturbed):
 
 @pytest.mark.timeout(600)
 def test_early_stopping_leaves_nothing_behind(short, storage, undisturbed):
-    """After the other search: its single-task rows are this one's too."""
-    found = tune(
-        short,
-        {RATE: ray_tune.grid_search([0.02, 1e-6, 1e-7])},
-        num_samples=1,
-        scheduler="asha",
-        max_concurrent=1,
-        storage_path=str(storage),
-        name="asha",
-    )
+    """Not even where the machine has another Ray, whose actors Ray Train's cleaner could take for
+    its own. After the other search: its single-task rows are this one's too."""
+    with another_ray():
+        found = tune(
+            short,
+            {RATE: ray_tune.grid_search([0.02, 1e-6, 1e-7])},
+            num_samples=1,
+            scheduler="asha",
+            max_concurrent=1,
+            storage_path=str(storage),
+            name="asha",
+        )
+        assert not leftovers()
     assert set(found.table["status"]) == {"done", "stopped"}
     assert found.table["status"][0] == "done"
     assert (found.table.loc[found.table["status"] == "stopped", "epoch"] == 1).all()
-    assert not leftovers()
 
 
 SEARCH = """
