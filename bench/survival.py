@@ -25,9 +25,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -259,27 +259,20 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
     folder = storage / f"preemption-{number}"
     faults.plan_faults(folder, [], pace_s=PACE_S)
     elastic = number % 2 == 1
-    problems: list[str] = []
-    reclaimed = threading.Thread(
-        target=_reclaim, args=(nodes, goes, folder, at, not elastic, problems), daemon=True
-    )
     try:
-        with mock.patch.object(train, "run_worker", faults.worker):
-            reclaimed.start()
-            result = trained(storage, folder.name, (1, 2) if elastic else 2)
-            reclaimed.join()
-        if problems:
-            raise RuntimeError(problems[0])
+        with mock.patch.object(train, "run_worker", faults.worker), ThreadPoolExecutor(1) as other:
+            workers = (1, 2) if elastic else 2
+            running = other.submit(trained, storage, folder.name, workers)
+            _reclaim(nodes, goes, folder, at, another=not elastic)  # nodes want the main thread
+            result = running.result()
         return rows_of("preemption", folder, result, undisturbed)
     finally:
         ray.shutdown()
         nodes.shutdown()
 
 
-def _reclaim(
-    nodes: Any, goes: Any, folder: Path, at: int, another: bool, problems: list[str]
-) -> None:
-    """What a cloud does with a spot machine, in a thread of its own."""
+def _reclaim(nodes: Any, goes: Any, folder: Path, at: int, *, another: bool) -> None:
+    """What a cloud does with a spot machine."""
     from ray._private.worker import global_worker
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
@@ -290,13 +283,11 @@ def _reclaim(
         goes.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", deadline_ms
     )
     if not accepted:
-        problems.append(f"Ray did not accept the notice: {why}")
-        return
+        raise RuntimeError(f"Ray did not accept the notice: {why}")
     time.sleep(NOTICE_S)
     steps = [event["at"] for event in faults.events_of(folder) if event["event"] == "step"]
     if steps[-1] == EPOCHS * STEPS:
-        problems.append("the run ended before its node went: a larger PACE_S is needed")
-        return
+        raise RuntimeError("the run ended before its node went: a larger PACE_S is needed")
     faults.log_event(folder, "preemption" if another else "preemption, elastic", steps[-1])
     nodes.remove_node(goes, allow_graceful=False)
     if another:
