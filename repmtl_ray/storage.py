@@ -102,6 +102,11 @@ def _meaning(error: OSError) -> str:
             f"cannot be reached ({text}); check the network, AWS_ENDPOINT_URL or the URI's "
             "endpoint_override."
         )
+    if "missingcontentlength" in lower:
+        return (
+            f"the server knows no trailing checksums ({text}); set "
+            "AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
+        )
     if isinstance(error, FileNotFoundError) or "no such file" in lower:
         return "there is no such file; correct the path, or restore the file."
     return text

@@ -46,3 +46,22 @@ def test_a_crash_while_writing_leaves_the_old_text(tmp_path, monkeypatch):
             storage.write_text(location, "new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "no drafts are left"
     assert storage.read_text(location) == "old"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("AWS Error NO_SUCH_BUCKET during PutObject", "create it, or correct the name"),
+        ("AWS Error ACCESS_DENIED during ListObjects", "permission denied .*credentials"),
+        ("[Errno 28] No space left on device", "the disk is full .*make room"),
+        ("AWS Error NETWORK_CONNECTION: could not connect", "check the network"),
+        (
+            "AWS Error UNKNOWN (HTTP status 411): ExceptionName: MissingContentLength",
+            "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
+        ),
+        ("something new", "^s3://b/k: something new$"),
+    ],
+)
+def test_what_a_storage_says_is_explained(said, meant):
+    with pytest.raises(ValueError, match=meant), storage.explained("s3://b/k"):
+        raise OSError(said)
