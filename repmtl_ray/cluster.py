@@ -18,6 +18,8 @@ from typing import Any
 
 import ray
 import yaml
+from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
+from ray.experimental import internal_kv
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,13 @@ def connect(*, num_cpus: int | None = None) -> None:
             f"{' '.join(str(error).split())} Run the recipe on the cluster (`ray submit`, `ray job submit`), or "
             "install its versions here."
         ) from error
+
+
+def has_dashboard() -> bool:
+    """Whether the cluster's head runs the dashboard's server, which Ray's own processes ask what is
+    alive."""
+    address = internal_kv._internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD)
+    return bool(address)
 
 
 def _check_address(wanted: str) -> None:

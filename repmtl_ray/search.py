@@ -117,6 +117,11 @@ def tune(
     check_space(experiment, param_space, searcher)
     check_references(param_space, references)
     cluster.connect()
+    if scheduler == "asha" and not cluster.has_dashboard():
+        raise ValueError(
+            "this Ray cluster has no dashboard, without which a trial that is stopped early keeps its CPUs for ever; start "
+            "its head with --include-dashboard=true, or search without early stopping (scheduler 'none')."
+        )
     preflight(experiment, placement)
     root = storage.absolute(storage_path)
     name = name or fresh_name("tune", experiment)

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 
 PROGRAM = """
 import ray, sys
+from repmtl_ray import cluster
 ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000)
-print("ready", flush=True)
+print(cluster.has_dashboard(), flush=True)
 sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
 def another_ray() -> Iterator[None]:
+    """Without a dashboard."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         env={**os.environ, "RAY_ADDRESS": "local"},
@@ -29,7 +31,7 @@ def another_ray() -> Iterator[None]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == "False\n", "it has a dashboard?"
         yield
     finally:
         process.stdin.close()  # it ends its Ray

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from ray import tune as ray_tune
 
-from repmtl_ray import tune
+from repmtl_ray import cluster, tune
 from repmtl_ray.config import replace, to_dict
 from tests.ray._leftovers import leftovers
 from tests.ray._other_ray import another_ray
@@ -138,6 +138,13 @@ def test_a_search_goes_on_after_its_driver_and_its_ray_died(short, storage, undi
     pandas.testing.assert_frame_equal(
         found.table.drop(columns=own), undisturbed.table.drop(columns=own)
     )
+
+
+def test_early_stopping_without_a_dashboard_is_refused(short, storage, monkeypatch):
+    assert cluster.has_dashboard()
+    monkeypatch.setattr(cluster, "has_dashboard", lambda: False)
+    with pytest.raises(ValueError, match=r"no dashboard.*--include-dashboard=true"):
+        tune(short, {TSR: 1.0}, scheduler="asha", storage_path=str(storage))
 
 
 @pytest.mark.parametrize(
