@@ -22,6 +22,7 @@ import math
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -251,7 +252,14 @@ def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> li
     from ray.cluster_utils import Cluster
 
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
-    dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    dashboard = {
+        "include_dashboard": True,
+        "dashboard_host": "127.0.0.1",
+        "dashboard_port": port,
+    }
     nodes = Cluster(initialize_head=True, head_node_args={**small, **dashboard})
     goes = nodes.add_node(**small)
     ray.init(address=nodes.address, log_to_driver=False)
