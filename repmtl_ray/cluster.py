@@ -18,8 +18,7 @@ from typing import Any
 
 import ray
 import yaml
-from ray._private.ray_constants import DASHBOARD_ADDRESS, KV_NAMESPACE_DASHBOARD
-from ray.experimental import internal_kv
+from ray._private.worker import get_dashboard_url
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +103,8 @@ def connect(*, num_cpus: int | None = None) -> None:
 
 
 def has_dashboard() -> bool:
-    """Whether the cluster's head runs the dashboard's server, which Ray's own processes ask what is
-    alive."""
-    address = internal_kv._internal_kv_get(DASHBOARD_ADDRESS, namespace=KV_NAMESPACE_DASHBOARD)
-    return bool(address)
+    """Whether the cluster's head serves the dashboard, which Ray's own processes ask what is alive."""
+    return bool(get_dashboard_url())
 
 
 def _check_address(wanted: str) -> None:
