@@ -43,13 +43,14 @@ def plan_faults(
 
 def events_of(folder: str | Path) -> list[dict[str, Any]]:
     """What was logged, in order: "event" ("step" or "evaluating" of the first worker as they
-    begin, or a fault's kind), "at" (the step), "time" (seconds)."""
+    begin, or a fault's kind), "at" (the step), "time" (seconds), "pid" (whose log line it is)."""
     lines = (Path(f"{folder}.faults") / "events.jsonl").read_text().splitlines()
     return sorted((json.loads(line) for line in lines), key=lambda event: event["time"])
 
 
 def log_event(folder: str | Path, event: str, at: int | None) -> None:
-    line = json.dumps({"event": event, "at": at, "time": time.time()}) + "\n"
+    values = {"event": event, "at": at, "time": time.time(), "pid": os.getpid()}
+    line = json.dumps(values) + "\n"
     file = os.open(Path(f"{folder}.faults") / "events.jsonl", os.O_WRONLY | os.O_APPEND)
     try:
         os.write(file, line.encode())

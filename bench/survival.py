@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,14 +131,16 @@ def rows_of(part: str, folder: Path, result: FitResult | None, undisturbed: FitR
     for number, event in enumerate(events):
         if event["event"] in faults.WORK:
             continue
-        before = [e["at"] for e in events[:number] if e["event"] == "step"]
-        after: Sequence[dict[str, Any]] = [e for e in events[number:] if e["event"] in faults.WORK]
-        done = max(before, default=1) - 1  # the last one had begun
+        work = [e for e in events[:number] if e["event"] in faults.WORK]
+        at_work = work[-1]["pid"] if work else None  # in the group of workers that was struck
+        after = [e for e in events[number:] if e["event"] in faults.WORK and e["pid"] != at_work]
+        done = max((e["at"] for e in work if e["event"] == "step"), default=1) - 1
         if event["event"] in ("checkpoint", "evaluation"):
             done = event["at"]
+        elif event["event"] in ("mid-step", "torn checkpoint"):
+            done = event["at"] - 1
         elif event["event"] == "full disk":
             done = (done // STEPS + 1) * STEPS  # the run ended with the epoch
-            after = _after_the_end(after)
         first = after[0] if after else None
         again = 0 if first is None else done - first["at"] + (first["event"] == "step")
         rows.append(
@@ -153,14 +155,6 @@ def rows_of(part: str, folder: Path, result: FitResult | None, undisturbed: FitR
             )
         )
     return rows
-
-
-def _after_the_end(work: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """What was done by the run that was started again: from where the steps jump back."""
-    for number, (one, other) in enumerate(itertools.pairwise(work)):
-        if other["at"] <= one["at"] and other["event"] == "step":
-            return work[number + 1 :]
-    return work[-1:]
 
 
 def random_faults(rng: random.Random, number: int) -> list[dict[str, Any]]:
