@@ -106,12 +106,7 @@ def tune(
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the search to continue.")
-    if num_samples < max(1, len(references)):
-        raise ValueError(
-            f"num_samples is {num_samples}; expected at least 1, and at least the {len(references)} references."
-        )
-    if max_concurrent is not None and max_concurrent < 1:
-        raise ValueError(f"max_concurrent is {max_concurrent}; expected at least 1.")
+    _check_numbers(num_samples, len(references), max_concurrent)
     check_choice("searcher", searcher, ("random", "optuna"))
     check_choice("scheduler", scheduler, ("none", "asha"))
     check_space(experiment, param_space, searcher)
@@ -119,12 +114,7 @@ def tune(
     cluster.connect()
     preflight(experiment, placement)
     root = storage.absolute(storage_path)
-    name = name or fresh_name("tune", experiment)
-    directory = f"{root}/{name}"
-    _check_name(directory, resume)
-    claim(directory, experiment)
-    alike.check_nodes(directory)
-    print(f"search {name} in {root}", flush=True)
+    directory = _begin(root, name or fresh_name("tune", experiment), experiment, resume)
     data = cache_data(experiment)
     room = max(1, placement.concurrent())
     concurrency = min(room, max_concurrent or room)
@@ -136,6 +126,7 @@ def tune(
         concurrency=concurrency,
         checkpoints=checkpoints,
     )
+    whole = whole_paths(param_space)
     driver = ray_tune.with_parameters(
         run_trial,
         experiment=to_dict(experiment),
@@ -144,7 +135,7 @@ def tune(
         storage_path=directory,
         baseline=baseline,
         checkpoints=checkpoints,
-        whole=whole_paths(param_space),
+        whole=whole,
     )
     tuner = make_tuner(
         driver,
@@ -164,18 +155,7 @@ def tune(
         progress=Progress(experiment.epochs, METRIC),
         resume=resume,
     )
-    results = tuner.fit()
-    table = results_table(results, experiment, whole=whole_paths(param_space))
-    done = table[(table["status"] != "failed") & table[METRIC].notna()]
-    best = None if done.empty else replace(experiment, done.iloc[0]["config"])
-    return SearchResult(
-        table=table,
-        baseline=baseline,
-        best=best,
-        directory=directory,
-        experiment=experiment,
-        histories=histories_of(results),
-    )
+    return _found(tuner.fit(), experiment, baseline, directory, whole)
 
 
 def results_table(
@@ -223,6 +203,46 @@ def results_table(
     table = table.sort_values("status", key=lambda status: status == "failed", kind="stable")
     table.insert(0, "rank", range(1, len(table) + 1))
     return table.reset_index(drop=True)
+
+
+def _found(
+    results: ray_tune.ResultGrid,
+    experiment: Experiment,
+    baseline: dict[str, float],
+    directory: str,
+    whole: frozenset[str],
+) -> SearchResult:
+    """What the trials that have ended say."""
+    table = results_table(results, experiment, whole=whole)
+    done = table[(table["status"] != "failed") & table[METRIC].notna()]
+    best = None if done.empty else replace(experiment, done.iloc[0]["config"])
+    return SearchResult(
+        table=table,
+        baseline=baseline,
+        best=best,
+        directory=directory,
+        experiment=experiment,
+        histories=histories_of(results),
+    )
+
+
+def _check_numbers(num_samples: int, num_references: int, max_concurrent: int | None) -> None:
+    if num_samples < max(1, num_references):
+        raise ValueError(
+            f"num_samples is {num_samples}; expected at least 1, and at least the {num_references} references."
+        )
+    if max_concurrent is not None and max_concurrent < 1:
+        raise ValueError(f"max_concurrent is {max_concurrent}; expected at least 1.")
+
+
+def _begin(root: str, name: str, experiment: Experiment, resume: bool) -> str:
+    """Makes the search's directory its own, on every node, and returns it."""
+    directory = f"{root}/{name}"
+    _check_name(directory, resume)
+    claim(directory, experiment)
+    alike.check_nodes(directory)
+    print(f"search {name} in {root}", flush=True)
+    return directory
 
 
 def _search_algorithm(
