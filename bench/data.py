@@ -38,7 +38,7 @@ import torch
 from pyarrow import parquet
 from torch.utils.data import DataLoader, Dataset
 
-from repmtl_ray import cluster, loop
+from repmtl_ray import cluster
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
 from repmtl_ray.data.augment import augment
@@ -48,6 +48,7 @@ from repmtl_ray.data.collate import collate
 from repmtl_ray.data.prepare import prepare
 from repmtl_ray.data.sources import Stream, open_streams
 from repmtl_ray.data.streamed import StreamedRows
+from repmtl_ray.runs import loop
 
 BATCH_SIZE = 16
 TASKS = ("segmentation", "depth")

@@ -60,7 +60,7 @@ def log_event(folder: str | Path, event: str, at: int | None) -> None:
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker, with the plan armed."""
-    from repmtl_ray.run_worker import run_worker
+    from repmtl_ray.runs.worker import run_worker
 
     _arm(Path(config["directory"]))
     return run_worker(config)
@@ -77,8 +77,9 @@ def damage_newest_checkpoint(folder: Path) -> None:
 
 def _arm(folder: Path) -> None:
     """Puts this process's faults into the functions that they strike in."""
-    from repmtl_ray import checkpoint, collectives, durable, guard, loop
-    from repmtl_ray.step import Stepper
+    from repmtl_ray import collectives, durable
+    from repmtl_ray.runs import checkpoint, guard, loop
+    from repmtl_ray.runs.step import Stepper
 
     plan = json.loads((Path(f"{folder}.faults") / "plan.json").read_text())
     rank = collectives.current().rank

@@ -40,10 +40,10 @@ import torch
 
 from bench import faults
 from repmtl_ray import cluster, train
-from repmtl_ray.checkpoint import read_state
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
-from repmtl_ray.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint import read_state
+from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.train import FitResult, fit
 
 YES, NO = "yes", "**no**"

@@ -12,9 +12,10 @@ first form: 8 x 3 runs and 6 single-task ones of about 35 s, two at a time, on 2
 
 from __future__ import annotations
 
-from repmtl_ray import cli, cli_benchmark
-from repmtl_ray.methods import ablation
+from repmtl_ray import cli
+from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.report.records import factor_effects
+from repmtl_ray.studies.methods import ablation
 
 FACTORS = ("log", "TSR", "CSA")
 

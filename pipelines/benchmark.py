@@ -13,8 +13,9 @@ the first form: about 35 s a run, two at a time, on 2 cores; a run is a method, 
 
 from __future__ import annotations
 
-from repmtl_ray import cli, cli_benchmark
-from repmtl_ray.methods import methods
+from repmtl_ray import cli
+from repmtl_ray.cli import benchmark as cli_benchmark
+from repmtl_ray.studies.methods import methods
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python pipelines/export.py CHECKPOINT --out model.safetensors [--encoder]
 
 CHECKPOINT is a folder or URI as `fit` and the results of a search name it. The file holds tensors
-and the experiment's description, no code; `repmtl_ray.export.import_model` reads it back, and with
+and the experiment's description, no code; `repmtl_ray.runs.export.import_model` reads it back, and with
 --encoder the setting model.weights does. Takes seconds; needs no Ray.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from repmtl_ray import cli
 from repmtl_ray.config import digest
-from repmtl_ray.export import export_model
+from repmtl_ray.runs.export import export_model
 
 
 def main() -> None:

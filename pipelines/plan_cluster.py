@@ -20,11 +20,12 @@ from pathlib import Path
 
 from tune_cityscapes import demonstration, paper
 
-from repmtl_ray import cli, plan
+from repmtl_ray import cli
 from repmtl_ray.config import Experiment
-from repmtl_ray.measured import Epoch, Record, measure_epoch, read_search
 from repmtl_ray.report.plan_figure import plan_figure
 from repmtl_ray.report.table import aligned
+from repmtl_ray.studies import plan
+from repmtl_ray.studies.measured import Epoch, Record, measure_epoch, read_search
 
 DRIVER_GIB = 0.6
 """Of the head's memory that a running trial's driver and controller take; an estimate."""

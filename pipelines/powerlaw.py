@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from repmtl_ray import cli
-from repmtl_ray.checkpoint import read_experiment
 from repmtl_ray.config import differences
-from repmtl_ray.powerlaw import of_checkpoint, text
+from repmtl_ray.runs.checkpoint import read_experiment
+from repmtl_ray.studies.powerlaw import of_checkpoint, text
 
 
 def main() -> None:

@@ -10,8 +10,9 @@ pipelines/benchmark.py; single-task rows are trained once, with the unvaried rat
 
 from __future__ import annotations
 
-from repmtl_ray import cli, cli_benchmark
-from repmtl_ray.methods import Changes, sensitivity
+from repmtl_ray import cli
+from repmtl_ray.cli import benchmark as cli_benchmark
+from repmtl_ray.studies.methods import Changes, sensitivity
 
 STUDIES = ("tsr", "csa", "rate")
 

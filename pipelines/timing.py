@@ -15,9 +15,11 @@ import argparse
 import csv
 from statistics import median
 
-from repmtl_ray import cli, cli_benchmark, cli_results, policies
-from repmtl_ray.methods import methods
-from repmtl_ray.timing import text, time_methods
+from repmtl_ray import cli, policies
+from repmtl_ray.cli import benchmark as cli_benchmark
+from repmtl_ray.cli import results as cli_results
+from repmtl_ray.studies.methods import methods
+from repmtl_ray.studies.timing import text, time_methods
 
 NEEDS_MORE = ("stl", "Constant", "COSMOS", "TrimmedMean", "Krum", "IGBv2")
 """Policies that need arguments, other tasks or long warm-ups; not part of "all"."""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from repmtl_ray.config import Experiment
     from repmtl_ray.data.custom import CustomData
     from repmtl_ray.delta import delta_p
-    from repmtl_ray.keeper import Checkpoints
     from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
+    from repmtl_ray.runs.keeper import Checkpoints
     from repmtl_ray.saliency import task_saliency
     from repmtl_ray.search import SearchResult, tune
     from repmtl_ray.train import FitResult, fit
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Checkpoints": "keeper",
+    "Checkpoints": "runs.keeper",
     "CustomData": "data.custom",
     "Experiment": "config",
     "FitResult": "train",

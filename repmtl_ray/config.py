@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 SEGNET = "segnet_mtan"
-"""The encoder of this project's own (`segnet.py`); all others are timm's."""
+"""The encoder of this project's own (`models/segnet.py`); all others are timm's."""
 
 
 @dataclass(frozen=True, kw_only=True)

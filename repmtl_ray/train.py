@@ -1,8 +1,8 @@
 """One experiment on Ray Train: `fit`, and the loop that each of its workers runs.
 
-Owns how a run uses Ray Train. What happens in an epoch is `loop.py`; this module gives it workers,
-data from the object store, and another life after a worker died; `guard.py` and `keeper.py` give it
-checkpoints in the run's storage.
+Owns how a run uses Ray Train. What happens in an epoch is `runs/loop.py`; this module gives it
+workers, data from the object store, and another life after a worker died; `runs/guard.py` and
+`runs/keeper.py` give it checkpoints in the run's storage.
 
 Two more processes than the workers import this module for every run (Tune's driver and Train's
 controller), so what they do not need (models, policies, data) is imported where it is used: seconds
@@ -38,8 +38,8 @@ from repmtl_ray.config import (
     from_dict,
     to_dict,
 )
-from repmtl_ray.keeper import Checkpoints, Keeper, read_final, read_marker
-from repmtl_ray.run_worker import CachedData, run_worker
+from repmtl_ray.runs.keeper import Checkpoints, Keeper, read_final, read_marker
+from repmtl_ray.runs.worker import CachedData, run_worker
 from repmtl_ray.storage import absolute, exists, read_text, write_text
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class FitResult:
     Args:
         metrics: of the last epoch, by name ("segmentation/miou", ...).
         history: the metrics of every epoch, also those before a restart.
-        checkpoint: path or URI of the last checkpoint (`repmtl_ray.checkpoint`).
+        checkpoint: path or URI of the last checkpoint (`repmtl_ray.runs.checkpoint`).
         epochs_now: how many of the epochs were trained by this very call; 0 if the run had finished
             before.
         best_checkpoint: of the best epoch (`protocols.best_epoch`).
@@ -124,9 +124,9 @@ def preflight(
     Raises:
         ValueError: where, what was found, what to do.
     """
-    from repmtl_ray import loop
     from repmtl_ray.data.sources import image_size, open_streams
     from repmtl_ray.models import build_model
+    from repmtl_ray.runs import loop
 
     placement.check_divides(experiment.batch_size)
     tasks = loop.selected_tasks(experiment, None if held is None else held.tasks)

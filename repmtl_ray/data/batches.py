@@ -40,6 +40,10 @@ class _Part(NamedTuple):
     keys: list[tuple[int, ...]]
 
 
+_Draw = Callable[[int, int], tuple[Indices, Indices]]
+"""(first, count) to so many samples from a place in a stream's epoch on, and their laps."""
+
+
 class Rows(Protocol):
     """The samples of one stream, by number."""
 
@@ -180,36 +184,13 @@ def train_batches(
             split, an unknown task; later: what `rows` raises.
     """
     num_steps = steps_per_epoch(streams, batch_size)
-    aligned: Mapping[str, tuple[Indices, Indices]] = {}
-    if pairing == "class":
-        longest = max(streams, key=lambda stream: stream.num_samples)
-        anchor = epoch_order(
-            longest.num_samples, seed=seed, epoch=epoch, lap=0, stream=longest.name
-        )[: num_steps * batch_size]
-        aligned = class_aligned(streams, anchor, seed=seed, epoch=epoch)
+    draws = _draws(streams, num_steps * batch_size, seed=seed, epoch=epoch, pairing=pairing)
     streams = select(streams, tasks)
     num_own = _share(batch_size, workers)
-    orders: dict[tuple[str, int], Indices] = {}
-
-    def order(stream: Stream, first: int) -> tuple[Indices, Indices]:
-        """The samples from a place in the epoch on, and their laps."""
-        if aligned:
-            indices, laps = aligned[stream.name]
-            return indices[first : first + num_own], laps[first : first + num_own]
-        laps, places = np.divmod(np.arange(first, first + num_own), stream.num_samples)
-        for lap in np.unique(laps).tolist():
-            if (stream.name, lap) not in orders:
-                orders[stream.name, lap] = epoch_order(
-                    stream.num_samples, seed=seed, epoch=epoch, lap=lap, stream=stream.name
-                )
-        indices = np.array(
-            [orders[stream.name, lap][place] for lap, place in zip(laps, places, strict=True)]
-        )
-        return indices, laps
 
     def part(stream: Stream, step: int) -> _Part:
         """This worker's samples of one stream in one step."""
-        indices, laps = order(stream, step * batch_size + workers.rank * num_own)
+        indices, laps = draws[stream.name](step * batch_size + workers.rank * num_own, num_own)
         key = zlib.crc32(stream.name.encode())
         return _Part(
             stream,
@@ -270,6 +251,44 @@ def eval_batches(
                 yield collate([(stream, samples)], tasks, dtype)
 
     return prefetched(make, prefetch)
+
+
+def _draws(
+    streams: Sequence[Stream],
+    num_entries: int,
+    *,
+    seed: int,
+    epoch: int,
+    pairing: Literal["position", "class"],
+) -> dict[str, _Draw]:
+    """By stream, which samples an epoch of so many entries has where."""
+    if pairing != "class":
+        return {stream.name: _in_laps(stream, seed=seed, epoch=epoch) for stream in streams}
+    longest = max(streams, key=lambda stream: stream.num_samples)
+    anchor = epoch_order(longest.num_samples, seed=seed, epoch=epoch, lap=0, stream=longest.name)
+    aligned = class_aligned(streams, anchor[:num_entries], seed=seed, epoch=epoch)
+    return {stream.name: _as_listed(*aligned[stream.name]) for stream in streams}
+
+
+def _in_laps(stream: Stream, *, seed: int, epoch: int) -> _Draw:
+    """One lap's order after the other; each is made when it is first reached."""
+    orders: dict[int, Indices] = {}
+
+    def draw(first: int, count: int) -> tuple[Indices, Indices]:
+        laps, places = np.divmod(np.arange(first, first + count), stream.num_samples)
+        for lap in np.unique(laps).tolist():
+            if lap not in orders:
+                orders[lap] = epoch_order(
+                    stream.num_samples, seed=seed, epoch=epoch, lap=lap, stream=stream.name
+                )
+        indices = np.array([orders[lap][place] for lap, place in zip(laps, places, strict=True)])
+        return indices, laps
+
+    return draw
+
+
+def _as_listed(indices: Indices, laps: Indices) -> _Draw:
+    return lambda first, count: (indices[first : first + count], laps[first : first + count])
 
 
 def _share(batch_size: int, workers: Workers) -> int:

@@ -21,11 +21,9 @@ from repmtl_ray.data import (
     nyuv2,
     nyuv2_mat,
     office,
-    rendered,
-    rooms,
     shards,
-    street_scenes,
 )
+from repmtl_ray.data.scenes import rendered, rooms, street_scenes
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 
 if TYPE_CHECKING:

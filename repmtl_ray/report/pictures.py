@@ -18,17 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repmtl_ray import checkpoint
 from repmtl_ray.config import Experiment
-from repmtl_ray.cut import cut_at
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.collate import collate
 from repmtl_ray.data.sources import open_streams, tasks_of
 from repmtl_ray.data.stream import Kind
-from repmtl_ray.loop import DTYPES
 from repmtl_ray.models import representation_module
+from repmtl_ray.runs import checkpoint
+from repmtl_ray.runs.cut import cut_at
+from repmtl_ray.runs.loop import DTYPES
+from repmtl_ray.runs.step import paired_saliency
 from repmtl_ray.saliency import arrange
-from repmtl_ray.step import paired_saliency
 
 Array = NDArray[Any]
 

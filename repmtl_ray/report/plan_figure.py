@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from repmtl_ray.plan import Machines, Outcome, Search
+from repmtl_ray.studies.plan import Machines, Outcome, Search
 
 
 def plan_figure(

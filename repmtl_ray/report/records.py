@@ -1,8 +1,8 @@
 """What a record of a benchmark run means, and the rows that tables are made of.
 
 Owns the summary of records over seeds: means, deviations, delta_p, delta_m, mean rank, and the
-refusal to compare what is not comparable. A record is what `benchmark.py` writes for a run: method,
-task (single-task runs), seed, metrics, epochs, history, experiment, digest, dataset, source,
+refusal to compare what is not comparable. A record is what `studies/benchmark.py` writes for a run:
+method, task (single-task runs), seed, metrics, epochs, history, experiment, digest, dataset, source,
 fingerprint, notes, protocol, changes, reported_split, commit, version, checkpoint, seconds. No Ray.
 """
 

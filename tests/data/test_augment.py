@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from repmtl_ray.data._interior import FOCAL
 from repmtl_ray.data.augment import SCALES, augment
-from repmtl_ray.data.rooms import render
+from repmtl_ray.data.scenes._interior import FOCAL
+from repmtl_ray.data.scenes.rooms import render
 
 KINDS = {
     "image": "image",

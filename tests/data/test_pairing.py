@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from repmtl_ray import loop
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import DataConfig, Experiment
 from repmtl_ray.data.batches import LocalRows, train_batches
 from repmtl_ray.data.pairing import class_aligned
 from repmtl_ray.data.sources import Stream, open_streams
+from repmtl_ray.runs import loop
 from tests.data._layouts import domain_stream, make_office
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from repmtl_ray.config import DataConfig
-from repmtl_ray.data import street_scenes
+from repmtl_ray.data.scenes import street_scenes
 from repmtl_ray.data.sources import open_streams
 
 SIZES = {"height": 16, "width": 32, "num_train": 3, "num_val": 2, "scene_seed": 5}

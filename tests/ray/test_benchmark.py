@@ -13,9 +13,10 @@ import sys
 import pytest
 
 from pipelines import benchmark as recipe
-from repmtl_ray import cli_benchmark, protocols
-from repmtl_ray.benchmark import benchmark
-from repmtl_ray.methods import method
+from repmtl_ray import protocols
+from repmtl_ray.cli import benchmark as cli_benchmark
+from repmtl_ray.studies.benchmark import benchmark
+from repmtl_ray.studies.methods import method
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SMALL = [

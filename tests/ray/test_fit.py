@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from bench import faults
-from repmtl_ray import Placement, checkpoint, fit, train
+from repmtl_ray import Placement, fit, train
 from repmtl_ray.config import replace
-from repmtl_ray.keeper import Checkpoints
+from repmtl_ray.runs import checkpoint
+from repmtl_ray.runs.keeper import Checkpoints
 from tests.ray._leftovers import leftovers
 
 pytestmark = pytest.mark.ray

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from repmtl_ray import Placement, checkpoint, fit
+from repmtl_ray import Placement, fit
 from repmtl_ray.config import DataConfig, replace, to_dict
 from repmtl_ray.data import cache, manifest, prepare, shards
 from repmtl_ray.data.cache import cache_streams, check_streams
 from repmtl_ray.data.sources import Stream, open_streams
+from repmtl_ray.runs import checkpoint
 from tests.data._layouts import dense_stream, make_cityscapes
 from tests.ray._s3 import BUCKET, S3, serving
 

@@ -5,10 +5,10 @@ import json
 import shutil
 from pathlib import Path
 
-from repmtl_ray import keeper, loop
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.sources import open_streams
+from repmtl_ray.runs import keeper, loop
 
 
 def small_experiment(**changes):

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from repmtl_ray import policies
-from repmtl_ray.batch_norm import use_global_statistics
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import ModelConfig, PolicyConfig
 from repmtl_ray.data.columns import Batch
-from repmtl_ray.heads import build_head
 from repmtl_ray.models import MultiTaskModel
+from repmtl_ray.models.batch_norm import use_global_statistics
+from repmtl_ray.models.heads import build_head
 from repmtl_ray.regularizers import RepMTL
-from repmtl_ray.step import Stepper
+from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Classification, InverseDepth, Segmentation, Task
 
 DENSE: tuple[Task, ...] = (

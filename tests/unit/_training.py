@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repmtl_ray import loop
-from repmtl_ray.checkpoint import Parts
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, replace
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.sources import open_streams
+from repmtl_ray.runs import loop
+from repmtl_ray.runs.checkpoint import Parts
 
 Watch = Callable[[dict[str, float]], None]
 

@@ -13,62 +13,38 @@ PACKAGE = ROOT / "repmtl_ray"
 
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
-        "conversion",
-        "config",
-        "data_config",
-        "collectives",
-        "storage",
-        "durable",
-        "data.columns",
-        "data.stream",
+        *("conversion", "config", "data_config", "collectives", "storage", "durable"),
+        *("data.columns", "data.stream"),
     ),
     1: (
-        *("metrics", "tasks", "saliency", "regularizers", "delta"),
-        *("batch_norm", "encoders", "heads", "models", "segnet"),
-        *("data", "data.npy", "data.dense", "data.npy_layout", "data.cityscapes", "data.nyuv2"),
-        *("data.mirrors", "data.cityscapes_files", "data.nyuv2_mat", "data.normals"),
-        *("data.office", "data.sources"),
-        *("data.street_scenes", "data._raycast", "data._shading", "data._street"),
-        *("data.rooms", "data._interior", "data._furniture", "data._lamplight"),
-        *("data._rendered", "data._sensor"),
-        *(
-            "data.augment",
-            "data.batches",
-            "data.collate",
-            "data.pairing",
-            "data.streamed",
-            "data.cache",
-        ),
-        *("data.manifest", "data.shards", "data.contract", "data.prepare", "data.custom"),
-        *("data.holdout", "data.rendered", "methods", "protocols"),
+        *("metrics", "tasks", "saliency", "regularizers", "delta", "protocols"),
+        *("data.*", "models.*", "studies.methods"),
     ),
-    2: ("policies", "policies.*"),
-    3: (
-        *("cut", "step", "evaluate", "keeper", "checkpoint", "loop", "report", "report.*"),
-        *("export", "final", "measured", "plan", "powerlaw", "timing"),
-    ),
-    4: ("alike", "cluster", "guard", "run_worker", "train"),
-    5: ("asha", "baseline", "benchmark", "progress", "search", "space", "trial"),
-    6: ("cli", "cli_benchmark", "cli_results"),
+    2: ("policies.*",),
+    3: ("runs.*", "report.*", "studies.*"),
+    4: ("alike", "cluster", "train", "runs.guard", "runs.worker"),
+    5: ("search.*", "studies.benchmark"),
+    6: ("cli.*",),
 }
-"""A module imports from its own floor and those below. `repmtl_ray` itself only hands out names."""
+"""A module imports from its own floor and those below; a module's own entry goes before its
+package's, which is of all that has none. `repmtl_ray` itself only hands out names."""
 
 RAY = {
     "alike",
-    "asha",
-    "baseline",
-    "benchmark",
     "cluster",
     "data.cache",
     "data.custom",
     "data.prepare",
-    "guard",
-    "progress",
-    "run_worker",
+    "runs.guard",
+    "runs.worker",
     "search",
-    "space",
+    "search.asha",
+    "search.baseline",
+    "search.progress",
+    "search.space",
+    "search.trial",
+    "studies.benchmark",
     "train",
-    "trial",
 }
 LONGEST = 400
 LOOKED_AT: dict[str, int] = {}
@@ -105,23 +81,31 @@ def imports(name: str) -> Iterator[str]:
                     yield str(first.value)
 
 
+def packages_of(name: str) -> set[str]:
+    """Those that a module lies in, which Python loads before it."""
+    parts = name.split(".")
+    return {".".join(parts[:length]) for length in range(1, len(parts))}
+
+
 def own_imports(name: str) -> set[str]:
-    """Those of this package, by their short names."""
-    found = set()
+    """Those of this package, by their short names, with the packages that they lie in."""
+    found, around = set(), set()
     for imported in imports(name):
         if imported.startswith("repmtl_ray."):
             short = imported.removeprefix("repmtl_ray.")
             while short and short not in MODULES:
                 short = short.rpartition(".")[0]
             found.add(short)
-    return found - {"", name}
+            around |= packages_of(short)
+    return (found | around - packages_of(name)) - {"", name}
 
 
 def floor_of(name: str) -> int:
-    package = f"{name.partition('.')[0]}.*"
-    floors = [n for n, names in FLOORS.items() if name in names or package in names]
-    assert floors, f"{name} stands on no floor: add it to FLOORS in {Path(__file__).name}"
-    return floors[0]
+    for entry in (name, f"{name.partition('.')[0]}.*"):
+        for floor, names in FLOORS.items():
+            if entry in names:
+                return floor
+    raise AssertionError(f"{name} stands on no floor: add it to FLOORS in {Path(__file__).name}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -157,9 +141,10 @@ def test_ray_is_used_where_runs_are_placed_and_samples_cached_and_nowhere_else()
 
 
 def test_ray_train_tune_and_data_have_one_user_each():
-    assert users_of("ray.train") == {"guard", "run_worker", "train"}
+    assert users_of("ray.train") == {"runs.guard", "runs.worker", "train"}
     assert users_of("ray.tune") == {
-        *("asha", "baseline", "benchmark", "progress", "search", "space", "trial")
+        *(name for name in NAMES if name == "search" or name.startswith("search.")),
+        "studies.benchmark",
     }
     assert users_of("ray.data") == {"data.cache", "data.custom"}
 
@@ -175,7 +160,7 @@ def test_only_collectives_talk_to_other_processes():
 
 
 def test_only_encoders_and_batch_norm_know_timm():
-    assert users_of("timm") == {"encoders", "batch_norm"}
+    assert users_of("timm") == {"models.encoders", "models.batch_norm"}
 
 
 def test_configuration_and_storage_load_neither_torch_nor_ray():
@@ -184,11 +169,11 @@ def test_configuration_and_storage_load_neither_torch_nor_ray():
 
 
 def test_an_epoch_runs_without_ray():
-    """`loop` and all it imports: mathematics, models, policies, data from files."""
+    """`runs.loop` and all it imports: mathematics, models, policies, data from files."""
     program = (
         "import sys\n"
         "sys.modules['ray'] = None\n"  # any `import ray` is now an ImportError
-        "import repmtl_ray.loop, repmtl_ray.report.table, repmtl_ray.report.heatmap\n"
+        "import repmtl_ray.runs.loop, repmtl_ray.report.table, repmtl_ray.report.heatmap\n"
         "from repmtl_ray import RepMTL, csa_loss, delta_p, policies, task_saliency, tsr_loss\n"
         "policies.names()\n"
         "assert not [name for name in sys.modules if name.startswith('ray.')]\n"

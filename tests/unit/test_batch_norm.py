@@ -10,8 +10,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
-from repmtl_ray.batch_norm import GlobalBatchNorm, frozen_statistics, use_global_statistics
 from repmtl_ray.collectives import ALONE, Workers, current
+from repmtl_ray.models.batch_norm import GlobalBatchNorm, frozen_statistics, use_global_statistics
 
 ROWS = {"equal": (4, 4), "unequal": (3, 5), "one row": (7, 1), "none": (8, 0)}
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from repmtl_ray import checkpoint, durable, loop
-from repmtl_ray.checkpoint import EXPERIMENT_FILE, MARKER_FILE, STATE_FILE, Progress
+from repmtl_ray import durable
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import replace
-from repmtl_ray.keeper import describe
-from repmtl_ray.step import ExperimentError
+from repmtl_ray.runs import checkpoint, loop
+from repmtl_ray.runs.checkpoint import EXPERIMENT_FILE, MARKER_FILE, STATE_FILE, Progress
+from repmtl_ray.runs.keeper import describe
+from repmtl_ray.runs.step import ExperimentError
 from tests.unit._asserts import assert_same
 from tests.unit._training import run, small_experiment, state_of
 

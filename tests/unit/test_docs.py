@@ -11,7 +11,7 @@ import pytest
 
 from repmtl_ray import cli, config
 from repmtl_ray.cluster import Placement
-from repmtl_ray.keeper import Checkpoints
+from repmtl_ray.runs.keeper import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -111,9 +111,9 @@ def options_of(recipe: Path) -> set[str]:
     """Every option in a recipe's source, with those that searches share."""
     text = recipe.read_text()
     if "search_parser" in text:
-        text += (ROOT / "repmtl_ray" / "cli.py").read_text()
+        text += (ROOT / "repmtl_ray" / "cli" / "__init__.py").read_text()
     if "cli_benchmark" in text:
-        text += (ROOT / "repmtl_ray" / "cli_benchmark.py").read_text()
+        text += (ROOT / "repmtl_ray" / "cli" / "benchmark.py").read_text()
     for helper in re.findall(r"cli\.(add_\w+)\(", text):
         text += inspect.getsource(getattr(cli, helper))
     return set(re.findall(r'"(--[a-z][a-z-]+)"', text))

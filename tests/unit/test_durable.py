@@ -7,7 +7,7 @@ from moto.server import ThreadedMotoServer
 
 from repmtl_ray import durable, storage
 from repmtl_ray.durable import StorageError
-from repmtl_ray.keeper import Keeper
+from repmtl_ray.runs.keeper import Keeper
 from tests.unit.test_keeper import saving
 
 

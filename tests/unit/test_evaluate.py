@@ -12,8 +12,8 @@ from torch import Tensor
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import ModelConfig
 from repmtl_ray.data.columns import Batch
-from repmtl_ray.evaluate import evaluate
 from repmtl_ray.models import MultiTaskModel, build_model
+from repmtl_ray.runs.evaluate import evaluate
 from repmtl_ray.tasks import Classification, InverseDepth, Normals, Segmentation, Task
 
 TASKS: list[Task] = [

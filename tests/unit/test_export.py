@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from repmtl_ray import checkpoint, loop
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import replace
-from repmtl_ray.export import export_model, import_model
 from repmtl_ray.models import build_model
+from repmtl_ray.runs import checkpoint, loop
+from repmtl_ray.runs.export import export_model, import_model
 from tests.unit._asserts import assert_same
 from tests.unit._training import small_experiment
 

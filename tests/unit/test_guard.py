@@ -9,13 +9,15 @@ import pytest
 import torch
 from ray.tune.schedulers import TrialScheduler
 
-from repmtl_ray import cluster, durable, guard, trial
-from repmtl_ray.asha import ResumableASHA
+from repmtl_ray import cluster, durable
 from repmtl_ray.cluster import Available, Placement
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import DataConfig, Experiment, ExperimentError
-from repmtl_ray.guard import Guard, is_out_of_memory
-from repmtl_ray.keeper import Checkpoints
+from repmtl_ray.runs import guard
+from repmtl_ray.runs.guard import Guard, is_out_of_memory
+from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.search import trial
+from repmtl_ray.search.asha import ResumableASHA
 from tests.unit.test_keeper import places, saving
 
 NEVER = Checkpoints(every_minutes=None)

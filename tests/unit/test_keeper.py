@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from repmtl_ray import checkpoint, durable, keeper, loop, storage
-from repmtl_ray.keeper import MARKER_FILE, Checkpoints, Keeper, Marker, describe, marker_text
+from repmtl_ray import durable, storage
+from repmtl_ray.runs import checkpoint, keeper, loop
+from repmtl_ray.runs.keeper import MARKER_FILE, Checkpoints, Keeper, Marker, describe, marker_text
 from tests.unit._asserts import assert_same
 from tests.unit._training import small_experiment, split, state_of
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from repmtl_ray import loop
-from repmtl_ray.baseline import single_task
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.data.batches import eval_batches
-from repmtl_ray.evaluate import evaluate
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.policies.base import Policy
-from repmtl_ray.step import ExperimentError, NonFiniteLossError
+from repmtl_ray.runs import loop
+from repmtl_ray.runs.evaluate import evaluate
+from repmtl_ray.runs.step import ExperimentError, NonFiniteLossError
+from repmtl_ray.search.baseline import single_task
 from tests.unit._asserts import assert_same
 from tests.unit._training import run, small_experiment, split, state_of
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from repmtl_ray.config import ModelConfig
-from repmtl_ray.heads import ASPPHead, LinearHead
 from repmtl_ray.models import MultiTaskModel, build_model, representation_module
+from repmtl_ray.models.heads import ASPPHead, LinearHead
 from repmtl_ray.tasks import Classification, Depth, Segmentation, Task
 
 SIZE = (64, 96)

@@ -14,16 +14,17 @@ from torch import nn
 from pipelines import pictures as pictures_recipe
 from pipelines import powerlaw as powerlaw_recipe
 from pipelines import timing as timing_recipe
-from repmtl_ray import checkpoint, final, loop, powerlaw, timing
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, ModelConfig, RegularizerConfig, replace
-from repmtl_ray.evaluate import evaluate
-from repmtl_ray.keeper import Keeper
-from repmtl_ray.methods import methods
 from repmtl_ray.protocols import best_epoch
 from repmtl_ray.regularizers import tsr_loss
 from repmtl_ray.report import figures
 from repmtl_ray.report.pictures import affinity, look, shares
+from repmtl_ray.runs import checkpoint, final, loop
+from repmtl_ray.runs.evaluate import evaluate
+from repmtl_ray.runs.keeper import Keeper
+from repmtl_ray.studies import powerlaw, timing
+from repmtl_ray.studies.methods import methods
 from tests.data._layouts import make_office
 from tests.unit._checkpoints import described_otherwise, small_experiment, split_of, trained
 

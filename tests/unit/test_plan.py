@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from repmtl_ray.config import DataConfig, Experiment
-from repmtl_ray.measured import measure_epoch, read_search
-from repmtl_ray.plan import Halving, Machines, Search, simulate
+from repmtl_ray.studies.measured import measure_epoch, read_search
+from repmtl_ray.studies.plan import Halving, Machines, Search, simulate
 
 ROOT = Path(__file__).parents[2]
 PLAIN = Search(num_trials=10, epochs=5, epoch_s=60, trial_overhead_s=30)

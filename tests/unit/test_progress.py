@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from repmtl_ray.progress import Progress
+from repmtl_ray.search.progress import Progress
 from tests.unit._searches import POLICY, TSR
 
 ROOT = Path(__file__).parents[2]
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_progress_prints_a_line_a_trial_and_a_heartbeat(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr("repmtl_ray.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: now[0])
     progress = Progress(4, "delta_p_task")
 
     def trial(name, **last):

@@ -15,9 +15,9 @@ from pipelines import tune_cityscapes, tune_office31
 from repmtl_ray import cli, cluster
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, from_dict, replace, to_dict
-from repmtl_ray.keeper import Checkpoints
+from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.search import SearchResult, results_table
-from repmtl_ray.space import check_space
+from repmtl_ray.search.space import check_space
 from tests.unit._searches import BASE, BASELINE, CSA, POLICY, RATE, RESULTS, TAU, TSR
 
 ROOT = Path(__file__).parents[2]

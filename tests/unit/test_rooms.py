@@ -12,11 +12,11 @@ from repmtl_ray.config import (
     OptimizerConfig,
     RegularizerConfig,
 )
-from repmtl_ray.data import rooms
-from repmtl_ray.data._interior import FOCAL
-from repmtl_ray.data._rendered import VAL_OFFSET
 from repmtl_ray.data.nyuv2 import CLASSES
-from repmtl_ray.data.rooms import cached, render, write
+from repmtl_ray.data.scenes import rooms
+from repmtl_ray.data.scenes._interior import FOCAL
+from repmtl_ray.data.scenes._rendered import VAL_OFFSET
+from repmtl_ray.data.scenes.rooms import cached, render, write
 from repmtl_ray.data.sources import image_size, open_streams
 from tests.unit._training import run, split
 

@@ -13,14 +13,15 @@ import ray
 from PIL import Image
 from ray import tune as ray_tune
 
-from repmtl_ray import cli_results, cluster, search, trial
-from repmtl_ray.baseline import single_task
+from repmtl_ray import cluster, search
+from repmtl_ray.cli import results as cli_results
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.report import heatmap
 from repmtl_ray.report.heatmap import MAX_CELLS, delta_p_heatmap
 from repmtl_ray.report.table import results_text
-from repmtl_ray.search import SearchResult, results_table
+from repmtl_ray.search import SearchResult, results_table, trial
+from repmtl_ray.search.baseline import single_task
 from tests.unit._searches import (
     BASE,
     BASELINE,

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from repmtl_ray import loop, protocols
+from repmtl_ray import protocols
 from repmtl_ray.config import DataConfig, ModelConfig, RegularizerConfig
 from repmtl_ray.models import build_model
-from repmtl_ray.segnet import SegNetMTAN
+from repmtl_ray.models.segnet import SegNetMTAN
+from repmtl_ray.runs import loop
 from repmtl_ray.tasks import Depth, InverseDepth, Normals, Segmentation
 from tests.unit._checkpoints import small_experiment, split_of
 

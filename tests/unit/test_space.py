@@ -14,7 +14,7 @@ from ray.tune.search.sample import Categorical
 import search_spaces
 from repmtl_ray import cli, cluster, policies, search
 from repmtl_ray.config import replace
-from repmtl_ray.space import check_space, flatten, has_value
+from repmtl_ray.search.space import check_space, flatten, has_value
 from tests.unit._searches import BASE, CSA, LOGS, POLICY, TAU, TSR
 
 ROOT = Path(__file__).parents[2]

@@ -7,10 +7,10 @@ import torch
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import PolicyConfig
-from repmtl_ray.cut import cut_at
 from repmtl_ray.regularizers import RepMTL
+from repmtl_ray.runs.cut import cut_at
+from repmtl_ray.runs.step import ExperimentError, NonFiniteLossError, paired_saliency
 from repmtl_ray.saliency import task_saliency
-from repmtl_ray.step import ExperimentError, NonFiniteLossError, paired_saliency
 from tests.unit._runs import (
     DENSE,
     OFFICE,

@@ -8,10 +8,10 @@ import pytest
 from pipelines import ablation as ablation_recipe
 from pipelines import benchmark as benchmark_recipe
 from pipelines import sensitivity as sensitivity_recipe
-from repmtl_ray import cli_benchmark
-from repmtl_ray.benchmark import BenchmarkResult, code_version
+from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.config import digest, replace, to_dict
 from repmtl_ray.report.records import data_source
+from repmtl_ray.studies.benchmark import BenchmarkResult, code_version
 from tests.unit.test_benchmark_table import record, single
 
 GAIN = {"log": 2.0, "TSR": 1.0, "CSA": -0.5}

@@ -1,0 +1,265 @@
+"""What the recipes that compare methods share: options, the experiment, what they leave behind.
+
+Owns the command line of `pipelines/benchmark.py`, `ablation.py` and `sensitivity.py`; which methods
+there are is in `studies/methods.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from repmtl_ray import cli, protocols
+from repmtl_ray.cli import results as cli_results
+from repmtl_ray.config import DataConfig, Experiment, nearest, replace
+from repmtl_ray.report import benchmark_table
+from repmtl_ray.report.html_report import benchmark_report
+from repmtl_ray.report.records import Summary, summarise
+from repmtl_ray.studies.benchmark import BenchmarkResult, benchmark
+from repmtl_ray.studies.methods import REP_MTL, Changes
+
+DATA: dict[str, dict[str, Any]] = {
+    "scenes": {"name": "cityscapes", "num_train": 192, "num_val": 64},
+    "rooms": {"name": "nyuv2", "num_train": 192, "num_val": 64},
+    "nyuv2": {"name": "nyuv2"},
+    "cityscapes": {"name": "cityscapes"},
+    "office_31": {"name": "office31"},
+    "office_home": {"name": "office_home"},
+}
+"""What users may name; the first are rendered, and need no folder."""
+RENDERED = ("scenes", "rooms")
+SMALL_DENSE = {
+    "data.height": 64,
+    "data.width": 128,
+    "model.encoder": "test_efficientnet",
+    "model.pretrained": False,
+    "model.output_stride": 8,
+    "model.head": "aspp",
+    "model.head_channels": 16,
+    "model.atrous_rates": [2, 4],
+    "model.dropout": 0.0,
+    "optimizer.learning_rate": 3e-3,
+    "optimizer.halve_at_epoch": 5,
+    "epochs": 8,
+    "batch_size": 8,
+}
+SMALL_OFFICE = {
+    "data.height": 64,
+    "data.width": 64,
+    "data.augment": True,
+    "model.encoder": "test_efficientnet",
+    "model.pretrained": False,
+    "model.bottleneck": None,
+    "optimizer.learning_rate": 1e-3,
+    "epochs": 8,
+    "batch_size": 32,
+}
+METHODS = ("EW", "EW-log", "UW", "GLS", "DB-MTL", "FairGrad", "Nash-MTL", "Rep-MTL")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every comparison has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data_options(made)
+    what = made.add_argument_group("what is compared")
+    what.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="runs a method (default: %(default)s)"
+    )
+    what.add_argument(
+        "--baseline",
+        choices=("own", "published"),
+        default="own",
+        help="single-task rows: trained here, or the paper's (default: %(default)s)",
+    )
+    what.add_argument(
+        "--no-published",
+        action="store_true",
+        help="do not put the paper's values beside (for data that is only laid out like the paper's)",
+    )
+    what.add_argument(
+        "--pictures",
+        type=int,
+        default=3,
+        metavar="N",
+        help="images through the best checkpoint in the report; 0 for none (default: %(default)s)",
+    )
+    where = cli.add_placement_options(made, "run")
+    where.add_argument("--name", help="of the benchmark (default: a new one)")
+    where.add_argument(
+        "--resume",
+        metavar="NAME",
+        help="continue the benchmark of this name; finished runs do not run again",
+    )
+    where.add_argument(
+        "--out",
+        default="results",
+        help="folder for tables and report (default: %(default)s)",
+    )
+    return made
+
+
+def data_options(made: argparse.ArgumentParser) -> None:
+    """The data set, the protocol and how runs train."""
+    made.add_argument("data_name", metavar="NAME", help=", ".join(DATA))
+    data = made.add_argument_group("data and training")
+    data.add_argument(
+        "--data", metavar="DIR", help=f"its folder ({', '.join(RENDERED)}: rendered, no folder)"
+    )
+    data.add_argument(
+        "--protocol",
+        default="libmtl",
+        help=f"{', '.join(protocols.NAMES)} (default: %(default)s)",
+    )
+    data.add_argument(
+        "--preset",
+        choices=("small", "paper"),
+        help="small: for CPUs; paper: the protocol as it is (default: paper with --data, else small)",
+    )
+    data.add_argument("--epochs", type=int, help="default: the preset's")
+    data.add_argument("--batch-size", type=int, help="default: the preset's")
+    data.add_argument("--encoder", help="a timm model name (default: the preset's)")
+    data.add_argument("--weights", help="local file with the encoder's weights")
+    data.add_argument(
+        "--pretrained",
+        action=argparse.BooleanOptionalAction,
+        help="the encoder's published weights from the hub (default: the preset's)",
+    )
+    data.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change a value of every run (JSON, or a string)",
+    )
+
+
+def experiment_of(arguments: argparse.Namespace) -> Experiment:
+    """The experiment that all methods share.
+
+    Raises:
+        ValueError: an unknown data set or protocol, a folder that is missing or not needed, a value
+            that its field refuses.
+    """
+    name = arguments.data_name
+    if name not in DATA:
+        raise ValueError(f"data set {name!r}: {nearest(name, DATA)}")
+    if (name in RENDERED) == (arguments.data is not None):
+        raise ValueError(
+            f"--data: {name!r} is rendered and takes no folder; to read one, name the data set."
+            if name in RENDERED
+            else f"--data DIR is missing: {name!r} is read from a folder ({' and '.join(RENDERED)} need none)."
+        )
+    data = DataConfig(path=arguments.data, **DATA[name])
+    experiment = protocols.settings(arguments.protocol, data)
+    preset = arguments.preset or ("paper" if arguments.data else "small")
+    changes: dict[str, Any] = {}
+    if preset == "small":
+        changes |= SMALL_DENSE if data.name in protocols.DENSE else SMALL_OFFICE
+        if data.name == "nyuv2":
+            changes |= {"data.height": 72, "data.width": 96}
+        if arguments.protocol == "last10":
+            changes["epochs"] = protocols.LAST
+        if arguments.data and data.name in protocols.DENSE:
+            changes |= {"data.height": None, "data.width": None}
+    for path, value in {
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+        "model.encoder": arguments.encoder,
+        "model.pretrained": arguments.pretrained,
+        "model.weights": arguments.weights,
+    }.items():
+        if value is not None:
+            changes[path] = value
+    if arguments.weights is not None:
+        changes["model.pretrained"] = False
+    changes |= dict(assignment(text) for text in arguments.set)
+    return replace(experiment, changes)
+
+
+def assignment(text: str) -> tuple[str, object]:
+    """PATH=VALUE, where the value is JSON, or else a string."""
+    path, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"--set {text!r}: expected PATH=VALUE, for example epochs=50.")
+    try:
+        return path, json.loads(value)
+    except json.JSONDecodeError:
+        return path, value
+
+
+def run(
+    arguments: argparse.Namespace, methods: Mapping[str, Changes], *, stem: str
+) -> tuple[BenchmarkResult, Summary]:
+    """Trains, prints the table, and writes everything into `--out`.
+
+    Args:
+        arguments: from `parser`.
+        methods: by name, what each changes.
+        stem: of the files' names.
+
+    Returns:
+        The records and the summary that was written.
+    """
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds is {arguments.seeds}; expected at least 1.")
+    experiment = experiment_of(arguments)
+    out = cli.folder(arguments.out)
+    result = benchmark(
+        experiment,
+        methods,
+        seeds=range(arguments.seeds),
+        baseline=arguments.baseline,
+        placement=cli.placement_of(arguments),
+        max_concurrent=arguments.max_concurrent,
+        storage_path=arguments.storage,
+        name=arguments.resume or arguments.name,
+        resume=arguments.resume is not None,
+    )
+    if not result.records:
+        reasons = "; ".join(f"{run}: {reason}" for run, reason in result.failures.items())
+        raise ValueError(f"no run finished: {reasons}")
+    summary = summarise(
+        result.records,
+        result.baseline,
+        with_published=not arguments.no_published,
+        failures=result.failures,
+    )
+    write_tables(summary, out, stem)
+    report = benchmark_report(
+        summary,
+        result.records,
+        title=f"{stem}: {arguments.data_name}".capitalize(),
+        pictures=cli_results.pictures_of(_shown_checkpoints(summary, result), arguments.pictures),
+    )
+    (out / "report.html").write_text(report, encoding="utf-8")
+    print(f"report     {out / 'report.html'}")
+    return result, summary
+
+
+def _shown_checkpoints(summary: Summary, result: BenchmarkResult) -> dict[str, str]:
+    """By description: the first run of the best method, and Rep-MTL's if that is another."""
+    rows = summary.rows[1:]
+    best = max(rows, key=lambda row: row.values["delta_p_task"].mean).method
+    wanted = dict.fromkeys([best, *(row.method for row in rows if row.method == REP_MTL)])
+    found = {}
+    for method in wanted:
+        record = next(record for record in result.records if record["method"] == method)
+        found[f"{method}, seed {record['seed']}, last epoch"] = record["checkpoint"]
+    return found
+
+
+def write_tables(summary: Summary, out: Path, stem: str) -> None:
+    """Prints the table and writes <stem>.csv, .md and .tex."""
+    print(f"\n{benchmark_table.terminal(summary)}\n")
+    for suffix, form in {
+        "csv": benchmark_table.comma_separated,
+        "md": benchmark_table.markdown,
+        "tex": benchmark_table.latex,
+    }.items():
+        (out / f"{stem}.{suffix}").write_text(form(summary))
+    print(f"tables     {out / stem}.csv, .md, .tex")

@@ -1,0 +1,215 @@
+"""The multi-task model: one timm encoder, one head a task, and the place where saliency is taken.
+
+Owns the model's construction and forward pass. The encoder's own construction and weights are in
+`encoders`, heads in `heads`, batch statistics over workers in `batch_norm`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from repmtl_ray.collectives import ALONE, Workers
+from repmtl_ray.config import SEGNET, ModelConfig
+from repmtl_ray.models import segnet
+from repmtl_ray.models.batch_norm import use_global_statistics
+from repmtl_ray.models.encoders import (
+    blank_forward,
+    build_encoder,
+    keeps_channels_last,
+    similar_names,
+)
+from repmtl_ray.models.heads import bottleneck, build_head
+from repmtl_ray.tasks import Task
+
+
+@final
+class MultiTaskModel(nn.Module):
+    """A shared encoder and a head for every task; build it with `build_model`.
+
+    Args:
+        encoder: images [rows, 3, H, W] -> features: [rows, C, H', W'], [rows, C] or [rows, N, C].
+        heads: by task.
+        tasks: in the order of the predictions.
+
+    Attributes:
+        encoder, heads: as given, heads as a ModuleDict.
+        representation: name of the module whose output saliency is taken at.
+        representation_shape: of that output, without the rows, at the image size of the build.
+        channel_axis: of that output with the rows; 1 for maps and pooled features, 2 for tokens, 3
+            for inner modules of networks that keep channels last.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Sequence[Task]
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict(dict(heads))
+        self._dense = {task.name: task.dense for task in tasks}
+        self.representation = "encoder"
+        self.representation_shape: tuple[int, ...] = ()
+        self.channel_axis = 1
+
+    def forward(self, images: Tensor, rows: Mapping[str, slice] | None = None) -> dict[str, Tensor]:
+        """Every task's prediction.
+
+        Args:
+            images: [rows, 3, H, W].
+            rows: by task, which rows it predicts for, as in `Batch`; None: all. Tasks that are not
+                in it are left out.
+
+        Returns:
+            By task: [its rows, num_outputs, H, W] if dense, else [its rows, num_outputs].
+        """
+        features = self.encoder(images)
+        size = (images.shape[-2], images.shape[-1])
+        if rows is None:
+            return {task: self.predict(task, features, size) for task in self._dense}
+        return {
+            task: self.predict(task, features[rows[task]], size)
+            for task in self._dense
+            if task in rows
+        }
+
+    def predict(self, task: str, features: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """One task's prediction; dense ones are resized bilinearly with aligned corners.
+
+        Args:
+            task: name.
+            features: the encoder's output, or the task's rows of it.
+            image_size: (H, W) of the prediction.
+        """
+        output: Tensor = self.heads[task](features)
+        if self._dense[task] and output.shape[-2:] != image_size:
+            output = functional.interpolate(output, image_size, mode="bilinear", align_corners=True)
+        return output
+
+    @property
+    def num_encoder_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.encoder.parameters())
+
+
+def build_model(
+    config: ModelConfig,
+    tasks: Sequence[Task],
+    *,
+    image_size: tuple[int, int],
+    workers: Workers = ALONE,
+) -> MultiTaskModel:
+    """The model of an experiment, in training mode; initial values depend on torch's seed alone.
+
+    Args:
+        config: see there.
+        tasks: one head each.
+        image_size: (height, width) that the model will see; encoders with position embeddings are
+            built for it.
+        workers: whose batches are one for batch normalisation, when `config.batch_norm` is
+            "global".
+
+    Raises:
+        ValueError: an unknown encoder or one that cannot do what is asked, weights that do not fit
+            or cannot be had, an unknown representation, a head that does not fit its task, or two
+            tasks of one name.
+    """
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"tasks {', '.join(map(repr, names))}: names must differ.")
+    encoder, heads = _parts(config, tasks, image_size)
+    model = MultiTaskModel(encoder, heads, tasks)
+    use_global_statistics(model, workers if config.batch_norm == "global" else ALONE)
+    if config.representation != "encoder":
+        _allow_second_derivatives(encoder)
+    _set_representation(model, config.representation, image_size)
+    return model
+
+
+def _parts(
+    config: ModelConfig, tasks: Sequence[Task], image_size: tuple[int, int]
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The encoder, and a head for every task."""
+    if config.encoder == SEGNET:
+        segnet.check_size(image_size)
+        for task in tasks:
+            if not task.dense:
+                raise ValueError(
+                    f"task {task.name!r} predicts no map, which encoder {SEGNET!r} is for."
+                )
+        return segnet.SegNetMTAN(len(tasks)), {
+            task.name: segnet.MTANHead(place, task.num_outputs) for place, task in enumerate(tasks)
+        }
+    encoder, num_channels = build_encoder(config, image_size)
+    if config.bottleneck is not None:
+        encoder = nn.Sequential(
+            OrderedDict(backbone=encoder, bottleneck=bottleneck(num_channels, config.bottleneck))
+        )
+        num_channels = config.bottleneck
+    return encoder, {task.name: build_head(config, task, num_channels) for task in tasks}
+
+
+def representation_module(model: nn.Module, name: str) -> nn.Module:
+    """The module whose output is the representation.
+
+    Args:
+        model: a `MultiTaskModel`.
+        name: "encoder", or the dotted name of a module inside it, for example "encoder.layer4".
+
+    Raises:
+        ValueError: no such module in the encoder; the nearest names are offered.
+    """
+    modules = {
+        found: module
+        for found, module in model.named_modules()
+        if f"{found}.".startswith("encoder.")
+    }
+    if name not in modules:
+        raise ValueError(
+            f"model.representation is {name!r}, which names no module of the encoder; "
+            f"{similar_names(name, modules)}"
+        )
+    return modules[name]
+
+
+def _allow_second_derivatives(encoder: nn.Module) -> None:
+    """For a representation inside the encoder, what follows it is differentiated twice.
+
+    Fused attention has no second derivative; an activation in place could overwrite the
+    representation.
+    """
+    for module in encoder.modules():
+        for option in ("fused_attn", "inplace"):
+            if hasattr(module, option):
+                setattr(module, option, False)
+
+
+def _set_representation(model: MultiTaskModel, name: str, image_size: tuple[int, int]) -> None:
+    outputs: list[tuple[Any, int]] = []
+
+    def watch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append((output, output._version if isinstance(output, Tensor) else 0))
+
+    handle = representation_module(model, name).register_forward_hook(watch)
+    try:
+        blank_forward(model.encoder, image_size)
+    finally:
+        handle.remove()
+    output, version = outputs[0] if outputs else (None, 0)
+    problem = ""
+    if len(outputs) != 1:
+        problem = f"runs {len(outputs)} times in a forward pass; expected once"
+    elif not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
+        problem = "does not hand over one tensor of 2 to 4 dimensions; take another module"
+    elif output._version != version:
+        problem = "hands over a tensor that is changed in place later; take the module around it"
+    if problem:
+        raise ValueError(f"model.representation {name!r} {problem}.")
+    assert isinstance(output, Tensor)
+    inside = name != "encoder"
+    channels_last = inside and output.ndim == 4 and keeps_channels_last(model.encoder)
+    model.representation = name
+    model.representation_shape = tuple(output.shape[1:])
+    model.channel_axis = 3 if channels_last else 2 if output.ndim == 3 else 1

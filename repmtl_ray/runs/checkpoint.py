@@ -1,0 +1,236 @@
+"""All that a run must remember to go on as if it had never stopped, as one directory.
+
+Owns what the files hold: `state.pt` (tensors and plain values, read with weights_only=True, so that
+a checkpoint made by someone else cannot run code) and `experiment.json`. That they are whole is for
+`keeper.py`, whose marker is written last. Random numbers need no state: every draw is a function of
+the seed, the step and the worker (`step.py`, `data/batches.py`), so their position is the `progress`
+below. No Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repmtl_ray import durable
+from repmtl_ray.config import Experiment, ExperimentError, differences, from_dict, to_dict
+from repmtl_ray.data.sources import image_size, tasks_of
+from repmtl_ray.models import MultiTaskModel, build_model
+from repmtl_ray.policies.base import Policy
+from repmtl_ray.runs import keeper
+from repmtl_ray.runs.keeper import FORMAT, MARKER_FILE, Marker
+
+STATE_FILE = "state.pt"
+EXPERIMENT_FILE = "experiment.json"
+STATE_KEYS = frozenset({"format", "progress", "model", "optimizer", "scheduler", "policy"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands, which is also where its random streams stand.
+
+    Args:
+        epochs_done: complete passes, evaluated.
+        global_step: optimiser steps done.
+        seed: that all draws derive from.
+        history: the metrics of every epoch done.
+        step_in_epoch: steps done in the epoch after those; 0 right after an evaluation.
+        seen: by metric, its value at each of those steps.
+    """
+
+    epochs_done: int = 0
+    global_step: int = 0
+    seed: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    step_in_epoch: int = 0
+    seen: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs_done", "global_step", "seed", "step_in_epoch"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise ValueError(
+                    f"progress: {name} is {getattr(self, name)!r}; expected an integer >= 0."
+                )
+        for name, kind in (("history", list), ("seen", dict)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(
+                    f"progress: {name} is a {type(getattr(self, name)).__name__}, not a {kind.__name__}."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The parts of a run that have state."""
+
+    model: MultiTaskModel
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    policy: Policy
+
+
+def save(
+    directory: str | Path,
+    *,
+    experiment: Experiment,
+    parts: Parts,
+    progress: Progress,
+    data: str = "",
+) -> None:
+    """Writes a checkpoint to a folder or URI; it is none before its last file is there.
+
+    Args:
+        directory: a new one.
+        experiment, parts, progress: of the run.
+        data: fingerprint of the samples it trains on.
+
+    Raises:
+        StorageError: the storage refused it.
+    """
+    state = io.BytesIO()
+    torch.save(
+        {
+            "format": FORMAT,
+            "progress": asdict(progress),
+            "model": parts.model.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "scheduler": parts.scheduler.state_dict(),
+            "policy": parts.policy.state_dict(),
+        },
+        state,
+    )
+    files = {
+        EXPERIMENT_FILE: (json.dumps(to_dict(experiment), indent=2) + "\n").encode(),
+        STATE_FILE: state.getvalue(),
+    }
+    marker = Marker(
+        files=keeper.describe(files),
+        epochs_done=progress.epochs_done,
+        step_in_epoch=progress.step_in_epoch,
+        global_step=progress.global_step,
+        history=progress.history,
+        data=data,
+    )
+    for name, content in files.items():
+        durable.write(f"{directory}/{name}", content)
+    durable.write(f"{directory}/{MARKER_FILE}", keeper.marker_text(marker).encode())
+
+
+def load(
+    directory: str | Path, *, experiment: Experiment, parts: Parts, data: str = ""
+) -> Progress:
+    """Restores the parts from a checkpoint of the same experiment.
+
+    Raises:
+        ValueError: torn, damaged, not a checkpoint, another format, tensors that do not fit.
+        ExperimentError: another experiment's (the fields that differ are named), or trained on
+            other samples.
+    """
+    state = read_state(directory)
+    stored = read_experiment(directory)
+    if stored != experiment:
+        raise ExperimentError(
+            f"checkpoint {directory} belongs to another experiment: {differences(stored, experiment)}. "
+            "Resume with the same configuration, or start under a new name."
+        )
+    before = keeper.read_marker(str(directory)).data
+    if data and before and before != data:
+        raise ExperimentError(
+            f"checkpoint {directory} was trained on other samples (fingerprint {before}, now {data}): the data changed. "
+            "Put it back as it was, or start under a new name."
+        )
+    try:
+        progress = Progress(**state["progress"])
+        parts.model.load_state_dict(state["model"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.scheduler.load_state_dict(state["scheduler"])
+        parts.policy.load_state_dict(state["policy"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"checkpoint {directory} does not fit the experiment that it names: {brief(error)}. It was changed "
+            "after it was written, or by another version."
+        ) from error
+    return progress
+
+
+def read_state(directory: str | Path) -> dict[str, Any]:
+    """The raw state of a checkpoint: progress, model, optimizer, scheduler, policy; on the CPU.
+
+    Raises:
+        ValueError: as `load`; nothing in the file was run.
+    """
+    directory = str(directory)
+    path = f"{directory}/{STATE_FILE}"
+    content = keeper.read_file(directory, STATE_FILE, keeper.read_marker(directory))
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise almost anything
+        # Not torch's own message: for code in a file it explains how to run it all the same.
+        raise ValueError(
+            f"checkpoint {path} cannot be read as tensors and plain values ({type(error).__name__}): it is damaged, or not "
+            "of this project. Take the one before it."
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"checkpoint {path} holds a {type(state).__name__}, not the state of a run; it is not of this project."
+        )
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"checkpoint {path} has format {state.get('format')!r}; this version reads format {FORMAT}."
+        )
+    missing = sorted(STATE_KEYS - state.keys())
+    if missing:
+        raise ValueError(f"checkpoint {path} lacks {', '.join(missing)}; take the one before it.")
+    return state
+
+
+def read_experiment(directory: str | Path) -> Experiment:
+    """The experiment that a checkpoint belongs to.
+
+    Raises:
+        ValueError: no such file, or one that describes no experiment of this version.
+    """
+    directory = str(directory)
+    content = keeper.read_file(directory, EXPERIMENT_FILE, keeper.read_marker(directory))
+    try:
+        return from_dict(Experiment, json.loads(content))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"checkpoint {directory}/{EXPERIMENT_FILE} does not describe an experiment of this version: {error}"
+        ) from error
+
+
+def read_model(directory: str | Path) -> MultiTaskModel:
+    """The model of a checkpoint, on the CPU, in eval mode.
+
+    Raises:
+        ValueError: as `read_state` and `read_experiment`; or weights that do not fit the experiment
+            beside them, which then is another's.
+    """
+    experiment, state = read_experiment(directory), read_state(directory)
+    known = tasks_of(experiment.data)
+    tasks = [task for task in known if experiment.tasks is None or task.name in experiment.tasks]
+    # Its weights are in the checkpoint: nothing of the hub or of another file is needed.
+    config = dataclasses.replace(experiment.model, pretrained=False, weights=None)
+    model = build_model(config, tasks, image_size=image_size(experiment.data))
+    if experiment.precision == "float64":
+        model = model.double()
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint {directory} holds the weights of another configuration than its "
+            f"{EXPERIMENT_FILE} describes: {brief(error)}"
+        ) from error
+    return model.eval()
+
+
+def brief(error: BaseException) -> str:
+    """The beginning of another library's message, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "..."

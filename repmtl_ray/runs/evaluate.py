@@ -1,0 +1,120 @@
+"""One pass over a split, to named metrics.
+
+Owns the loop, the merge over workers and the metric names `task/metric` and `task/loss`. The
+metrics themselves are in `tasks`. They are of the split as a whole: independent of batch size,
+number of workers and which worker saw what.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from repmtl_ray.collectives import ALONE, Workers
+from repmtl_ray.config import ExperimentError
+from repmtl_ray.data.columns import Batch
+from repmtl_ray.models import MultiTaskModel
+from repmtl_ray.runs.step import NonFiniteLossError
+from repmtl_ray.tasks import Task
+
+
+@torch.no_grad()
+def evaluate(
+    model: MultiTaskModel,
+    batches: Iterable[Batch],
+    tasks: Sequence[Task],
+    *,
+    workers: Workers = ALONE,
+    device: torch.device | str = "cpu",
+    precision: Literal["float32", "bfloat16", "float64"] = "float32",
+) -> dict[str, float]:
+    """Every task's metrics and mean loss over the split.
+
+    Args:
+        model: on `device`, in float64 if that is the precision; put in eval mode, and back as it
+            was.
+        batches: this worker's part of the split; workers may hold different numbers of batches, or
+            none.
+        tasks: at least one; each seen in at least one batch of one worker.
+        workers: who share the split; they talk once, at the end.
+        device: where the model is; batches are moved there.
+        precision: of the forward pass; losses are in float32 at least, sums in float64.
+
+    Returns:
+        For example {"depth/abs_error": ..., "depth/rel_error": ..., "depth/loss": ...}; the same on
+        every worker.
+
+    Raises:
+        ExperimentError: a task without valid labels in the whole split; `NonFiniteLossError`: a
+            loss over the split that is no number. Both after the merge, alike on every worker.
+        ValueError: a label outside the classes.
+    """
+    device = torch.device(device)
+    sums = {
+        task.name: torch.zeros(2 + task.num_statistics, dtype=torch.float64, device=device)
+        for task in tasks
+    }
+    with _eval_mode(model):
+        for batch in batches:
+            _add_batch(sums, model, batch, tasks, device, precision)
+    workers.total_(sums.values())
+    results: dict[str, float] = {}
+    for task in tasks:
+        loss_sum, count = sums[task.name][:2].tolist()
+        if not math.isfinite(loss_sum):
+            raise NonFiniteLossError(
+                f"task {task.name!r}: loss over the evaluation split is {loss_sum}"
+            )
+        try:
+            values = task.metrics(sums[task.name][2:])
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+        for name, value in values.items():
+            results[f"{task.name}/{name}"] = value
+        results[f"{task.name}/loss"] = loss_sum / count
+    return results
+
+
+def _add_batch(
+    sums: dict[str, Tensor],
+    model: MultiTaskModel,
+    batch: Batch,
+    tasks: Sequence[Task],
+    device: torch.device,
+    precision: str,
+) -> None:
+    num_images = len(batch.images)
+    rows = {
+        task.name: batch.rows[task.name]
+        for task in tasks
+        if task.name in batch.rows and len(range(num_images)[batch.rows[task.name]])
+    }
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        predictions = model(batch.images.to(device, dtype, non_blocking=True), rows)
+    for task in tasks:
+        if task.name in rows:
+            target = batch.targets[task.name].to(device, non_blocking=True)
+            sums[task.name] += _sums(task, predictions[task.name], target)
+
+
+def _sums(task: Task, prediction: Tensor, target: Tensor) -> Tensor:
+    """Loss sum, number of labels, statistics: what is added up for a task."""
+    loss_and_count = torch.stack(task.loss_sum(prediction, target)).double()
+    return torch.cat([loss_and_count, task.statistics(prediction, target)])
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,139 @@
+"""What every worker of a Ray Train run gets and does: go on where the run stands, train, report.
+
+Owns the loop's place inside Ray Train; the epochs are `loop.py`'s, how a run survives is
+`guard.py`'s. What only a worker needs is imported when it runs: Tune's driver and Train's
+controller import this module too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+
+from repmtl_ray import alike, collectives
+from repmtl_ray.config import (
+    Experiment,
+    ExperimentError,
+    from_dict,
+)
+from repmtl_ray.delta import delta_p
+from repmtl_ray.runs.keeper import read_marker
+
+if TYPE_CHECKING:
+    from repmtl_ray.data.cache import HeldSplit
+    from repmtl_ray.runs.loop import Split
+    from repmtl_ray.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedData:
+    """The samples of an experiment, read, checked and held where all workers get them; small enough
+    to hand around."""
+
+    train: HeldSplit
+    evaluation: HeldSplit
+    final: HeldSplit | None = None
+    """The split that is read once, at the end, with the best epoch's weights (protocols.py)."""
+    tasks: tuple[Task, ...] | None = None
+    """Those of custom data; None: what `DataConfig` says. Likewise the images' size."""
+    image_size: tuple[int, int] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the samples' content; what a result may be kept under."""
+        final = "" if self.final is None else self.final.fingerprint
+        return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}"
+
+
+def run_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What runs in every Ray Train worker."""
+    from ray.train.torch import get_device
+
+    from repmtl_ray.runs import final, loop
+    from repmtl_ray.runs import guard as guards
+
+    experiment = from_dict(Experiment, config["experiment"])
+    data: CachedData = config["data"]
+    workers = collectives.current()
+    baseline = config["baseline"]
+    problem = alike.problem_of_any(alike.problem_here(config["word"]), workers, get_device())
+    if problem:
+        return {"error": problem, "notes": []}
+    guard = guards.Guard(config["directory"], config["checkpoints"], workers)
+    epochs_now = 0
+
+    def report(metrics: dict[str, float], write: Any) -> None:
+        nonlocal epochs_now
+        epochs_now += 1
+        if baseline is not None:
+            delta = delta_p(metrics, baseline)
+            metrics.update(delta_p_task=delta.task, delta_p_metric=delta.metric)
+        guard.after_epoch(int(metrics["epoch"]), int(metrics["global_step"]), write)
+        ray.train.report({**metrics, "checkpoint_path": guard.checkpoint})
+
+    def go() -> dict[str, Any]:
+        loop.selected_tasks(experiment, data.tasks)
+        resume_from = guard.start()
+        if resume_from is not None:
+            _report_again(read_marker(resume_from).history, resume_from)
+        parts, progress = loop.run(
+            experiment,
+            train=_split(data, data.train),
+            evaluation=_split(data, data.evaluation),
+            report=report,
+            after_step=guard.after_step,
+            resume_from=resume_from,
+            data=data.fingerprint,
+            workers=workers,
+            device=get_device(),
+        )
+        best = guard.best()
+        final_metrics = None
+        if data.final is not None:
+            final_metrics = final.evaluate_best(
+                experiment,
+                parts.model,
+                _split(data, data.final),
+                directory=config["directory"],
+                best=best,
+                workers=workers,
+                device=get_device(),
+            )
+        return {
+            "history": progress.history,
+            "epochs_now": epochs_now,
+            "checkpoint": guard.checkpoint,
+            "best_checkpoint": best,
+            "final": final_metrics,
+        }
+
+    try:  # what every worker finds alike, and would find again after a restart, is an outcome
+        outcome = go()
+    except ExperimentError as error:
+        outcome = {"error": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not guards.is_out_of_memory(error):
+            raise
+        outcome = {"error": guard.out_of_memory(error, experiment)}
+        if workers.size > 1:
+            raise  # the others wait for this one; the next attempt reads why it failed
+    return {**outcome, "notes": guard.keeper.notes}
+
+
+def _report_again(history: list[dict[str, float]], checkpoint: str) -> None:
+    """The last epoch before an interruption: its report may not have been heard."""
+    if history:
+        ray.train.report({**history[-1], "checkpoint_path": checkpoint})
+
+
+def _split(data: CachedData, held: HeldSplit) -> Split:
+    from repmtl_ray.runs.loop import Split
+
+    return Split(
+        streams=held.streams,
+        rows={stream.name: held.rows(stream) for stream in held.streams},
+        tasks=data.tasks,
+        image_size=data.image_size,
+    )

@@ -1,0 +1,147 @@
+"""Search spaces before they are searched: their paths, and whether every trial could be done.
+
+Owns the checks of a `param_space` against `Experiment`. Looks at Ray Tune's domains, starts
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ray.tune.search.sample import Categorical, Domain, Integer
+
+from repmtl_ray.config import Experiment, nearest, replace
+
+
+def flatten(
+    values: Mapping[str, Any], prefix: str = "", *, whole: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """A nested mapping as one of dotted paths; `grid_search` lists stay values.
+
+    Args:
+        values: nested or flat.
+        prefix: before every path.
+        whole: paths whose mappings stay values (`whole_paths`).
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        is_part = isinstance(value, Mapping) and set(value) != {"grid_search"}
+        if is_part and path not in whole:
+            flat.update(flatten(value, f"{path}.", whole=whole))
+        else:
+            flat[path] = value
+    return flat
+
+
+def whole_paths(param_space: Mapping[str, Any]) -> frozenset[str]:
+    """The paths that are chosen as a whole, such as `tune.choice([{"name": "CAGrad", ...}])`."""
+    return frozenset(
+        path
+        for path, domain in flatten(param_space).items()
+        if any(isinstance(value, Mapping) for value in _choices(domain))
+    )
+
+
+def _choices(domain: Any) -> list[Any]:
+    if isinstance(domain, Mapping):
+        return list(domain["grid_search"])
+    return list(domain.categories) if isinstance(domain, Categorical) else []
+
+
+def complete(
+    reference: Mapping[str, Any], param_space: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """A reference with the keys that it leaves out drawn from the space; some searchers need all."""
+    random_state = np.random.RandomState(seed)
+    drawn = {
+        path: domain.sample(random_state=random_state)
+        for path, domain in flatten(param_space).items()
+        if isinstance(domain, Domain)
+    }
+    return drawn | dict(reference)
+
+
+def check_space(experiment: Experiment, param_space: Mapping[str, Any], searcher: str) -> None:
+    """Tries every value of every discrete choice, and the ends of ranges, before a trial does.
+
+    A value must do either alone, or together with the first values of all other paths (a policy
+    with its arguments).
+
+    Raises:
+        ValueError: a path that names no field, a value that its field or the policy refuses, a grid
+            under Optuna, nothing to choose from.
+    """
+    space = flatten(param_space)
+    values = {path: _candidates(path, domain, searcher) for path, domain in space.items()}
+    first = {path: candidates[0] for path, candidates in values.items() if candidates}
+    for path, candidates in values.items():
+        for candidate in candidates:
+            problem = problem_of(experiment, {path: candidate})
+            if problem and problem_of(experiment, first | {path: candidate}):
+                raise ValueError(f"search space: {path!r} may become {candidate!r}: {problem}")
+
+
+def _candidates(path: str, domain: Any, searcher: str) -> list[Any]:
+    if isinstance(domain, Mapping):
+        if searcher != "random":
+            raise ValueError(
+                f"search space: {path!r} is a grid, which searcher {searcher!r} cannot search; use 'random'."
+            )
+        found = list(domain["grid_search"])
+    elif isinstance(domain, Categorical):
+        found = list(domain.categories)
+    elif isinstance(domain, Integer):
+        return [domain.lower, domain.upper - 1]
+    elif isinstance(domain, Domain):
+        return [getattr(domain, end) for end in ("lower", "upper") if hasattr(domain, end)]
+    else:
+        return [domain]
+    if not found:
+        raise ValueError(f"search space: {path!r} has no values to choose from.")
+    return found
+
+
+def problem_of(experiment: Experiment, values: Mapping[str, Any]) -> str:
+    """Why an experiment with these values, by path, cannot be done; empty if it can."""
+    from repmtl_ray.runs import loop
+
+    try:
+        loop.selected_tasks(replace(experiment, values))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def check_references(
+    param_space: Mapping[str, Any], references: Sequence[Mapping[str, Any]]
+) -> None:
+    """Finds references that a search space does not hold, before a searcher chokes on them.
+
+    Raises:
+        ValueError: a path that is not searched, or a value that it cannot have.
+    """
+    space = flatten(param_space)
+    for reference in references:
+        for path, value in flatten(reference).items():
+            if path not in space:
+                raise ValueError(
+                    f"references: {path!r} is not in the search space; {nearest(path, space)}"
+                )
+            if not has_value(space[path], value):
+                raise ValueError(f"references: {path!r} cannot become {value!r} in the space.")
+
+
+def has_value(domain: Any, value: Any) -> bool:
+    """Whether a value of a search space (a domain, a grid, a plain value) may become `value`."""
+    if isinstance(domain, Mapping):
+        return value in domain["grid_search"]
+    return bool(domain.is_valid(value)) if isinstance(domain, Domain) else domain == value
+
+
+def check_choice(name: str, found: str, expected: Sequence[str]) -> None:
+    """Refuses an option that is none of those expected."""
+    if found not in expected:
+        raise ValueError(f"{name} is {found!r}; expected {' or '.join(map(repr, expected))}.")
