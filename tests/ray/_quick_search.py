@@ -12,8 +12,8 @@ from typing import Any
 from ray import tune as ray_tune
 
 from repmtl_ray import cluster, search
-from repmtl_ray.progress import Progress
-from repmtl_ray.trial import make_tuner
+from repmtl_ray.search.progress import Progress
+from repmtl_ray.search.trial import make_tuner
 
 EPOCHS, TRIALS = 4, 8
 
