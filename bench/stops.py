@@ -95,6 +95,9 @@ def main() -> None:
     )
     for name, count in before.items():
         print(f"| {name} | {count} | {after[name]} |")
+    for group in ray.util.placement_group_table().values():
+        if group["state"] != "REMOVED":
+            print(f"left: {group}")
 
 
 if __name__ == "__main__":

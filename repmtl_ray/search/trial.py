@@ -22,6 +22,7 @@ from repmtl_ray.delta import delta_p
 from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.search.asha import RUNGS_FILE
+from repmtl_ray.search.orphans import Removal
 from repmtl_ray.search.progress import Progress
 from repmtl_ray.search.space import flatten
 from repmtl_ray.train import train
@@ -121,7 +122,7 @@ def make_tuner(
         param_space=param_space,
         tune_config=config,
         run_config=ray_tune.RunConfig(
-            name="search", storage_path=directory, verbose=0, callbacks=[progress]
+            name="search", storage_path=directory, verbose=0, callbacks=[progress, Removal()]
         ),
     )
 

@@ -40,6 +40,7 @@ RAY = {
     "search",
     "search.asha",
     "search.baseline",
+    "search.orphans",
     "search.progress",
     "search.space",
     "search.trial",
