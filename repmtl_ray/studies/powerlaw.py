@@ -6,6 +6,8 @@ weightwatcher's (`pip install "repmtl_ray[analysis]"`). No Ray.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 from collections.abc import Sequence
@@ -77,7 +79,8 @@ def exponents(name: str, module: nn.Module) -> Part:
         averaged.
     """
     watcher = _watcher(_with_parent(module.float()))
-    table = watcher.analyze(plot=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # a line for every layer of few eigenvalues
+        table = watcher.analyze(plot=False)
     matrices = [
         child
         for child in module.modules()
