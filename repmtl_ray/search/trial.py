@@ -13,12 +13,12 @@ from typing import Any
 
 import ray
 from ray import tune as ray_tune
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from repmtl_ray import durable
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.delta import delta_p
+from repmtl_ray.runs import relay
 from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.search.asha import RUNGS_FILE
@@ -57,16 +57,17 @@ def run_trial(
         whole: paths of `config` whose values are mappings that replace a part as it is.
     """
     trial = replace(from_dict(Experiment, experiment), flatten(config, whole=whole))
-    result = train(
-        trial,
-        data,
-        placement=placement,
-        storage=f"{storage_path}/runs",
-        name=digest(trial),
-        checkpoints=checkpoints,
-        baseline=baseline,
-        callbacks=[TuneReportCallback()],
-    )
+    with relay.to_tune() as reports:
+        result = train(
+            trial,
+            data,
+            placement=placement,
+            storage=f"{storage_path}/runs",
+            name=digest(trial),
+            checkpoints=checkpoints,
+            baseline=baseline,
+            callbacks=[reports],
+        )
     if result.epochs_now == 0:  # it had finished before an interruption: no report went through
         metrics = dict(result.metrics)
         if baseline is not None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune as ray_tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 import repmtl_ray
@@ -34,6 +33,7 @@ from repmtl_ray.config import (
 )
 from repmtl_ray.delta import published
 from repmtl_ray.report.records import SINGLE_TASK, data_source, published_name
+from repmtl_ray.runs import relay
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.search.baseline import single_task
 from repmtl_ray.search.progress import Progress
@@ -304,14 +304,15 @@ def run_cell(
     cell = cells[config["cell"]]
     experiment = from_dict(Experiment, cell["experiment"])
     begin = time.monotonic()
-    result = train(
-        experiment,
-        data,
-        placement=placement,
-        storage=runs,
-        name=cell["run"],
-        callbacks=[TuneReportCallback()],
-    )
+    with relay.to_tune() as reports:
+        result = train(
+            experiment,
+            data,
+            placement=placement,
+            storage=runs,
+            name=cell["run"],
+            callbacks=[reports],
+        )
     chosen = protocols.select(experiment.protocol, result.history)
     metrics = chosen.metrics
     if result.final is not None:

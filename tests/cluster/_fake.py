@@ -179,7 +179,10 @@ class FakeCluster:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(processes, timeout=10)
-        self.head.wait(timeout=20)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.head.wait(timeout=10)
+        self.head.kill()
+        self.head.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

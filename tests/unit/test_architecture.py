@@ -22,7 +22,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     2: ("policies.*",),
     3: ("runs.*", "report.*", "studies.*"),
-    4: ("alike", "cluster", "train", "runs.guard", "runs.worker"),
+    4: ("alike", "cluster", "train", "runs.guard", "runs.relay", "runs.worker"),
     5: ("search.*", "studies.benchmark"),
     6: ("cli.*",),
 }
@@ -36,6 +36,7 @@ RAY = {
     "data.custom",
     "data.prepare",
     "runs.guard",
+    "runs.relay",
     "runs.worker",
     "search",
     "search.asha",
@@ -142,10 +143,10 @@ def test_ray_is_used_where_runs_are_placed_and_samples_cached_and_nowhere_else()
 
 
 def test_ray_train_tune_and_data_have_one_user_each():
-    assert users_of("ray.train") == {"runs.guard", "runs.worker", "train"}
+    assert users_of("ray.train") == {"runs.guard", "runs.relay", "runs.worker", "train"}
     assert users_of("ray.tune") == {
         *(name for name in NAMES if name == "search" or name.startswith("search.")),
-        "studies.benchmark",
+        *("runs.relay", "studies.benchmark"),
     }
     assert users_of("ray.data") == {"data.cache", "data.custom"}
 

@@ -1,0 +1,38 @@
+"""Reports on their way from a Ray Train run to the Tune trial that waits for it."""
+
+from __future__ import annotations
+
+import pytest
+from ray import tune as ray_tune
+
+from repmtl_ray.runs import relay
+
+pytestmark = pytest.mark.ray
+NUM_REPORTS = 5
+
+
+def _driver(config):
+    """A run that ends as soon as its last report is out."""
+    with relay.to_tune() as reports:
+        for epoch in range(1, NUM_REPORTS + 1):
+            reports.after_report(None, [{"epoch": epoch}], None)
+    if config["fails"]:
+        raise ValueError("after its last report")
+
+
+def _trials(fails, folder):
+    tuner = ray_tune.Tuner(
+        ray_tune.with_resources(_driver, {"CPU": 1}),
+        param_space={"fails": fails, "n": ray_tune.grid_search([0, 1])},
+        run_config=ray_tune.RunConfig(name="relay", storage_path=str(folder), verbose=0),
+    )
+    grid = tuner.fit()
+    return [grid[index] for index in range(len(grid))]
+
+
+@pytest.mark.timeout(120)  # with Ray's own callback both stand still
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_that_ends_at_its_last_report_hands_all_of_them_over(fails, tmp_path):
+    for result in _trials(fails, tmp_path):
+        assert list(result.metrics_dataframe["epoch"]) == list(range(1, NUM_REPORTS + 1))
+        assert bool(result.error) == fails
