@@ -43,13 +43,14 @@ def plan_faults(
 
 def events_of(folder: str | Path) -> list[dict[str, Any]]:
     """What was logged, in order: "event" ("step" or "evaluating" of the first worker as they
-    begin, or a fault's kind), "at" (the step), "time" (seconds), "pid" (whose log line it is)."""
+    begin, or a fault's kind), "at" (the step), "time" (seconds), "pid" (whose log line it is); a step's
+    also "workers" (how many there are)."""
     lines = (Path(f"{folder}.faults") / "events.jsonl").read_text().splitlines()
     return sorted((json.loads(line) for line in lines), key=lambda event: event["time"])
 
 
-def log_event(folder: str | Path, event: str, at: int | None) -> None:
-    values = {"event": event, "at": at, "time": time.time(), "pid": os.getpid()}
+def log_event(folder: str | Path, event: str, at: int | None, **more: Any) -> None:
+    values = {"event": event, "at": at, "time": time.time(), "pid": os.getpid(), **more}
     line = json.dumps(values) + "\n"
     file = os.open(Path(f"{folder}.faults") / "events.jsonl", os.O_WRONLY | os.O_APPEND)
     try:
@@ -82,7 +83,8 @@ def _arm(folder: Path) -> None:
     from repmtl_ray.runs.step import Stepper
 
     plan = json.loads((Path(f"{folder}.faults") / "plan.json").read_text())
-    rank = collectives.current().rank
+    workers = collectives.current()
+    rank = workers.rank
     start, step = guard.Guard.start, Stepper.step
     load, evaluate, write = checkpoint.load, loop.evaluate_split, durable.write
     now = {"step": 0}
@@ -109,7 +111,7 @@ def _arm(folder: Path) -> None:
         time.sleep(plan["pace_s"])
         now["step"] = global_step + 1
         if rank == 0:
-            log_event(folder, "step", now["step"])
+            log_event(folder, "step", now["step"], workers=workers.size)
         if armed("mid-step", now["step"]):
             die()
         if armed("torn checkpoint", now["step"]):

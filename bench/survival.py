@@ -1,34 +1,33 @@
 """The kill campaign: runs that are struck at seeded random moments, against one that is not.
 
     python -m bench.survival [--seed 0] [--runs 0 1 2 3] [--storage DIR]
-                             [--parts workers drivers clusters preemption]
+                             [--parts workers drivers clusters preemption arrival]
 
 Prints a Markdown table, a row a fault: kind, moment, whether the run ended with its result, steps
 that had to be taken again, seconds from the fault to the first step after it, and whether the final
 weights and all metrics equal the undisturbed run's to the bit ("to 1e-6": the metrics do, so far).
 `workers`: several faults a run, by SIGKILL, torn files or a full disk (`bench/faults.py`).
 `drivers`: the process that called `fit` dies; `clusters`: it and all of Ray; both start again under
-the same name. `preemption`: a node is announced to go, and goes while the run, slowed down, is at
-work. The moments follow from seed, part and number, so that runs may be done apart. On two idle
-cores about 20 minutes.
+the same name. `preemption` and `arrival`: a node is announced to go, and goes, or another comes,
+while the run is at work (`bench/nodes.py`). The moments follow from seed, part and number, so that
+runs may be done apart. On two idle cores about 20 minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import logging
 import math
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ import psutil
 import ray
 import torch
 
-from bench import faults
+from bench import faults, nodes
 from repmtl_ray import cluster, train
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
@@ -47,7 +46,7 @@ from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.train import FitResult, fit
 
 YES, NO = "yes", "**no**"
-PARTS = ("workers", "drivers", "clusters", "preemption")
+PARTS = ("workers", "drivers", "clusters", "preemption", "arrival")
 EPOCHS, STEPS = 3, 8
 EXPERIMENT = Experiment(
     data=DataConfig(name="cityscapes", height=32, width=64, num_train=32, num_val=8, augment=True),
@@ -57,9 +56,6 @@ EXPERIMENT = Experiment(
     batch_size=4,
     precision="float64",  # so that a changing number of workers can be compared too
 )
-NOTICE_S = 4.0
-PACE_S = 0.7
-"""Of a step in the runs whose node goes: 24 steps outlast the notice and the start of new workers."""
 SAVING = Checkpoints(every_steps=3)
 HEADER = (
     "| kind | at step | survived | steps again | seconds to recover | bit-equal |\n"
@@ -239,63 +235,6 @@ def killed_driver(
     return rows_of(part, folder, result, undisturbed)
 
 
-def preempted(storage: Path, number: int, at: int, undisturbed: FitResult) -> list[Row]:
-    """On a cluster of two nodes, the one without the driver is announced to go once a step is
-    reached, and goes `NOTICE_S` later, in mid-run. For a run of exactly two workers another comes; every second
-    run is of one or two, and goes on with one."""
-    from ray.cluster_utils import Cluster
-
-    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    dashboard = {
-        "include_dashboard": True,
-        "dashboard_host": "127.0.0.1",
-        "dashboard_port": port,
-    }
-    nodes = Cluster(initialize_head=True, head_node_args={**small, **dashboard})
-    goes = nodes.add_node(**small)
-    ray.init(address=nodes.address, log_to_driver=False)
-    nodes.wait_for_nodes()
-    folder = storage / f"preemption-{number}"
-    faults.plan_faults(folder, [], pace_s=PACE_S)
-    elastic = number % 2 == 1
-    try:
-        with mock.patch.object(train, "run_worker", faults.worker), ThreadPoolExecutor(1) as other:
-            workers = (1, 2) if elastic else 2
-            running = other.submit(trained, storage, folder.name, workers)
-            _reclaim(nodes, goes, folder, at, another=not elastic)  # nodes want the main thread
-            result = running.result()
-        return rows_of("preemption", folder, result, undisturbed)
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
-
-
-def _reclaim(nodes: Any, goes: Any, folder: Path, at: int, *, another: bool) -> None:
-    """What a cloud does with a spot machine."""
-    from ray._private.worker import global_worker
-    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
-
-    while not any(e["event"] == "step" and e["at"] >= at for e in faults.events_of(folder)):
-        time.sleep(0.05)
-    deadline_ms = int((time.time() + NOTICE_S) * 1000)
-    accepted, why = global_worker.gcs_client.drain_node(  # type: ignore[attr-defined]
-        goes.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", deadline_ms
-    )
-    if not accepted:
-        raise RuntimeError(f"Ray did not accept the notice: {why}")
-    time.sleep(NOTICE_S)
-    steps = [event["at"] for event in faults.events_of(folder) if event["event"] == "step"]
-    if steps[-1] == EPOCHS * STEPS:
-        raise RuntimeError("the run ended before its node went: a larger PACE_S is needed")
-    faults.log_event(folder, "preemption" if another else "preemption, elastic", steps[-1])
-    nodes.remove_node(goes, allow_graceful=False)
-    if another:
-        nodes.add_node(num_cpus=1, object_store_memory=256 * 2**20)
-
-
 def campaign(arguments: argparse.Namespace) -> Iterator[Row]:
     """Every part and run asked for, in order; a run of a seed is the same whichever others run."""
     storage = Path(tempfile.mkdtemp(prefix="survival-", dir=arguments.storage))
@@ -304,9 +243,16 @@ def campaign(arguments: argparse.Namespace) -> Iterator[Row]:
     for part, number in itertools.product(arguments.parts, arguments.runs):
         rng = random.Random(f"{arguments.seed} {part} {number}")
         at = rng.randint(2, EPOCHS * STEPS - 6)
-        if part == "preemption":
+        if part in ("preemption", "arrival"):
             ray.shutdown()
-            yield from preempted(storage, number, min(at, STEPS), undisturbed)
+            folder = storage / f"{part}-{number}"
+            run = functools.partial(trained, storage, folder.name)
+            early = min(at, STEPS)
+            if part == "preemption":
+                result = nodes.preempted(run, folder, early, elastic=number % 2 == 1)
+            else:
+                result = nodes.arrived(run, folder, early)
+            yield from rows_of(part, folder, result, undisturbed)
             continue
         connect()
         if part == "workers":

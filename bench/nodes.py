@@ -1,0 +1,120 @@
+"""Nodes that go and come while a run is at work, on a cluster of real raylets on this machine, for
+`bench/survival.py` and the tests.
+
+The run is slowed down by `bench/faults.py`, so that it outlasts what happens to it; its workers log
+their steps there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ray
+from ray._private.worker import global_worker
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
+from ray.train import ScalingConfig
+
+from bench import faults
+from repmtl_ray import train
+from repmtl_ray.train import FitResult
+
+NOTICE_S = 4.0
+PACE_S = 0.7
+"""Of a step: 24 steps outlast a notice, or Ray's look for new nodes, and the start of new workers."""
+LOOK_EVERY_S = 2.0
+"""For nodes that came; a run looks once a minute otherwise."""
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
+
+Run = Callable[[int | tuple[int, int]], FitResult]
+"""`fit` in the folder, with so many workers."""
+
+
+def preempted(run: Run, folder: Path, at: int, *, elastic: bool) -> FitResult:
+    """The node without the driver is announced to go once a step is reached, and goes `NOTICE_S`
+    later, in mid-run. For a run of exactly two workers another comes; an elastic one, of one or
+    two, goes on with one."""
+    with _nodes(2) as (nodes, goes), _running(run, folder, (1, 2) if elastic else 2) as result:
+        _wait_for_step(folder, at, result)
+        deadline_ms = int((time.time() + NOTICE_S) * 1000)
+        accepted, why = global_worker.gcs_client.drain_node(  # type: ignore[attr-defined]
+            goes.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", deadline_ms
+        )
+        if not accepted:
+            raise RuntimeError(f"Ray did not accept the notice: {why}")
+        time.sleep(NOTICE_S)
+        _log(folder, "preemption, elastic" if elastic else "preemption", result)
+        nodes.remove_node(goes, allow_graceful=False)
+        if not elastic:
+            nodes.add_node(**NODE)
+        return result.result()
+
+
+def arrived(run: Run, folder: Path, at: int) -> FitResult:
+    """An elastic run begins with one worker on one node; another node comes once a step is reached,
+    and the run goes on with two."""
+    often = functools.partial(
+        ScalingConfig,
+        elastic_resize_monitor_interval_s=LOOK_EVERY_S,  # type: ignore[call-arg]  # V1's annotations
+    )
+    with (
+        mock.patch.object(train, "ScalingConfig", often),
+        _nodes(1) as (nodes, _),
+        _running(run, folder, (1, 2)) as result,
+    ):
+        _wait_for_step(folder, at, result)
+        _log(folder, "arrival, elastic", result)
+        nodes.add_node(**NODE)
+        found = result.result()
+    sizes = [event["workers"] for event in faults.events_of(folder) if event["event"] == "step"]
+    if (sizes[0], sizes[-1]) != (1, 2):
+        raise RuntimeError(f"the run had {sizes[0]} workers first and {sizes[-1]} in the end")
+    return found
+
+
+@contextlib.contextmanager
+def _nodes(count: int) -> Iterator[tuple[Cluster, Any]]:
+    """A cluster of nodes of one CPU that this process has joined, and the node added last."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    head = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+    nodes = Cluster(initialize_head=True, head_node_args={**NODE, **head})
+    try:
+        last = [nodes.add_node(**NODE) for _ in range(count - 1)]
+        ray.init(address=nodes.address, log_to_driver=False)
+        nodes.wait_for_nodes()
+        yield nodes, last[-1] if last else None
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@contextlib.contextmanager
+def _running(run: Run, folder: Path, workers: int | tuple[int, int]) -> Iterator[Future[FitResult]]:
+    """In a thread: nodes must come and go in the main one."""
+    faults.plan_faults(folder, [], pace_s=PACE_S)
+    with mock.patch.object(train, "run_worker", faults.worker), ThreadPoolExecutor(1) as other:
+        yield other.submit(run, workers)
+
+
+def _wait_for_step(folder: Path, at: int, result: Future[FitResult]) -> None:
+    while not any(e["event"] == "step" and e["at"] >= at for e in faults.events_of(folder)):
+        if result.done():
+            raise RuntimeError(f"the run ended before step {at}") from result.exception()
+        time.sleep(0.05)
+
+
+def _log(folder: Path, event: str, result: Future[FitResult]) -> None:
+    if result.done():
+        raise RuntimeError("the run ended before anything happened: a larger PACE_S is needed")
+    steps = [one["at"] for one in faults.events_of(folder) if one["event"] == "step"]
+    faults.log_event(folder, event, steps[-1])
