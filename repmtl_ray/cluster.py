@@ -6,12 +6,15 @@ what is said of a cluster that cannot be joined or does not grow. Imports Ray, n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +103,24 @@ def connect(*, num_cpus: int | None = None) -> None:
             f"{' '.join(str(error).split())} Run the recipe on the cluster (`ray submit`, `ray job submit`), or "
             "install its versions here."
         ) from error
+
+
+@contextlib.contextmanager
+def interrupts_given_back() -> Iterator[None]:
+    """To be around what Ray trains: Train and Tune take SIGINT for their run and keep it.
+
+    Ctrl-C would go on meaning "abort that run", and Train's handler would keep the run's controller
+    alive in the cluster.
+    """
+    if threading.current_thread() is not threading.main_thread():  # there Ray takes nothing
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: set by an embedding program, in C
+            signal.signal(signal.SIGINT, before)
 
 
 def has_dashboard() -> bool:

@@ -15,8 +15,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -283,7 +281,7 @@ def train(
             callbacks=list(callbacks),
         ),
     )
-    with _interrupts_given_back(), _own_address():
+    with cluster.interrupts_given_back(), _own_address():
         outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     if outcome is None:
         raise RuntimeError(f"run {name!r} in {storage} ended without a result.")
@@ -300,21 +298,6 @@ def train(
         epochs_now=outcome["epochs_now"],
         final=outcome["final"],
     )
-
-
-@contextlib.contextmanager
-def _interrupts_given_back() -> Iterator[None]:
-    """Ray Train takes SIGINT for its run and keeps it: Ctrl-C would go on meaning "abort that run",
-    and the handler would keep the run's controller alive in the cluster."""
-    if threading.current_thread() is not threading.main_thread():  # there Ray takes nothing
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if before is not None:  # None: set by an embedding program, in C
-            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

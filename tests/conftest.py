@@ -1,7 +1,7 @@
 """Fixtures shared by all tests: pools of real gloo workers; GPU tests skip without a device.
 
 Run on several processes (`pytest -n 2 --no-loadscope-reorder`, as `make test` does), the tests that
-start Ray stay together on the first of them, and the files of the others share the rest.
+share a Ray stay together on one of them, and the files of the others share the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int]
 class _RayOnOneProcess(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ray" if file.startswith(("tests/ray/", "tests/cluster/")) else file
+        return "ray" if file.startswith("tests/ray/") else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

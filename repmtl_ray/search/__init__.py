@@ -31,7 +31,7 @@ from repmtl_ray.search.space import (
     problem_of,
     whole_paths,
 )
-from repmtl_ray.search.trial import histories_of, make_tuner, reason, results_of, run_trial
+from repmtl_ray.search.trial import finish, histories_of, make_tuner, reason, results_of, run_trial
 from repmtl_ray.train import EXPERIMENT_FILE, cache_data, claim, fresh_name, preflight
 
 METRIC = "delta_p_task"
@@ -160,7 +160,7 @@ def tune(
         progress=Progress(experiment.epochs, METRIC),
         resume=resume,
     )
-    return _found(tuner.fit(), experiment, baseline, directory, whole)
+    return _found(finish(tuner), experiment, baseline, directory, whole)
 
 
 def results_table(

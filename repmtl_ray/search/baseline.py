@@ -19,7 +19,7 @@ from repmtl_ray.config import Experiment, ExperimentError, digest, replace, to_d
 from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.search.progress import Progress
-from repmtl_ray.search.trial import make_tuner, reason, results_of, single_task_trial
+from repmtl_ray.search.trial import finish, make_tuner, reason, results_of, single_task_trial
 
 
 def single_task_baseline(
@@ -70,7 +70,7 @@ def single_task_baseline(
         progress=Progress(experiment.epochs, None),
         resume=False,
     )
-    for result in results_of(tuner.fit()):
+    for result in results_of(finish(tuner)):
         if result.error is not None:
             raise ExperimentError(
                 f"the single-task baseline failed, without which delta_p means nothing: {reason(result.error)}"

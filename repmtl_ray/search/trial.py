@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray import tune as ray_tune
 
-from repmtl_ray import durable
+from repmtl_ray import cluster, durable
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.delta import delta_p
@@ -145,6 +145,12 @@ def _has_state(location: str) -> bool:
             return True
     logger.warning("%s holds no state of a search; finished runs are read back", location)
     return False
+
+
+def finish(tuner: ray_tune.Tuner) -> ray_tune.ResultGrid:
+    """Runs all its trials."""
+    with cluster.interrupts_given_back():
+        return tuner.fit()
 
 
 def results_of(grid: ray_tune.ResultGrid) -> list[Any]:

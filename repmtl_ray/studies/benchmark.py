@@ -37,7 +37,7 @@ from repmtl_ray.runs import relay
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.search.baseline import single_task
 from repmtl_ray.search.progress import Progress
-from repmtl_ray.search.trial import make_tuner, reason, results_of
+from repmtl_ray.search.trial import finish, make_tuner, reason, results_of
 from repmtl_ray.train import cache_data, claim, fresh_name, preflight, train
 
 Record = dict[str, Any]
@@ -266,7 +266,7 @@ class _Runner:
         )
         return {
             (result.config or {}).get("cell", "?"): reason(result.error)
-            for result in results_of(tuner.fit())
+            for result in results_of(finish(tuner))
             if result.error is not None
         }
 

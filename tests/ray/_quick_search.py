@@ -13,7 +13,7 @@ from ray import tune as ray_tune
 
 from repmtl_ray import cluster, search
 from repmtl_ray.search.progress import Progress
-from repmtl_ray.search.trial import make_tuner
+from repmtl_ray.search.trial import finish, make_tuner
 
 EPOCHS, TRIALS = 4, 8
 
@@ -44,7 +44,7 @@ def searched(folder: str, *, resume: bool) -> tuple[ray_tune.ResultGrid, Any]:
         progress=Progress(EPOCHS, search.METRIC),
         resume=resume,
     )
-    results = tuner.fit()
+    results = finish(tuner)
     return results, tuner._local_tuner._tune_config.search_alg._ot_study
 
 
