@@ -261,11 +261,16 @@ def campaign(arguments: argparse.Namespace) -> Iterator[Row]:
             yield from killed_driver(part, storage, number, at, undisturbed)
 
 
-def connect() -> None:
-    """A Ray of this process's own; the second driver of a part joins it."""
+def set_environment() -> None:
+    """Of Ray's processes, before it starts."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.update(cluster.LOCAL_ENVIRONMENT)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
+
+
+def connect() -> None:
+    """A Ray of this process's own; the second driver of a part joins it."""
+    set_environment()
     if not ray.is_initialized():
         ray.init(
             address="local",

@@ -1,8 +1,8 @@
-"""A run of one or two workers grows when a second node comes, over real raylets; the short form of
-the campaign's last part (`bench/survival.py`)."""
+"""A run of one or two workers grows when a second node comes, over real raylets."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,20 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from bench.survival import EXPERIMENT
+from tests.unit import _training
+
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(400)
-def test_a_run_grows_with_the_cluster_and_ends_as_a_fixed_one(tmp_path):
+def test_a_run_grows_with_the_cluster_and_ends_as_one_without_ray(tmp_path, monkeypatch):
     """In a process of its own, since this one may be part of another Ray. That the run had one
-    worker first and two in the end is checked there."""
+    worker first and two in the end is checked there (`bench/nodes.py`)."""
+    monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path / "scenes"))
+    expected = _training.run(EXPERIMENT).history
     ended = subprocess.run(
-        [
-            sys.executable,
-            *("-m bench.survival --parts arrival --runs 0 --storage".split()),
-            tmp_path,
-        ],
+        [sys.executable, "-m", "tests.cluster._grow", tmp_path],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -31,7 +32,6 @@ def test_a_run_grows_with_the_cluster_and_ends_as_a_fixed_one(tmp_path):
         timeout=390,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    row = next(line for line in ended.stdout.splitlines() if line.startswith("| arrival"))
-    _, kind, _, survived, _, _, equal, _ = (cell.strip() for cell in row.split("|"))
-    assert (kind, survived) == ("arrival, elastic", "yes")
-    assert equal in ("yes", "to 1e-6")
+    grown = json.loads(ended.stdout.splitlines()[-1])
+    for epoch, reference in zip(grown, expected, strict=True):
+        assert epoch == pytest.approx(reference, rel=1e-6, abs=1e-9)
