@@ -18,12 +18,12 @@ from ray.tune import Callback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 EVERY_S = 2.0
-PATIENCE_S = 10.0
-"""At the end of a search, for controllers that are about to die."""
+PATIENCE_S = 20.0
+"""After a search, for controllers that are about to die."""
 
 
 class Removal(Callback):
-    """Removes orphans every `EVERY_S` seconds of a search, and those that its last trials leave."""
+    """Removes orphans every `EVERY_S` seconds of a search."""
 
     def __init__(self) -> None:
         self._next = 0.0
@@ -33,10 +33,12 @@ class Removal(Callback):
             remove_orphans()
             self._next = time.time() + EVERY_S
 
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while remove_orphans() and time.monotonic() < deadline:
-            time.sleep(0.2)
+
+def remove_last() -> None:
+    """Removes those that a search's last trials leave, which die after Tune has said goodbye."""
+    deadline = time.monotonic() + PATIENCE_S
+    while remove_orphans() and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def remove_orphans() -> int:

@@ -22,7 +22,7 @@ from repmtl_ray.runs import relay
 from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.search.asha import RUNGS_FILE
-from repmtl_ray.search.orphans import Removal
+from repmtl_ray.search.orphans import Removal, remove_last
 from repmtl_ray.search.progress import Progress
 from repmtl_ray.search.space import flatten
 from repmtl_ray.train import train
@@ -148,9 +148,11 @@ def _has_state(location: str) -> bool:
 
 
 def finish(tuner: ray_tune.Tuner) -> ray_tune.ResultGrid:
-    """Runs all its trials."""
+    """Runs all its trials; nothing of them is left in the cluster afterwards."""
     with cluster.interrupts_given_back():
-        return tuner.fit()
+        results = tuner.fit()
+    remove_last()
+    return results
 
 
 def results_of(grid: ray_tune.ResultGrid) -> list[Any]:
