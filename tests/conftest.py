@@ -43,6 +43,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest scope first: no process is left with it in the end.
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/ray/"))
     if torch.cuda.is_available():
         return
     for item in items:
