@@ -23,7 +23,11 @@ FULL_AT_BYTES = 200_000  # less than any checkpoint here, more than a log file
 
 
 def plan_faults(
-    folder: str | Path, faults: Sequence[Mapping[str, Any]], *, pace_s: float = 0.0
+    folder: str | Path,
+    faults: Sequence[Mapping[str, Any]],
+    *,
+    pace_s: float = 0.0,
+    pace_alone_s: float = 0.0,
 ) -> None:
     """Writes the plan of a run that has not begun.
 
@@ -33,10 +37,15 @@ def plan_faults(
             (from 1) during which it strikes, or after which ("checkpoint", "evaluation");
             "start-up" has none.
         pace_s: that every step waits, for faults from outside that take their time.
+        pace_alone_s: that a step waits while the run has but one worker.
     """
     path = Path(f"{folder}.faults")
     path.mkdir(parents=True)
-    plan = {"faults": [dict(fault) for fault in faults], "pace_s": pace_s}
+    plan = {
+        "faults": [dict(fault) for fault in faults],
+        "pace_s": pace_s,
+        "pace_alone_s": pace_alone_s,
+    }
     (path / "plan.json").write_text(json.dumps(plan))
     (path / "events.jsonl").touch()
 
@@ -108,7 +117,7 @@ def _arm(folder: Path) -> None:
         return start(self)
 
     def faulty_step(self: Any, batch: Any, *, global_step: int) -> dict[str, float]:
-        time.sleep(plan["pace_s"])
+        time.sleep(plan["pace_s"] + (workers.size == 1) * plan["pace_alone_s"])
         now["step"] = global_step + 1
         if rank == 0:
             log_event(folder, "step", now["step"], workers=workers.size)

@@ -32,6 +32,8 @@ PACE_S = 0.7
 """Of a step: 24 steps outlast a notice, or Ray's look for new nodes, and the start of new workers."""
 LOOK_EVERY_S = 2.0
 """For nodes that came; a run looks once a minute otherwise."""
+PACE_ALONE_S = 4.0
+"""Of a step until a second node has come, which takes its time on a busy machine."""
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
 
 Run = Callable[[int | tuple[int, int]], FitResult]
@@ -68,7 +70,7 @@ def arrived(run: Run, folder: Path, at: int) -> FitResult:
     with (
         mock.patch.object(train, "ScalingConfig", often),
         _nodes(1) as (nodes, _),
-        _running(run, folder, (1, 2)) as result,
+        _running(run, folder, (1, 2), pace_alone_s=PACE_ALONE_S) as result,
     ):
         _wait_for_step(folder, at, result)
         _log(folder, "arrival, elastic", result)
@@ -99,9 +101,11 @@ def _nodes(count: int) -> Iterator[tuple[Cluster, Any]]:
 
 
 @contextlib.contextmanager
-def _running(run: Run, folder: Path, workers: int | tuple[int, int]) -> Iterator[Future[FitResult]]:
+def _running(
+    run: Run, folder: Path, workers: int | tuple[int, int], **paces: float
+) -> Iterator[Future[FitResult]]:
     """In a thread: nodes must come and go in the main one."""
-    faults.plan_faults(folder, [], pace_s=PACE_S)
+    faults.plan_faults(folder, [], **(paces or {"pace_s": PACE_S}))
     with mock.patch.object(train, "run_worker", faults.worker), ThreadPoolExecutor(1) as other:
         yield other.submit(run, workers)
 
