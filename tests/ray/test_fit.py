@@ -86,13 +86,12 @@ def test_one_worker_goes_on_with_the_same_result_where_two_had_been(
 def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
     undisturbed, experiment, storage, monkeypatch
 ):
-    """The short form of bench/survival.py: a worker dies as it starts, while it evaluates, while it
-    writes a checkpoint, and after the newest checkpoint was torn; its disk is full in the end."""
+    """The short form of bench/survival.py: a worker dies as it starts, while it writes a checkpoint,
+    and after the newest checkpoint was torn; its disk is full in the end."""
     planned = [
         {"kind": "start-up", "rank": 1, "at": None},
         {"kind": "checkpoint", "rank": 0, "at": 4},
         {"kind": "torn checkpoint", "rank": 0, "at": 6},
-        {"kind": "evaluation", "rank": 1, "at": 8},
         {"kind": "full disk", "rank": 0, "at": 11},
     ]
     faults.plan_faults(storage / "struck", planned)
@@ -116,7 +115,7 @@ def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
     assert sorted(struck) == sorted(fault["kind"] for fault in planned)
     steps = [event["at"] for event in events if event["event"] == "step"]
     assert set(steps) == set(range(1, 13))
-    assert len(steps) <= 12 + 1 + 2 + 0 + 2, "a torn checkpoint costs one step more than a kill"
+    assert len(steps) <= 12 + 1 + 2 + 2, "a torn checkpoint costs one step more than a kill"
     assert result.history == undisturbed.history
     assert torch.equal(weights(result), weights(undisturbed))
 
