@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 KINDS = ("start-up", "mid-step", "evaluation", "checkpoint", "torn checkpoint", "full disk")
 WORK = ("step", "evaluating")
 FULL_AT_BYTES = 200_000  # less than any checkpoint here, more than a log file
@@ -83,6 +85,15 @@ def damage_newest_checkpoint(folder: Path) -> None:
     if names:
         state = folder / names[-1] / "state.pt"
         os.truncate(state, state.stat().st_size // 2)
+
+
+def kill_with_children(pid: int) -> None:
+    """A process and all that came of it, as a machine goes that loses its power; some may end by
+    themselves meanwhile."""
+    process = psutil.Process(pid)
+    for each in [*process.children(recursive=True), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def _arm(folder: Path) -> None:

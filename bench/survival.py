@@ -22,7 +22,6 @@ import logging
 import math
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import psutil
 import ray
 import torch
 
@@ -223,12 +221,11 @@ def killed_driver(
         if child.poll() is not None:
             raise RuntimeError("the run ended before it could be interrupted")
         time.sleep(0.05)
-    victims = [psutil.Process(child.pid)]
-    if part == "clusters":
-        victims += victims[0].children(recursive=True)
     faults.log_event(folder, "driver" if part == "drivers" else "whole cluster", at)
-    for victim in victims:
-        victim.send_signal(signal.SIGKILL)
+    if part == "clusters":
+        faults.kill_with_children(child.pid)
+    else:
+        child.kill()
     child.wait()
     with mock.patch.object(train, "run_worker", faults.worker):
         result = trained(storage, folder.name)

@@ -124,7 +124,7 @@ class FakeCluster:
             self.head = subprocess.Popen(
                 command, env=without | started, stdout=log, stderr=subprocess.STDOUT
             )
-        wait_until(self._answers, 60, "the head does not answer", self.log)
+        wait_until(self._answers, 180, "the head does not answer", self.log)
 
     def _answers(self) -> bool:
         self.check_alive()

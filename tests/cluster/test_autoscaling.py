@@ -36,7 +36,7 @@ def epochs_of(storage: Path) -> list[list[int]]:
     ]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(800)
 def test_a_search_grows_the_cluster_survives_a_lost_node_and_leaves_nothing_running(tmp_path):
     storage, log = tmp_path / "storage", tmp_path / "driver.log"
     environment = {**ENVIRONMENT, "REPMTL_RAY_CACHE": str(tmp_path / "scenes")}
@@ -60,7 +60,7 @@ def test_a_search_grows_the_cluster_survives_a_lost_node_and_leaves_nothing_runn
             return len(cluster.training_on()) == 2 and max(reported, default=0) >= 3
 
         try:
-            wait_until(both_train, 150, "the trials do not spread over two nodes", log)
+            wait_until(both_train, 240, "the trials do not spread over two nodes", log)
             assert max(len(trial) for trial in epochs_of(storage)) < EPOCHS, "too late to lose it"
             cluster.kill(min(cluster.training_on()))
             assert driver.wait(timeout=300) == 0, log.read_text()

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
+from bench import faults
 from tests.ray._quick_search import EPOCHS, TRIALS, searched
 
 pytestmark = pytest.mark.ray
@@ -23,6 +23,17 @@ def epochs_of(folder: Path) -> dict[str, list[int]]:
         file.parent.name: [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
         for file in folder.glob("search/*/result.json")
     }
+
+
+def ended(folder: Path) -> set[str]:
+    """Names of the trials that did all their epochs."""
+    return {name for name, epochs in epochs_of(folder).items() if epochs[-1:] == [EPOCHS]}
+
+
+def snapshot_time(folder: Path) -> float:
+    """When Tune last noted what the search knows."""
+    files = folder.glob("search/experiment_state-*.json")
+    return max((file.stat().st_mtime for file in files), default=0.0)
 
 
 def rungs(folder: Path) -> dict[str, float]:
@@ -44,17 +55,17 @@ def test_optuna_and_asha_go_on_where_they_were(tmp_path, monkeypatch):
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
-    while len(rungs(tmp_path)) < 4 and time.monotonic() < deadline:
+    seen: float | None = None  # when it had gone far enough
+    while seen is None or snapshot_time(tmp_path) < seen:
         assert driver.poll() is None, "the search ended before it could be interrupted"
+        assert time.monotonic() < deadline, "the search does not go on"
+        if seen is None and len(rungs(tmp_path)) >= 4 and ended(tmp_path):
+            seen = time.time()
         time.sleep(0.05)
-    time.sleep(1.5)  # three of Tune's snapshots
-    processes = [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]
-    for process in processes:
-        process.kill()
+    faults.kill_with_children(driver.pid)
     driver.wait()
     before, known = epochs_of(tmp_path), rungs(tmp_path)
-    ended = {name for name, epochs in before.items() if epochs[-1:] == [EPOCHS]}
-    assert ended
+    done = ended(tmp_path)
     assert len(before) < TRIALS, "too late to show anything"
 
     results, study = searched(str(tmp_path), resume=True)
@@ -62,7 +73,7 @@ def test_optuna_and_asha_go_on_where_they_were(tmp_path, monkeypatch):
     assert len(results) == TRIALS
     assert [result.error for result in results] == [None] * TRIALS
     after = epochs_of(tmp_path)
-    assert {name: after[name] for name in ended} == {name: before[name] for name in ended}
+    assert {name: after[name] for name in done} == {name: before[name] for name in done}
     assert len(rungs(tmp_path)) == TRIALS
     assert known.items() <= rungs(tmp_path).items(), "ASHA forgot what it had seen"
     asked = [trial.params["x"] for trial in study.trials if trial.state.is_finished()]

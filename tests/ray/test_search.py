@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pandas
-import psutil
 import pytest
 from ray import tune as ray_tune
 
+from bench import faults
 from repmtl_ray import cluster, tune
 from repmtl_ray.config import replace, to_dict
 from tests.ray._leftovers import leftovers
@@ -124,9 +124,7 @@ def test_a_search_goes_on_after_its_driver_and_its_ray_died(short, storage, undi
     while not finished_runs(directory) and time.monotonic() < deadline:
         assert driver.poll() is None, "the search ended before it could be interrupted"
         time.sleep(0.05)
-    everything = [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]
-    for process in everything:
-        process.kill()
+    faults.kill_with_children(driver.pid)
     driver.wait()
     before = finished_runs(directory)
     assert len(before) == 1
