@@ -134,14 +134,6 @@ def test_the_name_of_another_experiments_run_is_refused(undisturbed, experiment,
         fit(other, storage=storage, name="undisturbed")
 
 
-def test_divergence_names_task_policy_and_step(experiment, storage):
-    wild = replace(experiment, {"optimizer.learning_rate": 1e30, "policy.name": "UW"})
-    with pytest.raises(
-        ValueError, match=r"task '(segmentation|depth)': loss is .* at step \d+ with policy 'UW'"
-    ):
-        fit(wild, storage=storage, name="wild")
-
-
 @pytest.mark.parametrize(
     ("overrides", "placement", "message"),
     [

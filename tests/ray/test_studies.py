@@ -1,0 +1,80 @@
+"""The commands that compare methods, whole and at small size: ablation and sensitivity.
+
+Their real runs train in this process, by Ray Train's local mode: how runs reach workers is shown in
+`test_benchmark.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import re
+import sys
+
+import pytest
+from ray.train import ScalingConfig, UserCallback
+
+from pipelines import ablation, sensitivity
+from repmtl_ray import train
+from repmtl_ray.runs import guard, relay
+from repmtl_ray.studies import benchmark
+from tests.ray.test_benchmark import SMALL
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    def one_after_another(driver, space, *arguments, **options):
+        for title in space["cell"]["grid_search"]:
+            driver({"cell": title})
+
+    def local(**settings):
+        return ScalingConfig(**{**settings, "num_workers": 0})
+
+    monkeypatch.setattr(benchmark, "make_tuner", one_after_another)
+    monkeypatch.setattr(benchmark, "finish", lambda done: done)
+    monkeypatch.setattr(benchmark, "results_of", lambda done: [])
+    monkeypatch.setattr(train, "ScalingConfig", local)
+    monkeypatch.setattr(guard.Guard, "_noticed", lambda self: False)  # local mode has no notices
+    monkeypatch.setattr(relay, "to_tune", lambda: contextlib.nullcontext(UserCallback()))
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("studies")
+
+
+def rows_of(recipe, storage, monkeypatch, *more):
+    """By method, the row of the table that a command left."""
+    out = storage / recipe.__name__
+    options = ["scenes", *SMALL, "--storage", storage, "--out", out, "--pictures", 0, *more]
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, options)])
+    recipe.main()
+    (table,) = out.glob("*.csv")
+    assert (out / "report.html").exists()
+    return {row["method"]: row for row in csv.DictReader(table.read_text().splitlines())}
+
+
+def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
+    storage, monkeypatch, capsys
+):
+    rows = rows_of(ablation, storage, monkeypatch)
+    delta = {name: float(row["delta_p_task"]) for name, row in rows.items() if name != "stl"}
+    assert len(delta) == 8
+    assert len(set(delta.values())) == 8, "two cells trained alike"
+    printed = capsys.readouterr().out
+    for factor in ablation.FACTORS:
+        having = [value for name, value in delta.items() if f"+ {factor}" in name]
+        others = [value for name, value in delta.items() if f"+ {factor}" not in name]
+        assert len(having) == len(others) == 4
+        effect = float(re.search(rf"^{factor} +(\S+) points of delta_p$", printed, re.M)[1])
+        assert effect == pytest.approx(sum(having) / 4 - sum(others) / 4, abs=0.01)
+
+
+def test_a_sensitivity_study_trains_its_values_against_the_same_single_tasks(
+    storage, monkeypatch, capsys
+):
+    rows = rows_of(sensitivity, storage, monkeypatch, "--vary", "csa", "--values", "0.1", "1.9")
+    assert len({row["delta_p_task"] for row in rows.values()}) == 3
+    assert capsys.readouterr().out.count("stl ") == 2, "both were read back"
