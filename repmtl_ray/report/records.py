@@ -274,16 +274,30 @@ def _published_rows(record: Record) -> dict[str, dict[str, float]]:
     }
 
 
-def factor_effects(summary: Summary, factors: Sequence[str]) -> dict[str, float | None]:
-    """What each factor of a full cross is worth in delta_p over tasks.
+@dataclass(frozen=True, kw_only=True)
+class FactorEffect:
+    """What a factor changes delta_p over tasks by, in points.
+
+    Args:
+        average: over all rows that have it, against all that have not.
+        alone: where no other factor is; unlike `average` if the factors depend on each other.
+        beside_all: where all the others are.
+    """
+
+    average: float
+    alone: float
+    beside_all: float
+
+
+def factor_effects(summary: Summary, factors: Sequence[str]) -> dict[str, FactorEffect] | None:
+    """What each factor of a full cross is worth.
 
     Args:
         summary: of rows named "EW", "EW + <factor>", "EW + <factor> + <factor>", ...
         factors: their names, as in `methods.ablation`.
 
     Returns:
-        By factor, the mean of delta_p over the rows that have it less the mean over those that have
-        not; None if a row of the cross is missing.
+        By factor; None if a row of the cross is missing.
     """
     delta = {
         frozenset(row.method.split(" + ")[1:]): row.values["delta_p_task"].mean
@@ -291,9 +305,15 @@ def factor_effects(summary: Summary, factors: Sequence[str]) -> dict[str, float 
         if row.method != SINGLE_TASK
     }
     if len(delta) < 2 ** len(factors):
-        return dict.fromkeys(factors)
-    return {
-        factor: fmean(value for parts, value in delta.items() if factor in parts)
-        - fmean(value for parts, value in delta.items() if factor not in parts)
-        for factor in factors
-    }
+        return None
+    effects = {}
+    for factor in factors:
+        gains = {
+            parts: delta[parts | {factor}] - delta[parts] for parts in delta if factor not in parts
+        }
+        effects[factor] = FactorEffect(
+            average=fmean(gains.values()),
+            alone=gains[frozenset()],
+            beside_all=gains[frozenset(factors) - {factor}],
+        )
+    return effects

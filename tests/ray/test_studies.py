@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import re
 import sys
 
 import pytest
@@ -51,25 +50,31 @@ def rows_of(recipe, storage, monkeypatch, *more):
     options = ["scenes", *SMALL, "--storage", storage, "--out", out, "--pictures", 0, *more]
     monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, options)])
     recipe.main()
-    (table,) = out.glob("*.csv")
+    (table,) = set(out.glob("*.csv")) - {out / "factors.csv"}
     assert (out / "report.html").exists()
     return {row["method"]: row for row in csv.DictReader(table.read_text().splitlines())}
 
 
 def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
-    storage, monkeypatch, capsys
+    storage, monkeypatch
 ):
     rows = rows_of(ablation, storage, monkeypatch)
     delta = {name: float(row["delta_p_task"]) for name, row in rows.items() if name != "stl"}
     assert len(delta) == 8
     assert len(set(delta.values())) == 8, "two cells trained alike"
-    printed = capsys.readouterr().out
-    for factor in ablation.FACTORS:
+    with (storage / ablation.__name__ / "factors.csv").open() as file:
+        effects = {row["factor"]: row for row in csv.DictReader(file)}
+    assert list(effects) == list(ablation.FACTORS)
+    for factor, effect in effects.items():
         having = [value for name, value in delta.items() if f"+ {factor}" in name]
         others = [value for name, value in delta.items() if f"+ {factor}" not in name]
         assert len(having) == len(others) == 4
-        effect = float(re.search(rf"^{factor} +(\S+) points of delta_p$", printed, re.M)[1])
-        assert effect == pytest.approx(sum(having) / 4 - sum(others) / 4, abs=0.01)
+        expected = {
+            "on average": sum(having) / 4 - sum(others) / 4,
+            "alone": delta[f"EW + {factor}"] - delta["EW"],
+        }
+        for which, points in expected.items():
+            assert float(effect[which]) == pytest.approx(points, abs=0.006)
 
 
 def test_a_sensitivity_study_trains_its_values_against_the_same_single_tasks(

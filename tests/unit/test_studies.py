@@ -1,6 +1,7 @@
 """The commands that compare methods: their options, their cells, what they print; runs are made up."""
 
 import csv
+import re
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.config import digest, replace, to_dict
 from repmtl_ray.report.records import data_source
 from repmtl_ray.studies.benchmark import BenchmarkResult, code_version
+from repmtl_ray.studies.methods import ablation
 from tests.unit.test_benchmark_table import record, single
 
 GAIN = {"log": 2.0, "TSR": 1.0, "CSA": -0.5}
@@ -52,8 +54,17 @@ def test_the_ablation_books_every_gain_on_its_factor(monkeypatch, capsys, compar
     assert len(rows) == 1 + 8
     printed = capsys.readouterr().out
     for factor, gain in GAIN.items():  # 1 point of 50 is 2 %, a quarter of delta_p
-        assert f"{factor:<4} {gain * 2 / 4:+.2f} points of delta_p" in printed
+        assert re.search(rf"{factor}( +{re.escape(f'{gain * 2 / 4:+.2f}')}){{3}}\n", printed)
     assert (tmp_path / "results/report.html").exists()
+
+
+def test_a_missing_cell_leaves_no_factors(monkeypatch, capsys, compared, tmp_path):
+    cells = ablation()
+    cells.pop("EW + TSR")
+    monkeypatch.setattr(ablation_recipe, "ablation", lambda: cells)
+    run(monkeypatch, ablation_recipe, "scenes", "--pictures", 0)
+    assert "points of delta_p by factor: n/a (a cell is missing)" in capsys.readouterr().out
+    assert not (tmp_path / "results/factors.csv").exists()
 
 
 def test_the_sensitivity_study_varies_one_value_at_a_time(monkeypatch, compared, tmp_path):
