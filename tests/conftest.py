@@ -45,6 +45,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The longest scope first: no process is left with it in the end.
     items.sort(key=lambda item: not item.nodeid.startswith("tests/ray/"))
+    for item in items:
+        if "ray" in item.keywords and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))  # a dozen processes start, however busy it is
     if torch.cuda.is_available():
         return
     for item in items:

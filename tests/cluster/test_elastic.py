@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_run_grows_with_the_cluster_and_ends_as_one_without_ray(tmp_path, monkeypatch):
     """In a process of its own, since this one may be part of another Ray. That the run had one
     worker first and two in the end is checked there (`bench/nodes.py`)."""
@@ -29,7 +29,7 @@ def test_a_run_grows_with_the_cluster_and_ends_as_one_without_ray(tmp_path, monk
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=390,
+        timeout=590,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     grown = json.loads(ended.stdout.splitlines()[-1])

@@ -12,7 +12,7 @@ import ray
 from ray.util.state import list_actors
 
 
-def leftovers(patience_s: float = 60.0) -> list[str]:
+def leftovers(patience_s: float = 120.0) -> list[str]:
     """Placement groups, actors and processes of runs; what is still there when patience ends."""
     deadline = time.monotonic() + patience_s
     while (found := _now()) and time.monotonic() < deadline:

@@ -35,5 +35,5 @@ def another_ray() -> Iterator[None]:
         yield
     finally:
         process.stdin.close()  # it ends its Ray
-        process.wait(timeout=60)
+        process.wait(timeout=200)
         process.stdout.close()

@@ -125,7 +125,7 @@ def test_a_cluster_with_another_ray_is_refused_with_both_versions():
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert "refused: the cluster at" in found.stdout, found.stdout + found.stderr
     assert "1.0.0" in found.stdout

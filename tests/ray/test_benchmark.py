@@ -19,7 +19,7 @@ from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.studies.benchmark import benchmark
 from repmtl_ray.studies.methods import method
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 SMALL = [
     *("--epochs", "2", "--batch-size", "4", "--set", "data.height=32", "--set", "data.width=64"),
     *("--set", "data.num_train=16", "--set", "data.num_val=6", "--set", "data.holdout=0.25"),

@@ -110,7 +110,7 @@ def test_other_processes_read_it_while_every_cpu_is_taken(tmp_path):
     streams = cityscapes(tmp_path, num_train=7)
     split = cache_streams(streams)
     expected = float(LocalRows(streams[0]).fetch(np.arange(7))["depth"].sum())
-    found = ray.get([holder.total.remote({"data": split}) for holder in holders], timeout=60)
+    found = ray.get([holder.total.remote({"data": split}) for holder in holders], timeout=200)
     assert found == [expected, expected]
     for holder in holders:
         ray.kill(holder)
@@ -128,7 +128,7 @@ def test_a_task_can_make_it_and_another_use_it(tmp_path):
         return split.rows(split.streams[0]).fetch(np.array([4]))["depth"]
 
     driver = ray.remote(num_cpus=1)(Driver).remote()
-    found = ray.get(ray.remote(num_cpus=1)(depth).remote(driver.cache.remote()), timeout=60)
+    found = ray.get(ray.remote(num_cpus=1)(depth).remote(driver.cache.remote()), timeout=200)
     np.testing.assert_array_equal(found[0], streams[0].load(4)["depth"])
     ray.kill(driver)
 

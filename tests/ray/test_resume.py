@@ -44,7 +44,6 @@ def rungs(folder: Path) -> dict[str, float]:
 
 # An interrupted trial reports an epoch again, and Optuna keeps the first value of a step.
 @pytest.mark.filterwarnings("ignore:The reported value is ignored:UserWarning")
-@pytest.mark.timeout(600)
 def test_optuna_and_asha_go_on_where_they_were(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0.5")
     driver = subprocess.Popen(

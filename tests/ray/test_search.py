@@ -44,7 +44,6 @@ def undisturbed(storage):
     return tune(short, SPACE, num_samples=1, storage_path=str(storage), name="grid")
 
 
-@pytest.mark.timeout(600)
 def test_a_search_ranks_trials_and_goes_on_when_one_fails(short, undisturbed):
     found = undisturbed
     table = found.table
@@ -67,7 +66,6 @@ def test_a_search_ranks_trials_and_goes_on_when_one_fails(short, undisturbed):
     assert row["delta_p_task"] == pytest.approx(50 * sum(relative), rel=1e-6)
 
 
-@pytest.mark.timeout(600)
 def test_early_stopping_leaves_nothing_behind(short, storage, undisturbed):
     """Not even where the machine has another Ray, whose actors Ray Train's cleaner could take for
     its own. After the other search: its single-task rows are this one's too."""

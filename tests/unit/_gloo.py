@@ -51,8 +51,8 @@ class Pool:
             connection.send((function, arguments))
         answers = []
         for rank, connection in enumerate(self.connections):
-            if not connection.poll(120):
-                raise TimeoutError(f"worker {rank} of {self.size} did not answer in 120 s")
+            if not connection.poll(240):
+                raise TimeoutError(f"worker {rank} of {self.size} did not answer in 240 s")
             answers.append(connection.recv())
         failed = [text for succeeded, text in answers if not succeeded]
         assert not failed, failed[0]
