@@ -1,4 +1,5 @@
-"""NYUv2 and Cityscapes on disk in the forms that people have them, made of the same frames."""
+"""NYUv2 and Cityscapes on disk in the forms that people have them, made of the same frames; how tests
+open, compare and spoil them."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import scipy.io
 
-from repmtl_ray.data.sources import Sample
+from repmtl_ray.config import DataConfig
+from repmtl_ray.data.sources import Sample, Stream, open_streams
 from tests.data import _layouts
 
 HEIGHT, WIDTH = 8, 16
@@ -193,3 +196,35 @@ def make_official_cityscapes(root: Path) -> Path:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     assert cv2.imwrite(str(file), pixels)
     return root
+
+
+def opened(root: Path, name: str, split: str = "train", **options) -> Stream:
+    (stream,) = open_streams(DataConfig(name=name, path=str(root), **options), split)
+    return stream
+
+
+def assert_samples(stream: Stream, expected: list) -> None:
+    assert stream.num_samples == len(expected)
+    for index, arrays in enumerate(expected):
+        sample = stream.load(index)
+        assert list(sample) == ["sample_id", *arrays]
+        for column, values in arrays.items():
+            if column == "normal":  # made unit vectors once more
+                np.testing.assert_allclose(sample[column], values, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(sample[column], values, strict=True)
+
+
+def refused(root: Path, name: str, message: str, *, frame: int | None = None, **options) -> None:
+    """When opened, or else when the frame is loaded."""
+    if frame is None:
+        with pytest.raises(ValueError, match=message):
+            opened(root, name, **options)
+    else:
+        stream = opened(root, name, **options)
+        with pytest.raises(ValueError, match=message):
+            stream.load(frame)
+
+
+def cut(path: Path, keep: int) -> None:
+    path.write_bytes(path.read_bytes()[:keep])
