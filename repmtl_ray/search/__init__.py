@@ -160,7 +160,8 @@ def tune(
         progress=Progress(experiment.epochs, METRIC),
         resume=resume,
     )
-    return _found(finish(tuner), experiment, baseline, directory, whole)
+    grid = finish(tuner, may_stop=scheduler != "none")
+    return _found(grid, experiment, baseline, directory, whole)
 
 
 def results_table(

@@ -2,8 +2,13 @@
 
 Owns their removal while a search runs and at its end. A trial that is stopped dies with its driver;
 then Ray Train's controller dies, and a cleaner of Ray's should remove what the controller had
-reserved. Two of 50 such groups stayed on a busy machine, CPUs that the next trials wait for, so it
-is looked for here too, in the one table that knows who made a group and whether that actor lives.
+reserved. On a busy machine some of 50 such groups stayed, CPUs that the next trials wait for:
+
+- Ray's cleaner knows the group of a run's first workers, or of those that came after a failure, only
+  once they have started; a controller that sees its workers die reserves anew, and dies itself.
+- Such a group can reach Ray's tables after its maker's death, which they then never connect with it
+  (`creator_actor_dead` stays false), so that the maker itself has to be looked up.
+- The last trials' controllers die after Tune has said goodbye.
 """
 
 from __future__ import annotations
@@ -20,6 +25,9 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 EVERY_S = 2.0
 PATIENCE_S = 20.0
 """After a search, for controllers that are about to die."""
+QUIET_S = 2.0
+"""Without a controller or a group, after which no late one is expected: a process that Ray calls dead
+may live on for a moment."""
 
 
 class Removal(Callback):
@@ -35,10 +43,14 @@ class Removal(Callback):
 
 
 def remove_last() -> None:
-    """Removes those that a search's last trials leave, which die after Tune has said goodbye."""
-    deadline = time.monotonic() + PATIENCE_S
-    while remove_orphans() and time.monotonic() < deadline:
+    """Removes those that the last trials of a search leave which stops trials early."""
+    now = time.monotonic()
+    deadline, seen_at = now + PATIENCE_S, now
+    while now < deadline and now - seen_at < QUIET_S:
+        if _num_controllers() + remove_orphans():
+            seen_at = now
         time.sleep(0.2)
+        now = time.monotonic()
 
 
 def remove_orphans() -> int:
@@ -55,6 +67,19 @@ def remove_orphans() -> int:
         if gone or group.creator_job_id != job or not group.creator_actor_id.strip(b"\xff"):
             continue
         seen += 1
-        if group.creator_actor_dead and not group.is_detached:
+        if not group.is_detached and _is_dead(group.creator_actor_id):
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
     return seen
+
+
+def _is_dead(actor: bytes) -> bool:
+    """Ray keeps an actor's row as long as it lives, and long after."""
+    row = state.actor_table(actor.hex(), None, None)
+    return not row or row["State"] == "DEAD"
+
+
+def _num_controllers() -> int:
+    """Ray Train's, of this job, that live."""
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    alive = state.actor_table(None, job, "ALIVE").values()
+    return sum(actor["ActorClassName"] == "TrainController" for actor in alive)

@@ -147,11 +147,17 @@ def _has_state(location: str) -> bool:
     return False
 
 
-def finish(tuner: ray_tune.Tuner) -> ray_tune.ResultGrid:
-    """Runs all its trials; nothing of them is left in the cluster afterwards."""
+def finish(tuner: ray_tune.Tuner, *, may_stop: bool = False) -> ray_tune.ResultGrid:
+    """Runs all its trials; nothing of them is left in the cluster afterwards.
+
+    Args:
+        tuner: from `make_tuner`.
+        may_stop: whether it may stop trials early.
+    """
     with cluster.interrupts_given_back():
         results = tuner.fit()
-    remove_last()
+    if may_stop or results.errors:
+        remove_last()
     return results
 
 

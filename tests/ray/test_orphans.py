@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import ray
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import placement_group
 
+from repmtl_ray.search import orphans
 from repmtl_ray.search.orphans import remove_orphans
 
 pytestmark = pytest.mark.ray
 
 
-@ray.remote(num_cpus=0)
-class Controller:
+class TrainController:
+    """By its name one of Ray Train's."""
+
     def reserve(self) -> str:
         self.group = placement_group([{"CPU": 1}])
         ray.get(self.group.ready())
         return self.group.id.hex()
+
+
+Controller = ray.remote(num_cpus=0)(TrainController)
 
 
 def state_of(group: str) -> str:
@@ -42,3 +51,48 @@ def test_a_dead_actors_group_is_removed_and_a_living_ones_is_not():
         time.sleep(0.1)
     ray.util.remove_placement_group(own)
     assert remove_orphans() == 0
+
+
+def test_a_group_that_ray_heard_of_after_its_makers_death_is_removed(monkeypatch):
+    """Ray's table then never says that the maker is dead."""
+    dead = Controller.remote()
+    lost = ray.get(dead.reserve.remote())
+    ray.kill(dead)
+    accessor = state._connect_and_get_accessor()
+
+    def late() -> list[bytes]:
+        rows = [PlacementGroupTableData.FromString(row) for row in accessor.table()]
+        for row in rows:
+            row.creator_actor_dead = False
+        return [row.SerializeToString() for row in rows]
+
+    accessor = SimpleNamespace(
+        table=accessor.get_placement_group_table,
+        get_placement_group_table=late,
+        get_actor_info=accessor.get_actor_info,
+    )
+    monkeypatch.setattr(orphans.state, "_connect_and_get_accessor", lambda: accessor)
+    deadline = time.monotonic() + 120
+    while orphans.remove_orphans() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    monkeypatch.undo()
+    assert state_of(lost) == "REMOVED"
+
+
+def test_a_search_that_stopped_trials_waits_for_their_controllers(monkeypatch):
+    """One that is about to die may reserve once more."""
+    monkeypatch.setattr(orphans, "QUIET_S", 0.5)
+    dying = Controller.remote()
+    ray.get(dying.__ray_ready__.remote())
+    late: list[str] = []
+
+    def reserve_and_die() -> None:
+        time.sleep(1.5)
+        late.append(ray.get(dying.reserve.remote()))
+        ray.kill(dying)
+
+    thread = threading.Thread(target=reserve_and_die)
+    thread.start()
+    orphans.remove_last()
+    thread.join()
+    assert state_of(late[0]) == "REMOVED"
