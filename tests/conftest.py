@@ -6,8 +6,14 @@ share a Ray stay together on one of them, and the files of the others share the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+
+os.environ.update(
+    OMP_NUM_THREADS="1",  # tensors are small, and the other process needs the other core
+    RAY_worker_niceness="0",  # 15 by default: the other process's tests would always go first
+)
 
 import pytest
 import torch
