@@ -145,7 +145,8 @@ def tune_without_ray(monkeypatch, results):
     monkeypatch.setattr(ray_tune, "with_parameters", lambda driver, **_: driver)
     monkeypatch.setattr(search, "claim", lambda *_: None)
     monkeypatch.setattr(search.alike, "check_nodes", lambda _: None)
-    monkeypatch.setattr(search, "make_tuner", lambda *_, **__: SimpleNamespace(fit=lambda: results))
+    monkeypatch.setattr(search, "make_tuner", lambda *_, **__: nothing)
+    monkeypatch.setattr(search, "finish", lambda *_, **__: results)
     return search.tune(BASE, space, num_samples=6)
 
 
