@@ -6,7 +6,7 @@
 #   sudo PATH="$PATH" deploy/try_local_cluster.sh
 #
 # Needs Linux, root, sshd, rsync, ip (apt-get install openssh-server rsync iproute2), and this project
-# in the Python that is first in PATH. Takes about 5 minutes on 2 cores and prints what
+# in the Python that is first in PATH. Takes about 3 minutes on 2 cores and prints what
 # docs/cluster.md shows.
 #
 # Touches nothing of yours: it runs in process, network and mount namespaces of its own (its sshd
