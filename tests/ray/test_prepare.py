@@ -206,7 +206,7 @@ def test_training_from_files_in_memory_and_from_a_bucket_read_every_epoch_is_the
         {"data": to_dict(DataConfig(name="cityscapes", path=str(root), augment=True)), "epochs": 2},
     )
     prepared(root, s3.uri("train"))
-    options: dict[str, Any] = {"placement": Placement(num_workers=1), "storage": tmp_path}
+    options: dict[str, Any] = {"placement": Placement(num_workers=2), "storage": tmp_path}
     kept = fit(experiment, name="kept", **options)
     monkeypatch.setattr(cache, "STORE_SHARE", 0)
     stored = replace(experiment, {"data.path": s3.uri("train")})
