@@ -4,10 +4,10 @@ Owns their removal while a search runs and at its end. A trial that is stopped d
 then Ray Train's controller dies, and a cleaner of Ray's should remove what the controller had
 reserved. On a busy machine some of 50 such groups stayed, CPUs that the next trials wait for:
 
-- Ray's cleaner knows the group of a run's first workers, or of those that came after a failure, only
-  once they have started; a controller that sees its workers die reserves anew, and dies itself.
-- Such a group can reach Ray's tables after its maker's death, which they then never connect with it
-  (`creator_actor_dead` stays false), so that the maker itself has to be looked up.
+- Ray's cleaner is told of a group only once its workers have started: not of one that a controller
+  reserves shortly before its death.
+- Of some groups Ray's table never says that their maker is dead (`creator_actor_dead` stays false;
+  probably they reach it after the death), so that the maker itself has to be looked up.
 - The last trials' controllers die after Tune has said goodbye.
 """
 
