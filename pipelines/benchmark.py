@@ -8,7 +8,7 @@
 A method is a policy (plain losses), a policy on log losses ("UW-log"), "Rep-MTL", or "Rep-MTL+UW".
 Single-task rows are trained first and kept for the next benchmark. Leaves the table as CSV, Markdown
 and LaTeX, with the published values beside where the data are the paper's, and report.html. Cost of
-the first form: about 35 s a run, two at a time, on 2 cores; a run is a method, or a task, and a seed.
+the first form: 35 to 55 s a run, two at a time, on 2 cores; a run is a method, or a task, and a seed.
 """
 
 from __future__ import annotations

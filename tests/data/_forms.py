@@ -199,11 +199,13 @@ def make_official_cityscapes(root: Path) -> Path:
 
 
 def opened(root: Path, name: str, split: str = "train", **options) -> Stream:
+    """The one stream of a split."""
     (stream,) = open_streams(DataConfig(name=name, path=str(root), **options), split)
     return stream
 
 
 def assert_samples(stream: Stream, expected: list) -> None:
+    """The same columns, in their order, and values."""
     assert stream.num_samples == len(expected)
     for index, arrays in enumerate(expected):
         sample = stream.load(index)

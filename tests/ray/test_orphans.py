@@ -58,19 +58,15 @@ def test_a_group_that_ray_heard_of_after_its_makers_death_is_removed(monkeypatch
     dead = Controller.remote()
     lost = ray.get(dead.reserve.remote())
     ray.kill(dead)
-    accessor = state._connect_and_get_accessor()
+    real = state._connect_and_get_accessor()
 
     def late() -> list[bytes]:
-        rows = [PlacementGroupTableData.FromString(row) for row in accessor.table()]
+        rows = [PlacementGroupTableData.FromString(row) for row in real.get_placement_group_table()]
         for row in rows:
             row.creator_actor_dead = False
         return [row.SerializeToString() for row in rows]
 
-    accessor = SimpleNamespace(
-        table=accessor.get_placement_group_table,
-        get_placement_group_table=late,
-        get_actor_info=accessor.get_actor_info,
-    )
+    accessor = SimpleNamespace(get_placement_group_table=late, get_actor_info=real.get_actor_info)
     monkeypatch.setattr(orphans.state, "_connect_and_get_accessor", lambda: accessor)
     deadline = time.monotonic() + 120
     while orphans.remove_orphans() and time.monotonic() < deadline:

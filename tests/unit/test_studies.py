@@ -61,6 +61,8 @@ def test_the_ablation_books_every_gain_on_its_factor(monkeypatch, capsys, compar
 def test_a_missing_cell_leaves_no_factors(monkeypatch, capsys, compared, tmp_path):
     cells = ablation()
     cells.pop("EW + TSR")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/factors.csv").write_text("of an earlier run")
     monkeypatch.setattr(ablation_recipe, "ablation", lambda: cells)
     run(monkeypatch, ablation_recipe, "scenes", "--pictures", 0)
     assert "points of delta_p by factor: n/a (a cell is missing)" in capsys.readouterr().out
