@@ -21,10 +21,11 @@ from repmtl_ray.data import (
     nyuv2,
     nyuv2_mat,
     office,
+    rendered,
     shards,
 )
-from repmtl_ray.data.scenes import rendered, rooms, street_scenes
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
+from repmtl_ray.scenes import rooms, street_scenes
 
 if TYPE_CHECKING:
     from repmtl_ray.tasks import Task

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from repmtl_ray.data.augment import SCALES, augment
-from repmtl_ray.data.scenes._interior import FOCAL
-from repmtl_ray.data.scenes.rooms import render
+from repmtl_ray.scenes._interior import FOCAL
+from repmtl_ray.scenes.rooms import render
 
 KINDS = {
     "image": "image",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from repmtl_ray.config import DataConfig
-from repmtl_ray.data.scenes import street_scenes
 from repmtl_ray.data.sources import open_streams
+from repmtl_ray.scenes import street_scenes
 
 SIZES = {"height": 16, "width": 32, "num_train": 3, "num_val": 2, "scene_seed": 5}
 DATA = DataConfig(name="cityscapes", **SIZES)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "repmtl_ray"
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         *("conversion", "config", "data_config", "collectives", "storage", "durable"),
-        *("data.columns", "data.stream"),
+        *("data.columns", "data.stream", "scenes.*"),
     ),
     1: (
         *("metrics", "tasks", "saliency", "regularizers", "delta", "protocols"),

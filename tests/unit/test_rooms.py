@@ -13,11 +13,11 @@ from repmtl_ray.config import (
     RegularizerConfig,
 )
 from repmtl_ray.data.nyuv2 import CLASSES
-from repmtl_ray.data.scenes import rooms
-from repmtl_ray.data.scenes._interior import FOCAL
-from repmtl_ray.data.scenes._rendered import VAL_OFFSET
-from repmtl_ray.data.scenes.rooms import cached, render, write
 from repmtl_ray.data.sources import image_size, open_streams
+from repmtl_ray.scenes import rooms
+from repmtl_ray.scenes._interior import FOCAL
+from repmtl_ray.scenes._rendered import VAL_OFFSET
+from repmtl_ray.scenes.rooms import cached, render, write
 from tests.unit._training import run, split
 
 FLOOR, CEILING, WALL = (CLASSES.index(name) for name in ("floor", "ceiling", "wall"))

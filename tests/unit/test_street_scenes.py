@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repmtl_ray.data.scenes import street_scenes
-from repmtl_ray.data.scenes._raycast import (
+from repmtl_ray.scenes import street_scenes
+from repmtl_ray.scenes._raycast import (
     Camera,
     Solid,
     shadowed,
@@ -15,8 +15,8 @@ from repmtl_ray.data.scenes._raycast import (
     trace,
     value_noise,
 )
-from repmtl_ray.data.scenes._rendered import VAL_OFFSET
-from repmtl_ray.data.scenes.street_scenes import INVERSE_DEPTH, cached, render, write
+from repmtl_ray.scenes._rendered import VAL_OFFSET
+from repmtl_ray.scenes.street_scenes import INVERSE_DEPTH, cached, render, write
 
 NOISE = np.random.default_rng(0).random((64, 64))
 SMALL = {"num_train": 2, "num_val": 1, "height": 16, "width": 32, "seed": 5}

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.data.scenes._raycast import Floats, dot, shadowed, surface, value_noise
-from repmtl_ray.data.scenes._street import FOCAL, PATTERNS, Piece
+from repmtl_ray.scenes._raycast import Floats, dot, shadowed, surface, value_noise
+from repmtl_ray.scenes._street import FOCAL, PATTERNS, Piece
 
 _SHADOW_RANGE = 200.0  # metres; farther, haze and pixel size hide what shadows would show
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from repmtl_ray.data.scenes import _furniture as made
-from repmtl_ray.data.scenes._furniture import (
+from repmtl_ray.scenes import _furniture as made
+from repmtl_ray.scenes._furniture import (
     BRIGHT,
     CEILING,
     CLOTH,
@@ -31,7 +31,7 @@ from repmtl_ray.data.scenes._furniture import (
     pick,
     turned,
 )
-from repmtl_ray.data.scenes._raycast import Camera
+from repmtl_ray.scenes._raycast import Camera
 
 FOCAL = 518.8579 / 640  # image widths, as the colour camera of NYUv2
 

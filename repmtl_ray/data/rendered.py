@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from repmtl_ray.data.columns import SAMPLE_ID
-from repmtl_ray.data.scenes._rendered import Render, write_alone
 from repmtl_ray.data.stream import Sample, Stream
+from repmtl_ray.scenes._rendered import Render, write_alone
 
 
 def on_any_node(

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.data.scenes._furniture import PATTERNS, Piece
-from repmtl_ray.data.scenes._interior import FOCAL, Room
-from repmtl_ray.data.scenes._raycast import Floats, dot, shadowed, value_noise
-from repmtl_ray.data.scenes._shading import speckle
+from repmtl_ray.scenes._furniture import PATTERNS, Piece
+from repmtl_ray.scenes._interior import FOCAL, Room
+from repmtl_ray.scenes._raycast import Floats, dot, shadowed, value_noise
+from repmtl_ray.scenes._shading import speckle
 
 
 def shade(

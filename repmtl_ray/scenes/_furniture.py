@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from repmtl_ray.data.scenes._raycast import Form, Solid
+from repmtl_ray.scenes._raycast import Form, Solid
 
 BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW = (
     range(13)

@@ -6,7 +6,7 @@ Owns exposure, noise and unlabelled pixels; light is computed in `_shading` and 
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.data.scenes._raycast import Floats
+from repmtl_ray.scenes._raycast import Floats
 
 
 def expose(rng: np.random.Generator, radiance: Floats) -> NDArray[np.float32]:

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.data.scenes import _rendered
-from repmtl_ray.data.scenes._furniture import WINDOW
-from repmtl_ray.data.scenes._interior import FOCAL, interior
-from repmtl_ray.data.scenes._lamplight import shade
-from repmtl_ray.data.scenes._raycast import (
+from repmtl_ray.scenes import _rendered
+from repmtl_ray.scenes._furniture import WINDOW
+from repmtl_ray.scenes._interior import FOCAL, interior
+from repmtl_ray.scenes._lamplight import shade
+from repmtl_ray.scenes._raycast import (
     Floats,
     camera_rays,
     dot,
@@ -34,8 +34,8 @@ from repmtl_ray.data.scenes._raycast import (
     trace,
     value_noise,
 )
-from repmtl_ray.data.scenes._rendered import Rendering, check
-from repmtl_ray.data.scenes._sensor import expose, with_ignored
+from repmtl_ray.scenes._rendered import Rendering, check
+from repmtl_ray.scenes._sensor import expose, with_ignored
 
 RENDERER_VERSION = 1  # raise whenever a pixel changes: cached folders of older versions are refused
 

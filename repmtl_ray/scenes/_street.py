@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from repmtl_ray.data.scenes._raycast import Camera, Form, Solid
+from repmtl_ray.scenes._raycast import Camera, Form, Solid
 
 FLAT, HUMAN, VEHICLE, CONSTRUCTION, OBJECT, NATURE, SKY = range(7)
 FOCAL = 2262.5 / 2048  # image widths, as the Cityscapes camera

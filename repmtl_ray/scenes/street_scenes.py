@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.data.scenes import _rendered
-from repmtl_ray.data.scenes._raycast import Floats, camera_rays, stereo_matched, trace, value_noise
-from repmtl_ray.data.scenes._rendered import Rendering, check
-from repmtl_ray.data.scenes._sensor import expose, with_ignored
-from repmtl_ray.data.scenes._shading import shade
-from repmtl_ray.data.scenes._street import FOCAL, SKY, street
+from repmtl_ray.scenes import _rendered
+from repmtl_ray.scenes._raycast import Floats, camera_rays, stereo_matched, trace, value_noise
+from repmtl_ray.scenes._rendered import Rendering, check
+from repmtl_ray.scenes._sensor import expose, with_ignored
+from repmtl_ray.scenes._shading import shade
+from repmtl_ray.scenes._street import FOCAL, SKY, street
 
 CLASSES = ("flat", "human", "vehicle", "construction", "object", "nature", "sky")
 RENDERER_VERSION = 1  # raise whenever a pixel changes: cached folders of older versions are refused
