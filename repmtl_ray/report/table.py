@@ -44,12 +44,12 @@ def results_text(
         metrics: which of them to show, in order.
         markdown: pipes between the cells instead of aligned columns.
     """
-    settings = ["rank", "policy", "log_losses", "lambda_tsr", "lambda_csa", "tau"]
+    settings = ["rank", "delta_p_task", "policy", "log_losses", "lambda_tsr", "lambda_csa", "tau"]
     if table["learning_rate"].nunique() > 1:
         settings.append("learning_rate")
     if (table["status"] != "done").any():
         settings += ["epoch", "status"]
-    columns = [*settings, *metrics, "delta_p_task"]
+    columns = [*settings, *metrics]
     table = table.reindex(columns=[*columns, "error"])
     table["tau"] = table["tau"].astype(object).where(table["lambda_csa"] > 0, None)  # of CSA alone
     cells = [[_cell(column, row[column]) for column in columns] for _, row in table.iterrows()]

@@ -42,9 +42,9 @@ class SearchResult:
     """What a search found.
 
     Args:
-        table: one row a trial, best first: rank, status, the values searched, all metrics of its
-            last epoch, "delta_p_task" and "delta_p_metric" (percent), "error", "checkpoint",
-            "digest", "protocol".
+        table: one row per trial, best first: "rank", "delta_p_task" (percent), "status", the values
+            searched, all metrics of its last epoch, "delta_p_metric" (percent), "error",
+            "checkpoint", "digest", "protocol".
         baseline: single-task metrics that delta_p is relative to.
         best: the experiment of the first row; None when no trial finished an epoch, or all failed.
         directory: path or URI of everything the search wrote.
@@ -123,12 +123,14 @@ def tune(
     data = cache_data(experiment)
     room = max(1, placement.concurrent())
     concurrency = min(room, max_concurrent or room)
+    progress = Progress(experiment.epochs, METRIC)
     baseline = single_task_baseline(
         experiment,
         data,
         placement=placement,
         storage_path=root,
         concurrency=concurrency,
+        progress=progress,
         checkpoints=checkpoints,
     )
     whole = whole_paths(param_space)
@@ -157,7 +159,7 @@ def tune(
             ),
             scheduler=_scheduler(scheduler, experiment.epochs, directory),
         ),
-        progress=Progress(experiment.epochs, METRIC),
+        progress=progress,
         resume=resume,
     )
     grid = finish(tuner, may_stop=scheduler != "none")
@@ -207,6 +209,7 @@ def results_table(
         table[METRIC] = float("nan")
     table = table.sort_values(METRIC, ascending=False, na_position="last", kind="stable")
     table = table.sort_values("status", key=lambda status: status == "failed", kind="stable")
+    table.insert(0, METRIC, table.pop(METRIC))  # beside the rank, where a wide table still shows it
     table.insert(0, "rank", range(1, len(table) + 1))
     return table.reset_index(drop=True)
 

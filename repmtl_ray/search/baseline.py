@@ -29,6 +29,7 @@ def single_task_baseline(
     placement: Placement,
     storage_path: str,
     concurrency: int,
+    progress: Progress,
     checkpoints: Checkpoints | None = None,
 ) -> dict[str, float]:
     """Each task trained alone with the same protocol, or read back if the storage has the same.
@@ -36,6 +37,7 @@ def single_task_baseline(
     Args:
         experiment: its policy and penalties do not matter.
         data, placement, storage_path, concurrency, checkpoints: as in `tune`.
+        progress: also the printer of the trials that follow.
 
     Returns:
         "<task>/<metric>" of every task's last epoch.
@@ -67,7 +69,7 @@ def single_task_baseline(
         {"task": ray_tune.grid_search(list(missing))},
         f"{storage_path}/baselines/search-{time.strftime('%Y%m%d-%H%M%S')}",
         config=ray_tune.TuneConfig(search_alg=BasicVariantGenerator(max_concurrent=concurrency)),
-        progress=Progress(experiment.epochs, None),
+        progress=progress,
         resume=False,
     )
     for result in results_of(finish(tuner)):

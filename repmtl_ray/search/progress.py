@@ -1,7 +1,7 @@
-"""What a user sees while a search runs: a line when a trial ends, and a heartbeat of those that
-run.
+"""The lines that a search or a benchmark prints while it runs.
 
-Owns printing during a search, nothing else.
+Owns printing, nothing else. One `Progress` serves the single-task baselines and the trials after
+them, so that the clock and the numbers of the runs go on from one to the other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from repmtl_ray import cluster
 
 HEARTBEAT_S = 15.0
 SHORT_NAMES = {
+    "task": "single-task",
+    "cell": "",
     "policy.name": "policy",
     "policy.log_losses": "log_losses",
     "regularizer.lambda_tsr": "tsr",
@@ -25,28 +27,32 @@ SHORT_NAMES = {
 
 
 class Progress(Callback):
-    """Prints one line a finished trial and, in between, one every `HEARTBEAT_S` seconds.
+    """Prints one line per finished run and, in between, one line every `HEARTBEAT_S` seconds.
 
     Args:
-        epochs: that a full trial takes.
-        metric: shown with every finished trial; None shows none.
+        epochs: of a run that is not stopped early.
+        metric: shown with every finished run that reports it; larger is better. None shows none.
     """
 
     def __init__(self, epochs: int, metric: str | None) -> None:
         self.epochs = epochs
         self.metric = metric
         self.start = self.last_beat = time.monotonic()
-        self.running: dict[str, int] = {}
-        self.ended = 0
+        self.epoch_of_running: dict[str, int] = {}
+        self.num_finished = 0
         self.best: float | None = None
 
+    def __reduce__(self) -> tuple[type[Progress], tuple[int, str | None]]:
+        """Tune pickles its callbacks. A search that is resumed, in another process, starts a new clock."""
+        return Progress, (self.epochs, self.metric)
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.running.setdefault(trial.trial_id, 0)
+        self.epoch_of_running.setdefault(trial.trial_id, 0)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.running[trial.trial_id] = int(result.get("epoch", 0))
+        self.epoch_of_running[trial.trial_id] = int(result.get("epoch", 0))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
@@ -56,27 +62,28 @@ class Progress(Callback):
         if value is not None:
             self.best = value if self.best is None else max(self.best, value)
             outcome += f"   {self.metric} {value:+.2f} %   best so far {self.best:+.2f} %"
-        self._ended(trial, outcome)
+        self._print_finished(trial, outcome)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._ended(trial, "failed (the search goes on; the reason is in the table)")
+        self._print_finished(trial, "failed (the others continue; the table has the reason)")
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         now = time.monotonic()
-        if self.running and now - self.last_beat > HEARTBEAT_S:
+        if self.epoch_of_running and now - self.last_beat > HEARTBEAT_S:
             self.last_beat = now
-            epochs = ", ".join(f"{epoch}/{self.epochs}" for epoch in self.running.values())
-            waiting = cluster.waiting_for() if 0 in self.running.values() else ""
+            epochs = ", ".join(f"{epoch}/{self.epochs}" for epoch in self.epoch_of_running.values())
+            waiting = cluster.waiting_for() if 0 in self.epoch_of_running.values() else ""
             self._print(f"running at epoch {epochs}" + (f"; {waiting}" if waiting else ""))
 
-    def _ended(self, trial: Any, outcome: str) -> None:
-        self.running.pop(trial.trial_id, None)
-        self.ended += 1
+    def _print_finished(self, trial: Any, outcome: str) -> None:
+        self.epoch_of_running.pop(trial.trial_id, None)
+        self.num_finished += 1
         self.last_beat = time.monotonic()
         values = "  ".join(
-            f"{SHORT_NAMES.get(key, key)} {_short(value)}" for key, value in trial.config.items()
+            f"{SHORT_NAMES.get(key, key)} {_short(value)}".strip()
+            for key, value in trial.config.items()
         )
-        self._print(f"trial {self.ended}  {values}   {outcome}")
+        self._print(f"run {self.num_finished}  {values}   {outcome}")
 
     def _print(self, text: str) -> None:
         print(f"[{time.monotonic() - self.start:5.0f} s] {text}", flush=True)

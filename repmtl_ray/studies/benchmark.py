@@ -133,6 +133,7 @@ def benchmark(
         concurrency=min(room, max_concurrent or room),
         directory=directory,
         common=_common(experiment, data),
+        progress=Progress(max(cell.experiment.epochs for cell in cells), None),
     )
     single: list[Record] = []
     if baseline == "own":
@@ -220,6 +221,7 @@ class _Runner:
     concurrency: int
     directory: str
     common: Mapping[str, Any]
+    progress: Progress
 
     def run(self, cells: Sequence[Cell], records: str) -> tuple[list[Record], dict[str, str]]:
         """The records of the cells in their order, and the reasons of those that have none."""
@@ -261,7 +263,7 @@ class _Runner:
                 search_alg=BasicVariantGenerator(max_concurrent=self.concurrency),
                 reuse_actors=True,
             ),
-            progress=Progress(max(cell.experiment.epochs for cell in cells), None),
+            progress=self.progress,
             resume=False,
         )
         return {

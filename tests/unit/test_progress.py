@@ -1,12 +1,10 @@
 """What a search prints while it runs."""
 
-from pathlib import Path
+import pickle
 from types import SimpleNamespace
 
 from repmtl_ray.search.progress import Progress
 from tests.unit._searches import POLICY, TSR
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_progress_prints_a_line_a_trial_and_a_heartbeat(monkeypatch, capsys):
@@ -33,10 +31,35 @@ def test_progress_prints_a_line_a_trial_and_a_heartbeat(monkeypatch, capsys):
     progress.on_trial_complete(0, [], stopped)
     progress.on_trial_error(0, [], failed)
     lines = capsys.readouterr().out.splitlines()
-    assert "trial 1  policy EW  tsr 0.123   done   delta_p_task +1.50 %" in lines[0]
+    assert "run 1  policy EW  tsr 0.123   done   delta_p_task +1.50 %" in lines[0]
     assert lines[1].endswith("stopped after epoch 2   delta_p_task -1.00 %   best so far +1.50 %")
-    assert "trial 3" in lines[2]
-    assert "failed (the search goes on" in lines[2]
+    assert "run 3" in lines[2]
+    assert "failed (the others continue" in lines[2]
     now[0] = 60.0
     progress.on_step_end(0, [])
     assert capsys.readouterr().out == "", "nothing runs any more"
+
+
+def test_baselines_and_trials_share_one_clock_and_one_numbering(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: now[0])
+    progress = Progress(4, "delta_p_task")
+    baseline = SimpleNamespace(trial_id="a", config={"task": "depth"}, last_result={"epoch": 4})
+    trial = SimpleNamespace(
+        trial_id="b", config={POLICY: "EW"}, last_result={"epoch": 4, "delta_p_task": 1.0}
+    )
+    for second, finished in ((30.0, baseline), (70.0, trial)):
+        now[0] = second
+        progress.on_trial_complete(0, [], finished)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[   30 s] run 1  single-task depth   done"
+    assert lines[1].startswith("[   70 s] run 2  policy EW   done   delta_p_task +1.00 %")
+
+
+def test_a_search_that_is_resumed_starts_a_new_clock(monkeypatch):
+    progress = Progress(4, "delta_p_task")
+    progress.num_finished = 5
+    monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: 7e6)
+    resumed = pickle.loads(pickle.dumps(progress))
+    assert (resumed.start, resumed.num_finished) == (7e6, 0)
+    assert (resumed.epochs, resumed.metric) == (4, "delta_p_task")

@@ -91,6 +91,12 @@ def test_a_row_says_what_was_searched_and_what_came_out(table):
     assert "time_total_s" not in table
 
 
+def test_delta_p_is_seen_when_a_wide_table_is_printed(table):
+    assert list(table.columns[:2]) == ["rank", "delta_p_task"]
+    with pandas.option_context("display.width", 80, "display.max_columns", 0):
+        assert "delta_p_task" in str(table)
+
+
 def test_a_combination_that_no_experiment_allows_keeps_its_row():
     """Each of its values passed `check_space`; together they fail, and must not take the table
     along."""
@@ -179,16 +185,15 @@ def test_the_text_is_aligned_with_a_single_task_row_and_reasons_at_the_end(table
     assert len(lines) == 2 + 6 + 1 + 2
     assert len({len(line) for line in lines[:9]}) == 1, "all rows are equally long"
     headings = lines[0].split()
-    assert headings[:2] == ["rank", "policy"]
+    assert headings[:4] == ["rank", "delta_p", "%", "policy"]
     for heading in ("log losses", "lambda_tsr", "lambda_csa", "tau", "mIoU %", "abs. err."):
         assert heading in lines[0]
-    assert headings[-2:] == ["delta_p", "%"]
     assert set(lines[1]) == {"-", " "}
-    assert [line.split()[-1] for line in lines[2:5]] == ["+3.00", "+1.25", "-2.50"]
+    assert [line.split()[1] for line in lines[2:5]] == ["+3.00", "+1.25", "-2.50"]
     assert lines[2].split() == (
-        ["1", "GLS", "yes", "0.3", "0.9", "0.5", "4", "stopped", "41.50", "0.0500", "+3.00"]
+        ["1", "+3.00", "GLS", "yes", "0.3", "0.9", "0.5", "4", "stopped", "41.50", "0.0500"]
     )
-    assert lines[8].split() == ["-", "single-task", "40.00", "0.0500", "0.00"]
+    assert lines[8].split() == ["-", "0.00", "single-task", "40.00", "0.0500"]
     assert lines[9:] == ["rank 5: loss is nan", "rank 6: no such policy"]
 
 
@@ -302,7 +307,7 @@ def test_results_are_a_csv_a_table_a_picture_and_a_configuration(tmp_path, capsy
     assert [row["policy"] for row in rows] == ["GLS", "DWA", "EW", "RLW", "UW", "UWW"]
     assert "config" not in rows[0]
     assert float(rows[0]["delta_p_task"]) == 3.0
-    assert (out / "results.md").read_text().startswith("scenes\n\n| rank | policy |")
+    assert (out / "results.md").read_text().startswith("scenes\n\n| rank | delta_p % | policy |")
     read = from_dict(Experiment, json.loads((out / "best.json").read_text()))
     assert read == best
     assert digest(read) == digest(best)
