@@ -98,7 +98,7 @@ def kill_with_children(pid: int) -> None:
 
 def _arm(folder: Path) -> None:
     """Puts this process's faults into the functions that they strike in."""
-    from repmtl_ray import collectives, durable
+    from repmtl_ray import collectives, storage
     from repmtl_ray.runs import checkpoint, guard, loop
     from repmtl_ray.runs.step import Stepper
 
@@ -106,7 +106,7 @@ def _arm(folder: Path) -> None:
     workers = collectives.current()
     rank = workers.rank
     start, step = guard.Guard.start, Stepper.step
-    load, evaluate, write = checkpoint.load, loop.evaluate_split, durable.write
+    load, evaluate, write = checkpoint.load, loop.evaluate_split, storage.write
     now = {"step": 0}
 
     def armed(kind: str, at: int | None) -> bool:
@@ -167,4 +167,4 @@ def _arm(folder: Path) -> None:
     Stepper.step = faulty_step  # type: ignore[method-assign]
     checkpoint.load = noted_load
     loop.evaluate_split = faulty_evaluate
-    durable.write = faulty_write
+    storage.write = faulty_write

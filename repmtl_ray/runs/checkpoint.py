@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from repmtl_ray import durable
+from repmtl_ray import storage
 from repmtl_ray.config import Experiment, ExperimentError, differences, from_dict, to_dict
 from repmtl_ray.data.sources import image_size, tasks_of
 from repmtl_ray.models import MultiTaskModel, build_model
@@ -117,8 +117,8 @@ def save(
         data=data,
     )
     for name, content in files.items():
-        durable.write(f"{directory}/{name}", content)
-    durable.write(f"{directory}/{MARKER_FILE}", keeper.marker_text(marker).encode())
+        storage.write(f"{directory}/{name}", content)
+    storage.write(f"{directory}/{MARKER_FILE}", keeper.marker_text(marker).encode())
 
 
 def load(

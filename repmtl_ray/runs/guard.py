@@ -13,7 +13,7 @@ import time
 
 from ray.train.collective import broadcast_from_rank_zero
 
-from repmtl_ray import durable
+from repmtl_ray import storage
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment, ExperimentError
 from repmtl_ray.runs.keeper import Checkpoints, Keeper
@@ -85,7 +85,7 @@ class Guard:
                 step_in_epoch=step_in_epoch,
                 global_step=global_step,
             )
-        except durable.StorageError as error:
+        except storage.StorageError as error:
             self._gave_up_inside = True
             logger.warning("no checkpoint at step %d: %s", global_step, error)
 
@@ -102,7 +102,7 @@ class Guard:
                 self.checkpoint = self.keeper.write(
                     write, epochs_done=epochs_done, step_in_epoch=0, global_step=global_step
                 )
-            except durable.StorageError as error:
+            except storage.StorageError as error:
                 fault = str(error)
         self.checkpoint, fault = self._agreed((self.checkpoint, fault))
         if fault:
@@ -122,17 +122,17 @@ class Guard:
             "take a smaller batch or model, or more workers."
         )
         if self.workers.size > 1:
-            durable.write(f"{self.folder}/{OUT_OF_MEMORY}", message.encode())
+            storage.write(f"{self.folder}/{OUT_OF_MEMORY}", message.encode())
         return message
 
     def _earlier_fault(self) -> str | None:
         """Told once: who starts the run again wants it tried again."""
         note = f"{self.folder}/{OUT_OF_MEMORY}"
         try:
-            message = durable.read(note).decode()
+            message = storage.read(note).decode()
         except FileNotFoundError:
             return None
-        durable.remove(note)
+        storage.remove(note)
         return message
 
     def _agreed(self, found: tuple[str | None, str | None]) -> tuple[str | None, str | None]:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from repmtl_ray import durable
+from repmtl_ray import storage
 from repmtl_ray.protocols import best_epoch
 
 logger = logging.getLogger(__name__)
@@ -103,13 +103,13 @@ def read_marker(location: str) -> Marker:
     """
     path = f"{location}/{MARKER_FILE}"
     try:
-        values = json.loads(durable.read(path).decode())
+        values = json.loads(storage.read(path).decode())
     except FileNotFoundError:
         raise TornCheckpointError(
             f"checkpoint {location} has no {MARKER_FILE}: it is not a checkpoint, or was never completed."
         ) from None
     except (ValueError, RecursionError) as error:
-        if isinstance(error, durable.StorageError):
+        if isinstance(error, storage.StorageError):
             raise
         raise TornCheckpointError(f"checkpoint {path} is damaged: {error}.") from error
     if not isinstance(values, dict) or "format" not in values:
@@ -154,7 +154,7 @@ def read_file(location: str, name: str, marker: Marker) -> bytes:
         raise TornCheckpointError(f"checkpoint {location} has no {name}; it is not a checkpoint.")
     size, digest = marker.files[name]
     try:
-        data = durable.read(path)
+        data = storage.read(path)
     except FileNotFoundError:
         raise TornCheckpointError(f"checkpoint {location} has no {name}; it is torn.") from None
     if len(data) != size:
@@ -171,7 +171,7 @@ def read_file(location: str, name: str, marker: Marker) -> bytes:
 def read_final(folder: str) -> dict[str, float] | None:
     """The final metrics of a run that has been evaluated on its official split; None if not."""
     try:
-        values = json.loads(durable.read(f"{folder}/{FINAL_FILE}").decode())
+        values = json.loads(storage.read(f"{folder}/{FINAL_FILE}").decode())
     except FileNotFoundError:
         return None
     return {str(name): _number(value) for name, value in values.items()}
@@ -288,7 +288,7 @@ class Keeper:
 
     def _names(self) -> list[str]:
         """Newest first."""
-        found = durable.names(self.folder)
+        found = storage.list_names(self.folder)
         return sorted((name for name in found if NAME.fullmatch(name)), reverse=True)
 
     def _known(self) -> dict[str, Marker]:
@@ -314,6 +314,6 @@ class Keeper:
             newer = name >= newest and name not in self._torn
             if name in stay or newer or f"{self.folder}/{name}" == best:
                 continue
-            durable.remove(f"{self.folder}/{name}/{MARKER_FILE}")
-            durable.remove(f"{self.folder}/{name}")
+            storage.remove(f"{self.folder}/{name}/{MARKER_FILE}")
+            storage.remove(f"{self.folder}/{name}")
             self._markers.pop(name, None)

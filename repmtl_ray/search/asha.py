@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from repmtl_ray import durable
+from repmtl_ray import storage
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ class ResumableASHA(ASHAScheduler):
 
     def _write(self) -> None:
         text = json.dumps({"rungs": self._rungs(), "stopped": sorted(self._stopped)}, indent=1)
-        durable.write(self._location, text.encode())
+        storage.write(self._location, text.encode())
 
     def _read(self) -> None:
         try:
-            text = durable.read(self._location)
+            text = storage.read(self._location)
         except FileNotFoundError:
             return
         try:

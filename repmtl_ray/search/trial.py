@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray import tune as ray_tune
 
-from repmtl_ray import cluster, durable
+from repmtl_ray import cluster, storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.delta import delta_p
@@ -113,7 +113,7 @@ def make_tuner(
     """
     trainable = ray_tune.with_resources(driver, DRIVER)
     if resume and not _has_state(f"{directory}/search"):
-        durable.remove(f"{directory}/{RUNGS_FILE}")  # of trials whose names are forgotten
+        storage.remove(f"{directory}/{RUNGS_FILE}")  # of trials whose names are forgotten
     elif resume:
         return ray_tune.Tuner.restore(
             f"{directory}/search", trainable=trainable, resume_errored=True, param_space=param_space
@@ -131,15 +131,15 @@ def make_tuner(
 def _has_state(location: str) -> bool:
     """Whether Tune can restore a search; states that were torn are removed, so that it takes the
     one before."""
-    names = durable.names(location)
+    names = storage.list_names(location)
     states = [name for name in names if name.startswith("experiment_state-")]
     for name in sorted(states, reverse=True):
-        content = durable.read(f"{location}/{name}")
+        content = storage.read(f"{location}/{name}")
         try:
             json.loads(content)
         except ValueError as error:
             logger.warning("%s/%s is torn (%s); taking the one before it", location, name, error)
-            durable.remove(f"{location}/{name}")
+            storage.remove(f"{location}/{name}")
             continue
         if "tuner.pkl" in names:
             return True

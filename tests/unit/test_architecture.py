@@ -13,7 +13,7 @@ PACKAGE = ROOT / "repmtl_ray"
 
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
-        *("conversion", "config", "data_config", "collectives", "storage", "durable"),
+        *("conversion", "config", "data_config", "collectives", "storage"),
         *("data.columns", "data.stream", "scenes.*"),
     ),
     1: (

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repmtl_ray import cli, durable, policies
+from repmtl_ray import cli, policies, storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, Experiment, from_dict, replace, to_dict
@@ -318,7 +318,7 @@ def test_any_damage_to_a_checkpoint_is_found(stored, monkeypatch, seed, where, c
         history=[],
     )
     damaged["complete.json"] = marker_text(told).encode()
-    monkeypatch.setattr(durable, "read", lambda path: damaged[path.rpartition("/")[2]])
+    monkeypatch.setattr(storage, "read", lambda path: damaged[path.rpartition("/")[2]])
     if fitting:  # damage within the numbers themselves nobody can find then
         with contextlib.suppress(ValueError):  # any other error fails the test
             checkpoint.load(folder, experiment=experiment, parts=parts)

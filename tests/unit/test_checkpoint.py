@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from repmtl_ray import durable
+from repmtl_ray import storage
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import replace
 from repmtl_ray.runs import checkpoint, loop
@@ -332,7 +332,7 @@ def test_a_crash_while_saving_leaves_no_checkpoint(
 ):
     """After no file, one, or two of the three."""
     written = []
-    original = durable.write
+    original = storage.write
 
     def crashing(location, data):
         if len(written) == number:
@@ -340,7 +340,7 @@ def test_a_crash_while_saving_leaves_no_checkpoint(
         written.append(location)
         original(location, data)
 
-    monkeypatch.setattr(durable, "write", crashing)
+    monkeypatch.setattr(storage, "write", crashing)
     with pytest.raises(MemoryError):
         checkpoint.save(tmp_path, experiment=experiment, parts=trained.parts, progress=Progress())
     refused(experiment, tmp_path, parts, "has no complete.json: .*never completed")

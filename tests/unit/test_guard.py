@@ -9,7 +9,7 @@ import pytest
 import torch
 from ray.tune.schedulers import TrialScheduler
 
-from repmtl_ray import cluster, durable
+from repmtl_ray import cluster, storage
 from repmtl_ray.cluster import Available, Placement
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import DataConfig, Experiment, ExperimentError
@@ -67,7 +67,7 @@ def test_a_storage_that_fails_is_left_alone_until_the_epoch_ends_the_run(tmp_pat
 
     def full(location):
         tries.append(location)
-        raise durable.StorageError("the disk is full")
+        raise storage.StorageError("the disk is full")
 
     for step in (1, 2, 3):
         kept.after_step(0, step, step, full)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from repmtl_ray import durable, storage
+from repmtl_ray import storage
 from repmtl_ray.runs import checkpoint, keeper, loop
 from repmtl_ray.runs.keeper import MARKER_FILE, Checkpoints, Keeper, Marker, describe, marker_text
 from tests.unit._asserts import assert_same
@@ -31,9 +31,9 @@ def saving(epochs_done, step_in_epoch=0, errors=(), step=None):
 
     def save(location):
         for name, data in files.items():
-            durable.write(f"{location}/{name}", data)
+            storage.write(f"{location}/{name}", data)
         marker = Marker(files=describe(files), history=history, **at)
-        durable.write(f"{location}/{MARKER_FILE}", marker_text(marker).encode())
+        storage.write(f"{location}/{MARKER_FILE}", marker_text(marker).encode())
 
     return {"save": save, **at}
 
@@ -98,13 +98,13 @@ def test_without_any_whole_checkpoint_a_run_starts_anew_and_says_so(tmp_path):
 
 def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(tmp_path, monkeypatch):
     Keeper(str(tmp_path)).write(**saving(1))
-    monkeypatch.setattr(durable, "WAITS_S", ())
+    monkeypatch.setattr(storage, "WAITS_S", ())
 
     def gone(_location):
         raise OSError("the bucket is gone")
 
     monkeypatch.setattr(storage, "open_location", gone)
-    with pytest.raises(durable.StorageError, match="the bucket is gone"):
+    with pytest.raises(storage.StorageError, match="the bucket is gone"):
         Keeper(str(tmp_path)).newest()
 
 
@@ -115,10 +115,10 @@ def test_nothing_stored_is_touched_when_a_write_fails(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def full(location):
-        durable.write(f"{location}/state.pt", STATE)
-        raise durable.StorageError("full")
+        storage.write(f"{location}/state.pt", STATE)
+        raise storage.StorageError("full")
 
-    with pytest.raises(durable.StorageError):
+    with pytest.raises(storage.StorageError):
         found.write(**{**saving(3), "save": full})
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert before.items() <= after.items()

@@ -5,15 +5,15 @@ import resource
 import pytest
 from moto.server import ThreadedMotoServer
 
-from repmtl_ray import durable, storage
-from repmtl_ray.durable import StorageError
+from repmtl_ray import storage
 from repmtl_ray.runs.keeper import Keeper
+from repmtl_ray.storage import StorageError
 from tests.unit.test_keeper import saving
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(durable, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(storage, "WAITS_S", (0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +49,19 @@ def test_a_transient_fault_is_tried_again(tmp_path, monkeypatch, caplog):
         return original(location)
 
     monkeypatch.setattr(storage, "open_location", flaky)
-    durable.write(str(tmp_path / "a" / "b"), b"content")
+    storage.write(str(tmp_path / "a" / "b"), b"content")
     assert (tmp_path / "a" / "b").read_bytes() == b"content"
     assert caplog.text.count("once more in") == 2
 
 
 def test_a_full_disk_is_one_clear_error_and_spoils_nothing(tmp_path):
     """The limit of the file size is the kernel's own way to refuse a write."""
-    durable.write(str(tmp_path / "state"), b"before")
+    storage.write(str(tmp_path / "state"), b"before")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         with pytest.raises(StorageError, match=r"failed 3 times, at last with: File too large"):
-            durable.write(str(tmp_path / "state"), bytes(10_000))
+            storage.write(str(tmp_path / "state"), bytes(10_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"state": b"before"}
@@ -70,27 +70,27 @@ def test_a_full_disk_is_one_clear_error_and_spoils_nothing(tmp_path):
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"File exists|Not a directory"):
-        durable.write(str(tmp_path / "file" / "state"), b"content")
+        storage.write(str(tmp_path / "file" / "state"), b"content")
 
 
 def test_what_is_not_there_is_no_fault_of_the_storage(tmp_path):
     with pytest.raises(FileNotFoundError):
-        durable.read(str(tmp_path / "nothing"))
-    assert durable.names(str(tmp_path / "nothing")) == []
-    durable.remove(str(tmp_path / "nothing"))
+        storage.read(str(tmp_path / "nothing"))
+    assert storage.list_names(str(tmp_path / "nothing")) == []
+    storage.remove(str(tmp_path / "nothing"))
 
 
 def test_a_bucket_keeps_checkpoints_as_a_disk_does(bucket):
     kept = Keeper("s3://runs/one")
     for epoch in range(1, 5):
         kept.write(**saving(epoch, errors=[0.2, 0.9, 0.8, 0.7][:epoch]))
-    assert [name[:17] for name in durable.names("s3://runs/one")] == [
+    assert [name[:17] for name in storage.list_names("s3://runs/one")] == [
         "checkpoint_000001",
         "checkpoint_000003",
         "checkpoint_000004",
     ]
     newest = Keeper("s3://runs/one").newest()
-    durable.write(f"{newest}/state.pt", b"half")
+    storage.write(f"{newest}/state.pt", b"half")
     again = Keeper("s3://runs/one")
     assert "checkpoint_000003" in again.newest()
     assert newest in again.notes[0]
