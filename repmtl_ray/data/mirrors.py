@@ -3,7 +3,9 @@
 Owns finding the files of a split, their schema and reading rows; content is checked in `dense`.
 
     data/<split>-00000-of-00008.parquet, ... or <split>/*.parquet, or the files themselves in the
-        folder; the splits are train and val (or validation), or test
+        folder, or one folder deeper: default/<split>/0000.parquet, ... as the hub converts data
+        (default/partial-<split>/ where it stopped after the first rows, which a note says);
+        the splits are train and val (or validation), or test
     image         [3, H, W] or [H, W, 3] nested lists or tensors; floats in 0..1, or 0..255
     segmentation  [H, W]                 depth [1, H, W], [H, W, 1] or [H, W]
     normal        [3, H, W] or [H, W, 3] (nyuv2 only); other columns are not read
@@ -18,21 +20,24 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from repmtl_ray.data import arrow_arrays
 from repmtl_ray.data.dense import DenseSet, Shape
 from repmtl_ray.data.npy import listing
 
-_SPELLINGS = {"train": ("train",), "val": ("val", "validation"), "test": ("test",)}
+_SPLIT_OF = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+"""By how hubs spell it in a folder's or a file's name."""
+_PARTIAL = "partial-"  # begins a folder's name where the hub converted only the first rows
+_PATTERNS = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
 _ROWS_AT_ONCE = 4
 _PLACES_KEPT = 2  # row groups that a process is in the middle of
 
@@ -64,7 +69,7 @@ class ParquetFrames:
         file, group, row = self._place(frame)
         path = self.root / self.files[file]
         try:
-            values = _row(path, group, row, tuple(self.columns.values()))
+            values, schema = _row(path, group, row, tuple(self.columns.values()))
         except (OSError, pa.ArrowException) as error:
             _forget(path)
             raise ValueError(
@@ -72,7 +77,9 @@ class ParquetFrames:
                 f"({_first_line(error)}); copy the file again."
             ) from error
         return {
-            ours: _array(values[theirs], f"{self.dataset}: {self.where(frame, ours)}")
+            ours: arrow_arrays.to_numpy(
+                values[theirs], schema.field(theirs), f"{self.dataset}: {self.where(frame, ours)}"
+            )
             for ours, theirs in self.columns.items()
         }
 
@@ -132,12 +139,22 @@ def open_frames(
         raise ValueError(f"{dense.name}: {listing(list(names))} has no rows in split {split}.")
     frames = ParquetFrames(dense.name, root, names, tuple(groups), num_frames, wanted)
     shapes = {column: values.shape for column, values in frames.read(0).items()}
-    return ParquetFrames(dense.name, root, names, tuple(groups), num_frames, wanted, shapes)
+    return replace(frames, shapes=shapes, notes=_notes(dense, split, files))
+
+
+def _notes(dense: DenseSet, split: str, files: Sequence[Path]) -> tuple[str, ...]:
+    folder = files[0].parent.name
+    if not folder.startswith(_PARTIAL):
+        return ()
+    return (
+        f"{dense.name}: the split {split} is incomplete: {folder} holds only its first rows, which "
+        "the hub converted; metrics cannot be compared with those of the whole split.",
+    )
 
 
 def is_mirror(root: Path) -> bool:
     """Whether a folder holds Parquet files where mirrors have them."""
-    return any(any(root.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
+    return bool(_listed(root))
 
 
 def _wanted(dense: DenseSet, columns: Mapping[str, str]) -> dict[str, str]:
@@ -150,37 +167,123 @@ def _wanted(dense: DenseSet, columns: Mapping[str, str]) -> dict[str, str]:
     return {ours: columns.get(ours, ours) for ours in dense.columns}
 
 
+class _Found(NamedTuple):
+    """A Parquet file and what its name says.
+
+    Attributes:
+        path: of the file.
+        config: folder that holds the files of all splits, relative to the root; "" for the root.
+        split: "train", "val" or "test".
+        group: the name without numbers; the files of one split have one.
+        number, total: of the file among those of its split, where the name gives them.
+    """
+
+    path: Path
+    config: str
+    split: str
+    group: str
+    number: int | None
+    total: int | None
+
+
+def _listed(root: Path) -> list[_Found]:
+    """The files of all splits, by folder and name; hidden files and folders are left out."""
+    everything = sorted(path for pattern in _PATTERNS for path in root.glob(pattern))
+    found = (_named(root, path) for path in everything)
+    return [file for file in found if file is not None]
+
+
+def _named(root: Path, path: Path) -> _Found | None:
+    *folders, _ = parts = path.relative_to(root).parts
+    if any(part.startswith(".") for part in parts):
+        return None
+    spelling = folders[-1].removeprefix(_PARTIAL) if folders else ""
+    in_folder = spelling in _SPLIT_OF
+    if not in_folder:
+        spelling = path.stem.partition("-")[0]
+    if spelling not in _SPLIT_OF:
+        return None
+    of_total = re.search(r"(\d+)-of-(\d+)", path.stem)
+    alone = re.fullmatch(rf"(?:{spelling}-)?(\d+)", path.stem)
+    number = of_total or alone
+    start = number.start(1) if number else len(spelling) if not in_folder else 0
+    return _Found(
+        path=path,
+        config="/".join(folders[:-1] if in_folder else folders),
+        split=_SPLIT_OF[spelling],
+        group="/".join([*folders, path.stem[:start]]),
+        number=int(number[1]) if number else None,
+        total=int(of_total[2]) if of_total else None,
+    )
+
+
 def _files(dense: DenseSet, root: Path, split: str) -> list[Path]:
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise ValueError(
             f"{dense.name}: {root} {state}; set data.path to the Parquet files' folder."
         )
-    everything = sorted({*root.glob("*.parquet"), *root.glob("*/*.parquet")})
-    found = [path for path in everything if _split_of(root, path) == split]
-    if not found:
-        names = [path.relative_to(root).as_posix() for path in everything]
-        accepted = " or ".join(f"{name}-*.parquet" for name in _SPELLINGS[split])
+    everything = _listed(root)
+    configs = sorted({file.config for file in everything})
+    if len(configs) > 1:
+        names = [config or "the folder itself" for config in configs]
+        raise ValueError(
+            f"{dense.name}: {root} holds {len(configs)} configurations side by side: "
+            f"{listing(names)}; set data.path to the folder of one of them."
+        )
+    files = [file for file in everything if file.split == split]
+    if not files:
+        names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.parquet"))]
+        spellings = [name for name, of in _SPLIT_OF.items() if of == split]
+        accepted = " or ".join(f"{name}-*.parquet" for name in spellings)
         raise ValueError(
             f"{dense.name}: {root} has no Parquet files of the split {split}; expected {accepted}, "
             f"or a folder of that name; it holds {listing(names)}."
         )
-    numbered = re.search(r"-of-(\d+)", found[0].stem)
-    if numbered and len(found) != int(numbered[1]):
+    problem = _numbering_problem(files)
+    if problem:
+        names = [file.path.relative_to(root).as_posix() for file in files]
         raise ValueError(
-            f"{dense.name}: {root} has {len(found)} Parquet files of the split {split}, expected "
-            f"{int(numbered[1])} as {found[0].name} says; it holds "
-            f"{listing([path.name for path in found])}."
+            f"{dense.name}: the Parquet files of the split {split} in {root} are not one complete "
+            f"set: {problem}; there are {listing(names)}. Copy what is missing, and remove what "
+            "is of another set."
         )
-    return found
+    return [file.path for file in sorted(files, key=lambda file: (file.number or 0, file.path))]
 
 
-def _split_of(root: Path, path: Path) -> str | None:
-    folder = path.parent.name if path.parent != root else ""
-    for split, spellings in _SPELLINGS.items():
-        if folder in spellings or path.stem.partition("-")[0] in spellings:
-            return split
-    return None
+def _numbering_problem(files: Sequence[_Found]) -> str:
+    """What the names of one split's files contradict; "" if nothing."""
+    groups = sorted({file.group for file in files})
+    if len(groups) > 1:
+        return f"{' and '.join(f'{group}*' for group in groups)} are several sets"
+    names: dict[int, str] = {}
+    for file in files:
+        if file.number is not None:
+            if file.number in names:
+                return f"{names[file.number]} and {file.path.name} have the same number"
+            names[file.number] = file.path.name
+    first = files[0]
+    if names and len(names) < len(files):
+        return "only some of the names have a number"
+    totals = sorted({-1 if file.total is None else file.total for file in files})
+    if len(totals) > 1:
+        shown = ["no total" if total == -1 else str(total) for total in totals]
+        return f"their names give {' and '.join(shown)} as the number of files"
+    is_series = len(files) > 1 or first.path.stem.isdigit()
+    num_files = first.total if first.total is not None else len(files)
+    if first.total is None and not (names and is_series):
+        return ""
+    missing = sorted(set(range(num_files)) - names.keys())
+    if missing:
+        digits = len(re.findall(r"(\d+)(?:-of-|$)", first.path.stem)[0])
+        which = ", ".join(f"{number:0{digits}}" for number in missing[:8])
+        return (
+            f"number {which} of {num_files} is missing (numbers begin with 0), as "
+            f"{first.path.name} says"
+        )
+    if len(names) > num_files:
+        return f"{names[max(names)]} is beyond the last number, {num_files - 1}"
+    return ""
 
 
 def _opened(dense: DenseSet, path: Path, name: str) -> pq.ParquetFile:
@@ -206,36 +309,6 @@ def _check_columns(
             )
 
 
-def _array(value: pa.Array, label: str) -> NDArray[Any]:
-    """One row's numbers; nested lists of equal lengths or a tensor."""
-    shape: list[int] = []
-    if isinstance(value.type, pa.FixedShapeTensorType):
-        shape = list(value.type.shape)
-        value = value.storage.flatten()
-    elif isinstance(value, pa.ExtensionArray):
-        value = value.storage
-    while _is_list(value.type):
-        lengths = pc.unique(pc.list_value_length(value)).to_pylist()
-        if value.null_count or len(lengths) != 1:
-            found = "empty" if value.null_count or not len(lengths) else "ragged"
-            raise ValueError(f"{label} is {found}; expected nested lists of equal lengths.")
-        shape.append(lengths[0])
-        value = value.flatten()
-    if value.null_count:
-        raise ValueError(f"{label} is empty in {value.null_count} places; expected numbers.")
-    if not (pa.types.is_integer(value.type) or pa.types.is_floating(value.type)):
-        raise ValueError(
-            f"{label} holds {value.type}, expected nested lists or tensors of numbers."
-        )
-    return value.to_numpy(zero_copy_only=False).reshape(shape)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-
-
 class _Place:
     """Where a process stands in a row group."""
 
@@ -249,6 +322,10 @@ class _Place:
 
     def can_reach(self, row: int) -> bool:
         return row >= self._first
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._file.schema_arrow
 
     def row(self, row: int) -> dict[str, pa.Array]:
         while self._batch is None or row >= self._first + self._batch.num_rows:
@@ -264,7 +341,9 @@ _places: OrderedDict[tuple[int, str, int, tuple[str, ...]], _Place] = OrderedDic
 """By process (a fork must not share a position in a file), file, row group and columns."""
 
 
-def _row(path: Path, group: int, row: int, columns: tuple[str, ...]) -> dict[str, pa.Array]:
+def _row(
+    path: Path, group: int, row: int, columns: tuple[str, ...]
+) -> tuple[dict[str, pa.Array], pa.Schema]:
     key = (os.getpid(), str(path), group, columns)
     place = _places.pop(key, None)
     if place is None or not place.can_reach(row):
@@ -273,7 +352,7 @@ def _row(path: Path, group: int, row: int, columns: tuple[str, ...]) -> dict[str
     _places[key] = place
     while len(_places) > _PLACES_KEPT:
         _places.popitem(last=False)
-    return values
+    return values, place.schema
 
 
 def _forget(path: Path) -> None:

@@ -126,7 +126,7 @@ BROKEN_MIRRORS = {
         lambda root: (root / "data/train-00001-of-00002.parquet").unlink(),
         "train",
         None,
-        r"has 1 Parquet files of the split train, expected 2 as train-00000-of-00002\.parquet says",
+        r"number 00001 of 2 is missing .*, as train-00000-of-00002\.parquet says; there are data/tr",
     ),
     "no rows": (
         _without_rows,
@@ -175,3 +175,133 @@ def test_a_broken_mirror_is_refused(tmp_path, case):
     spoil, split, frame, message = BROKEN_MIRRORS[case]
     spoil(make_parquet(tmp_path, "cityscapes"))
     refused(tmp_path, "cityscapes", message, frame=frame, split=split)
+
+
+def write_splits(root: Path, *files: str) -> Path:
+    """Every file holds the same two rows."""
+    for file in files:
+        write_parquet(root / file, [mirrored(_forms.nyuv2_frame(index)) for index in range(2)])
+    return root
+
+
+COMPLETE_SETS = {
+    "the hub's conversion": ("default/train/0000.parquet", "default/train/0001.parquet"),
+    "another configuration's name": ("nyuv2/train/0000.parquet", "nyuv2/train/0001.parquet"),
+    "digests": (
+        "data/train-00000-of-00002-0a1b.parquet",
+        "data/train-00001-of-00002-9f2c.parquet",
+    ),
+    "a folder for each split": ("train/a.parquet", "train/b.parquet"),
+    "numbers without a total": ("train-0.parquet", "train-1.parquet"),
+    "hidden files beside": (
+        "train-00000-of-00001.parquet",
+        "train/.ipynb_checkpoints/train-00000-of-00001.parquet",
+        ".cache/train-00000-of-00001.parquet",
+        "._train-00000-of-00001.parquet",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COMPLETE_SETS)
+def test_every_layout_of_the_hub_is_found(tmp_path: Path, case: str) -> None:
+    files = COMPLETE_SETS[case]
+    validation = [file.replace("train", "validation") for file in files]
+    write_splits(tmp_path, *files, *validation)
+    num_visible = sum("/." not in f"/{file}" for file in files)
+    for split in ("train", "val"):
+        assert opened(tmp_path, "nyuv2", split).num_samples == 2 * num_visible
+
+
+def test_files_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (0, 2, 10, 1, *range(3, 10)):
+        row = mirrored(_forms.nyuv2_frame(number))
+        write_parquet(tmp_path / f"train-{number}.parquet", [row])
+    stream = opened(tmp_path, "nyuv2")
+    for number in range(11):
+        expected = _forms.nyuv2_frame(number)["depth"]
+        np.testing.assert_array_equal(stream.load(number)["depth"], expected)
+
+
+INCOMPLETE_SETS = {
+    "a number is missing": (
+        ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet"),
+        "number 00001 of 3 is missing",
+    ),
+    "a number is beyond the total": (
+        ("train-00000-of-00002.parquet", "train-00002-of-00002.parquet"),
+        "number 00001 of 2 is missing .* there are train-00000-of-00002.parquet, train-00002-of",
+    ),
+    "one file too many": (
+        ("data/train-00000-of-00001.parquet", "data/train-00001-of-00001.parquet"),
+        "train-00001-of-00001.parquet is beyond the last number, 0",
+    ),
+    "a number comes twice": (
+        ("train-00000-of-00002-aa.parquet", "train-00000-of-00002-bb.parquet"),
+        "train-00000-of-00002-aa.parquet and train-00000-of-00002-bb.parquet have the same number",
+    ),
+    "two totals": (
+        ("train-00000-of-00002.parquet", "train-00001-of-00003.parquet"),
+        "names give 2 and 3 as the number of files",
+    ),
+    "a total in one name only": (
+        ("train-00000-of-00002.parquet", "train-00001.parquet"),
+        "names give no total and 2 as the number of files",
+    ),
+    "a gap in the hub's conversion": (
+        ("default/train/0000.parquet", "default/train/0002.parquet"),
+        "number 0001 of 2 is missing",
+    ),
+    "the hub's first file is missing": (
+        ("default/train/0001.parquet",),
+        "number 0000 of 1 is missing",
+    ),
+    "two spellings of a split": (
+        ("validation-00000-of-00001.parquet", "val-00000-of-00001.parquet"),
+        r"val-\* and validation-\* are several sets",
+    ),
+    "whole and partial": (
+        ("default/train/0000.parquet", "default/partial-train/0000.parquet"),
+        r"default/partial-train/\* and default/train/\* are several sets",
+    ),
+    "several configurations": (
+        ("small/train/0000.parquet", "large/train/0000.parquet"),
+        "holds 2 configurations side by side: large, small; set data.path to the folder of one",
+    ),
+    "configurations of different splits": (
+        ("small/train-00000-of-00001.parquet", "large/val-00000-of-00001.parquet"),
+        "holds 2 configurations side by side: large, small",
+    ),
+    "the folder itself and another": (
+        ("train-00000-of-00001.parquet", "default/train/0000.parquet"),
+        "holds 2 configurations side by side: default, the folder itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INCOMPLETE_SETS)
+def test_files_that_are_not_one_complete_set_are_refused(tmp_path: Path, case: str) -> None:
+    files, message = INCOMPLETE_SETS[case]
+    split = "val" if case == "two spellings of a split" else "train"
+    refused(write_splits(tmp_path, *files), "nyuv2", message, split=split)
+    if split == "train" and "configurations" not in message:
+        validation = [file.replace("train", "val") for file in files]
+        refused(
+            write_splits(tmp_path, *validation),
+            "nyuv2",
+            message.replace("train", "val"),
+            split="val",
+        )
+
+
+def test_one_of_several_configurations_can_be_chosen(tmp_path: Path) -> None:
+    write_splits(tmp_path, "small/train/0000.parquet", "large/train/0000.parquet")
+    assert opened(tmp_path / "small", "nyuv2").num_samples == 2
+
+
+def test_a_partial_conversion_is_read_with_a_note(tmp_path: Path) -> None:
+    root = write_splits(
+        tmp_path, "default/partial-train/0000.parquet", "default/validation/0000.parquet"
+    )
+    (note,) = opened(root, "nyuv2").notes
+    assert "the split train is incomplete: partial-train holds only its first rows" in note
+    assert opened(root, "nyuv2", "val").notes == ()
