@@ -24,7 +24,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     3: ("runs.*", "report.*", "studies.*"),
     4: ("alike", "cluster", "train", "runs.guard", "runs.relay", "runs.worker"),
     5: ("search.*", "studies.benchmark"),
-    6: ("cli.*",),
+    6: ("cli.*", "planning.*"),
 }
 """A module imports from its own floor and those below; a module's own entry goes before its
 package's, which is of all that has none. `repmtl_ray` itself only hands out names."""
