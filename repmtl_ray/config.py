@@ -9,7 +9,6 @@ anything starts.
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from repmtl_ray.conversion import (
     ExperimentError,
     added,
     check,
+    check_range,
     check_types,
     differences,
     digest,
@@ -26,7 +26,7 @@ from repmtl_ray.conversion import (
     nearest,
     to_dict,
 )
-from repmtl_ray.data_config import DataConfig
+from repmtl_ray.data_config import MAX_SEED, DataConfig
 
 __all__ = [
     "DataConfig",
@@ -44,6 +44,11 @@ __all__ = [
     "to_dict",
 ]
 
+MAX_EPOCHS = 1_000_000
+MAX_BATCH_SIZE = 1_000_000
+MAX_CHANNELS = 65_536
+MAX_FLOAT = 1e38
+"""Greater numbers overflow in float32."""
 SEGNET = "segnet_mtan"
 """The encoder of this project's own (`models/segnet.py`); all others are timm's."""
 
@@ -94,7 +99,7 @@ class ModelConfig:
             self.output_stride,
             "4, 8, 16, 32 or None",
         )
-        check(self.head_channels >= 1, "model.head_channels", self.head_channels, "at least 1")
+        check_range("model.head_channels", self.head_channels, 1, MAX_CHANNELS)
         is_segnet = self.encoder == SEGNET
         check(
             is_segnet == (self.head == "mtan"),
@@ -110,19 +115,16 @@ class ModelConfig:
             (self.features, self.output_stride, self.pretrained, self.weights),
             f"'map', None, False and None with encoder {SEGNET!r}, which is trained from scratch",
         )
+        check_range("model.bottleneck", self.bottleneck, 1, MAX_CHANNELS)
         check(
-            self.bottleneck is None or (self.bottleneck >= 1 and self.features == "pooled"),
+            self.bottleneck is None or self.features == "pooled",
             "model.bottleneck",
             self.bottleneck,
-            "at least 1 with features 'pooled', or None",
+            "None, except with features 'pooled'",
         )
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "in [0, 1)")
-        check(
-            all(rate >= 1 for rate in self.atrous_rates),
-            "model.atrous_rates",
-            self.atrous_rates,
-            "all at least 1",
-        )
+        for rate in self.atrous_rates:
+            check_range("model.atrous_rates", rate, 1, MAX_CHANNELS)
         check(
             not (self.pretrained and self.weights is not None),
             "model.(pretrained, weights)",
@@ -175,20 +177,11 @@ class RegularizerConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "regularizer")
-        for name in ("lambda_tsr", "lambda_csa"):
-            value = getattr(self, name)
-            check(
-                math.isfinite(value) and value >= 0,
-                f"regularizer.{name}",
-                value,
-                "a finite number >= 0",
-            )
-        check(
-            math.isfinite(self.temperature) and self.temperature > 0,
-            "regularizer.temperature",
-            self.temperature,
-            "a finite number > 0",
-        )
+        check_range("regularizer.lambda_tsr", self.lambda_tsr, 0, MAX_FLOAT)
+        check_range("regularizer.lambda_csa", self.lambda_csa, 0, MAX_FLOAT)
+        check_range("regularizer.temperature", self.temperature, 0, MAX_FLOAT, above=True)
+        # Cosines are divided by the temperature.
+        check_range("regularizer.temperature", self.temperature, 1 / MAX_FLOAT, MAX_FLOAT)
 
     @property
     def active(self) -> bool:
@@ -215,15 +208,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "optimizer")
-        rate = self.learning_rate
-        check(
-            math.isfinite(rate) and rate > 0, "optimizer.learning_rate", rate, "a finite number > 0"
-        )
-        check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+        check_range("optimizer.learning_rate", self.learning_rate, 0, MAX_FLOAT, above=True)
+        check_range("optimizer.weight_decay", self.weight_decay, 0, MAX_FLOAT)
         check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
-        epoch, norm = self.halve_at_epoch, self.max_gradient_norm
-        check(epoch is None or epoch >= 1, "optimizer.halve_at_epoch", epoch, "at least 1, or None")
-        check(norm is None or norm > 0, "optimizer.max_gradient_norm", norm, "above 0, or None")
+        check_range("optimizer.halve_at_epoch", self.halve_at_epoch, 1, MAX_EPOCHS)
+        check_range("optimizer.max_gradient_norm", self.max_gradient_norm, 0, MAX_FLOAT, above=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +224,8 @@ class Experiment:
         tasks: which of the data set's tasks, by name; None means all.
         epochs: passes over the training split (over the longest domain's).
         batch_size: samples a step over **all** workers; for office of each domain.
-        seed: of initial weights, epoch order, augmentation, dropout and random policies.
+        seed: of initial weights, epoch order, augmentation, dropout and random policies; from 0 to
+            2**32 - 1, which NumPy, torch and Ray Tune's search algorithms all accept.
         precision: "float32", "bfloat16" (autocast; losses, saliency and penalties stay in float32)
             or "float64".
         protocol: recorded with every result; rows of different protocols are never compared.
@@ -255,9 +245,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check(self.epochs >= 1, "epochs", self.epochs, "at least 1")
-        check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        check(self.seed >= 0, "seed", self.seed, "at least 0")
+        check_range("epochs", self.epochs, 1, MAX_EPOCHS)
+        check_range("batch_size", self.batch_size, 1, MAX_BATCH_SIZE)
+        check_range("seed", self.seed, 0, MAX_SEED)
         if self.policy.gradients == "representation" and self.model.representation != "encoder":
             raise ValueError(
                 f"policy.gradients is 'representation' with model.representation {self.model.representation!r}: "

@@ -28,6 +28,26 @@ def check(condition: bool, where: str, found: object, expected: str) -> None:
         raise ValueError(f"{where} is {found!r}; expected {expected}.")
 
 
+def check_range(
+    where: str, value: float | None, minimum: float, maximum: float, *, above: bool = False
+) -> None:
+    """Refuses a number that is not finite or lies outside its range; None is allowed.
+
+    Args:
+        where: what messages call the number.
+        value: the number.
+        minimum, maximum: the ends of the range; both belong to it.
+        above: whether `minimum` itself is refused.
+
+    Raises:
+        ValueError: names the number and its range.
+    """
+    if value is not None:  # a NaN compares as False
+        inside = (minimum < value if above else minimum <= value) and value <= maximum
+        bound = f"{'>' if above else '>='} {minimum:,}"
+        check(inside, where, value, f"a finite number {bound} and <= {maximum:,}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The part of an error message that offers the names closest to `name`, or else all of them."""
     names = sorted(known)
@@ -112,7 +132,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         check(
             isinstance(value, int | float) and not isinstance(value, bool), path, value, "a number"
         )
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # Python's integers have no limit
+            raise ValueError(f"{path} is an integer beyond the range of a float.") from None
     if hint in (int, str, bool):
         check(type(value) is hint, path, value, f"a value of type {hint.__name__}")
         return value

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from repmtl_ray.conversion import added, check, check_types, nearest
+from repmtl_ray.conversion import added, check, check_range, check_types, nearest
 
 FORMS: Mapping[str, tuple[str, ...]] = {
     "cityscapes": ("npy", "parquet", "official", "shards"),
@@ -25,6 +25,10 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
     "office31": ("amazon", "dslr", "webcam"),
     "office_home": ("Art", "Clipart", "Product", "Real_World"),
 }
+MAX_SEED = 2**32 - 1
+MAX_SIZE = 16_384
+"""Of an image's height and width in pixels."""
+MAX_RENDERED = 10_000_000
 _TITLES = {"nyuv2": "NYUv2", "office31": "Office-31", "office_home": "Office-Home"}
 
 
@@ -76,8 +80,7 @@ class DataConfig:
             raise ValueError(f"data.name is {self.name!r}; {nearest(self.name, FORMS)}")
         self._fill_in()
         for name in ("height", "width"):
-            size = getattr(self, name)
-            check(size is None or size >= 8, f"data.{name}", size, "at least 8 pixels, or None")
+            check_range(f"data.{name}", getattr(self, name), 8, MAX_SIZE)
         check(
             (self.height is None) == (self.width is None),
             "data.(height, width)",
@@ -85,7 +88,9 @@ class DataConfig:
             "both or neither",
         )
         for name in ("num_train", "num_val"):
-            check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+            check_range(f"data.{name}", getattr(self, name), 1, MAX_RENDERED)
+        for name in ("scene_seed", "holdout_seed"):
+            check_range(f"data.{name}", getattr(self, name), 0, MAX_SEED)
         domains = self.domains or ()
         check(len(set(domains)) == len(domains), "data.domains", domains, "no repeats")
         check(bool(domains), "data.domains", domains, "at least one domain")
@@ -97,7 +102,6 @@ class DataConfig:
             "without one)",
         )
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a fraction in [0, 1)")
-        check(self.holdout_seed >= 0, "data.holdout_seed", self.holdout_seed, "at least 0")
         check(
             self.eval_split != "holdout" or self.holdout > 0,
             "data.holdout",

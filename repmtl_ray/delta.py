@@ -46,10 +46,12 @@ def delta_p(
 
     Raises:
         ValueError: no metric at all, one that the baseline lacks, a value that is not finite, a
-            baseline of zero.
+            baseline of zero, or a baseline so close to zero that the change is not finite.
 
     Source:
-        Rep-MTL, arXiv:2507.21049, equations 11 and 12.
+        Rep-MTL, arXiv:2507.21049, equations 11 and 12. The paper's metrics are all positive. A
+        change is divided by the absolute value of the baseline, so that an improvement is positive
+        for a baseline below zero too (R2, log likelihood).
     """
     gains: dict[str, list[float]] = {}
     for name, higher in _directions(metrics, directions).items():
@@ -168,4 +170,10 @@ def _gain(
     value, base = _value(name, metrics, "metrics"), _value(name, baseline, "baseline")
     if base == 0:
         raise ValueError(f"baseline: {name} is 0, and a relative change needs another number.")
-    return (100 if higher else -100) * (value - base) / base
+    gain = (100 if higher else -100) * (value - base) / abs(base)
+    if not math.isfinite(gain):
+        raise ValueError(
+            f"{name}: the relative change from {base} to {value} is not finite; the baseline is too "
+            "close to 0 for a relative change."
+        )
+    return gain

@@ -114,7 +114,10 @@ BAD = {
     "tasks as a word": (changed(tasks="depth"), "tasks is 'depth'; expected a list"),
     "unknown data": (changed(data__name="cityscape"), "did you mean 'cityscapes'"),
     "data as a number": (changed(data=3), "the fields of DataConfig"),
-    "tiny height": (changed(data__height=4, data__width=64), "at least 8 pixels"),
+    "tiny height": (
+        changed(data__height=4, data__width=64),
+        "data.height is 4; expected a finite number >= 8",
+    ),
     "height alone": (changed(data__height=64), "both or neither"),
     "no scenes": (changed(data__num_train=0), "num_train is 0"),
     "no office folder": (changed(data__name="office31"), "the Office-31 folder"),

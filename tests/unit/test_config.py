@@ -78,11 +78,14 @@ def test_replace_reaches_any_depth_and_leaves_the_original():
         ({"epochs.more": 1}, "names no field"),
         (
             {"regularizer.lambda_tsr": -1.0},
-            r"regularizer.lambda_tsr is -1.0; expected a finite number >= 0",
+            r"regularizer.lambda_tsr is -1.0; expected a finite number >= 0 and <= 1e\+38",
         ),
-        ({"regularizer.lambda_csa": float("inf")}, "expected a finite number >= 0"),
-        ({"regularizer.temperature": 0.0}, "expected a finite number > 0"),
-        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        (
+            {"regularizer.lambda_csa": float("inf")},
+            "lambda_csa is inf; expected a finite number >= 0",
+        ),
+        ({"regularizer.temperature": 0.0}, "temperature is 0.0; expected a finite number > 0"),
+        ({"epochs": 0}, "epochs is 0; expected a finite number >= 1 and <="),
         ({"epochs": 2.5}, "epochs is 2.5; expected a value of type int"),
         ({"epochs": True}, "expected a value of type int"),
         ({"batch_size": 1}, "CSA contrasts samples and needs at least 2"),
@@ -90,7 +93,7 @@ def test_replace_reaches_any_depth_and_leaves_the_original():
         ({"data.name": "office31"}, "data.path is None; expected the Office-31 folder"),
         ({"data.name": "office_home"}, "data.path is None; expected the Office-Home folder"),
         ({"data.height": 64}, "both or neither"),
-        ({"data.num_train": 0}, "data.num_train is 0; expected at least 1"),
+        ({"data.num_train": 0}, "data.num_train is 0; expected a finite number >= 1"),
         ({"data.domains": []}, "expected at least one domain"),
         ({"data.form": "npy"}, "data.form is 'npy'; expected 'auto' without a data.path"),
         ({"data.form": "folders"}, "data.form is 'folders'; cityscapes is read as npy"),
@@ -109,6 +112,82 @@ def test_replace_reaches_any_depth_and_leaves_the_original():
 def test_mistakes_get_one_message_each(overrides, message):
     with pytest.raises(ValueError, match=message):
         replace(BASE, overrides)
+
+
+LIMITS = {
+    "seed": (0, 2**32 - 1),
+    "epochs": (1, 1_000_000),
+    "batch_size": (2, 1_000_000),
+    "data.height": (8, 16_384),
+    "data.num_train": (1, 10_000_000),
+    "data.num_val": (1, 10_000_000),
+    "data.scene_seed": (0, 2**32 - 1),
+    "data.holdout_seed": (0, 2**32 - 1),
+    "model.head_channels": (1, 65_536),
+    "optimizer.halve_at_epoch": (1, 1_000_000),
+    "regularizer.lambda_tsr": (0.0, 1e38),
+    "regularizer.lambda_csa": (0.0, 1e38),
+    "regularizer.temperature": (1e-38, 1e38),
+    "optimizer.learning_rate": (1e-38, 1e38),
+    "optimizer.weight_decay": (0.0, 1e38),
+    "optimizer.max_gradient_norm": (1e-38, 1e38),
+}
+
+
+def with_value(path: str, value: object) -> Experiment:
+    overrides: dict[str, object] = {path: value}
+    if path == "data.height":
+        overrides["data.width"] = 64
+    return replace(BASE, overrides)
+
+
+@pytest.mark.parametrize("path", LIMITS)
+def test_every_number_has_limits_that_belong_to_its_range(path: str) -> None:
+    minimum, maximum = LIMITS[path]
+    for value in (minimum, maximum):
+        with_value(path, value)
+    outside: list[object] = [minimum - 1, 2 * maximum + 2, 10**400, True, "3"]
+    if isinstance(minimum, float):
+        outside += [float("nan"), float("inf"), -float("inf")]
+    for value in outside:
+        with pytest.raises(ValueError, match=path.split(".")[-1]):
+            with_value(path, value)
+
+
+def test_every_number_of_an_experiment_has_tested_limits() -> None:
+    """A number that is added later needs limits too."""
+    elsewhere = {"data.width", "data.holdout", "model.dropout", "model.output_stride"}
+    elsewhere |= {"model.bottleneck", "optimizer.momentum"}
+    numbers = set()
+    for part in dataclasses.fields(Experiment):
+        value = getattr(BASE, part.name)
+        if dataclasses.is_dataclass(value):
+            for entry in dataclasses.fields(value):
+                if {"int", "float"} & set(str(entry.type).split(" | ")):
+                    numbers.add(f"{part.name}.{entry.name}")
+        elif {"int", "float"} & set(str(part.type).split(" | ")):
+            numbers.add(part.name)
+    assert numbers - elsewhere == set(LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("data.width", 7),
+        ("data.holdout", float("nan")),
+        ("data.holdout", 1.0),
+        ("model.dropout", float("nan")),
+        ("model.dropout", 1.0),
+        ("model.atrous_rates", [0]),
+        ("model.atrous_rates", [2**70]),
+        ("model.bottleneck", 0),
+        ("optimizer.momentum", float("nan")),
+        ("optimizer.momentum", 1.0),
+    ],
+)
+def test_fractions_and_lists_have_limits_too(path: str, value: object) -> None:
+    with pytest.raises(ValueError, match=path.split(".")[-1]):
+        replace(BASE, {"data.height": 64, "data.width": 64, path: value})
 
 
 def test_unknown_and_missing_keys_are_named():

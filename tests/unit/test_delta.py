@@ -49,6 +49,27 @@ def test_the_tables_are_whole():
         published("cityscape")
 
 
+@pytest.mark.parametrize("higher", [True, False])
+@pytest.mark.parametrize(
+    ("baseline", "value"), [(-0.5, 0.2), (-0.5, -0.2), (-2.0, -3.0), (0.5, -0.2)]
+)
+def test_a_better_metric_is_a_gain_whatever_the_baselines_sign(
+    baseline: float, value: float, higher: bool
+) -> None:
+    gain = delta_p({"a/r2": value}, {"a/r2": baseline}, {"r2": higher})
+    better = value > baseline if higher else value < baseline
+    assert (gain.task > 0) == (gain.metric > 0) == better
+    assert abs(gain.task) == pytest.approx(100 * abs(value - baseline) / abs(baseline))
+    assert delta_m({"a/r2": value}, {"a/r2": baseline}, {"r2": higher}) == -gain.metric
+
+
+@pytest.mark.parametrize("baseline", [0.0, -0.0, 1e-320, -1e-320, math.nan, math.inf, -math.inf])
+def test_a_baseline_without_a_relative_change_is_refused(baseline: float) -> None:
+    for compare in (delta_p, delta_m):
+        with pytest.raises(ValueError, match="a/r2"):
+            compare({"a/r2": 0.2}, {"a/r2": baseline}, {"r2": True})
+
+
 def test_tasks_weigh_the_same_whatever_their_number_of_metrics():
     baseline = {"a/accuracy": 50.0, "b/abs_error": 2.0, "b/rel_error": 4.0}
     row = {"a/accuracy": 55.0, "b/abs_error": 1.0, "b/rel_error": 4.0}

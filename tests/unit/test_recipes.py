@@ -290,7 +290,7 @@ def test_office_home_has_its_own_domains(monkeypatch, searches, capsys):
         (["--space", "nosuch"], "has no function 'nosuch'"),
         (["--set", "epochs"], "--set 'epochs': expected PATH=VALUE"),
         (["--set", "epoch=3"], "'epoch' names no field"),
-        (["--epochs", "0"], "epochs is 0; expected at least 1"),
+        (["--epochs", "0"], "epochs is 0; expected a finite number >= 1"),
         (["--workers", "0"], "num_workers is 0"),
         (["--data", "/d", "--height", "64"], "both or neither"),
         (["--pretrained", "--weights", "w"], "one of the two"),
