@@ -19,6 +19,11 @@ from repmtl_ray.data.stream import Kind
 
 RANGE_TOLERANCE = 1e-3
 """How far resampling may carry a float image out of 0..1, and a normal's length off 1."""
+COLOURS = (
+    "If colours code the normals, decode them: 2 * value - 1 for 0 to 1, value / 127.5 - 1 for 0 to "
+    "255."
+)
+"""What an error about normals says of the usual cause."""
 _LENGTH_TOLERANCE = 1e-2
 _SHAPES: dict[Kind, str] = {
     "image": "[height, width, 3]",
@@ -110,7 +115,7 @@ def _content(values: NDArray[Any], kind: Kind, num_classes: int | None) -> list[
         length = np.linalg.norm(values, axis=2)
         off = int(np.count_nonzero((length > 0) & (np.abs(length - 1) > _LENGTH_TOLERANCE)))
         if off:
-            return [f"has {off} vectors whose length is neither 1 nor 0"]
+            return [f"has {off} vectors whose length is neither 1 nor 0. {COLOURS}"]
         if not length.any():
             return ["is zero everywhere: no pixel has a normal"]
     return []

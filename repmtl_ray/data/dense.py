@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from repmtl_ray.data import contract
 from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
 from repmtl_ray.data.stream import Kind, Sample, Stream
 
@@ -24,6 +25,10 @@ Shape = tuple[int, ...]
 _IMAGE_TOLERANCE = 1e-3
 """How far resampling may have carried a float image out of 0..1."""
 _NORMAL_TOLERANCE = 0.01
+_LENGTH_TOLERANCE = 0.1
+_MAX_SHARE_LONG = 0.01
+"""Of the normals: resampling makes those between two surfaces short, and none long."""
+_MAX_SHARE_OFF = 0.5
 _SHORTEST_NORMAL = 1e-3
 """Of a stored normal; below, it is invalid. Resampling leaves those between two surfaces short."""
 _FARTHEST: Mapping[Kind, tuple[float, str]] = {
@@ -260,13 +265,24 @@ def _normals(values: NDArray[Any], label: str) -> NDArray[Any]:
     if not np.isfinite(values).all():
         number = np.count_nonzero(~np.isfinite(values))
         raise ValueError(f"{label} has {number} values that are NaN or infinite; {expected}")
-    low, high = values.min(), values.max()
+    stored = np.ascontiguousarray(values, dtype=np.float32)
+    low, high = stored.min(), stored.max()
     if max(-low, high) > 1 + _NORMAL_TOLERANCE:
         raise ValueError(
-            f"{label} has values from {low:g} to {high:g}, expected -1 to 1; if these are bytes of "
-            "a picture, take value / 127.5 - 1."
+            f"{label} has values from {low:g} to {high:g}, expected -1 to 1. {contract.COLOURS}"
         )
-    normals = _unit(np.ascontiguousarray(values, dtype=np.float32))
+    if values.dtype.kind != "f":
+        raise ValueError(f"{label} has dtype {values.dtype}, which rounds unit vectors; {expected}")
+    length = np.linalg.norm(stored, axis=2)
+    length = length[length > _SHORTEST_NORMAL]
+    too_long = np.count_nonzero(length > 1 + _LENGTH_TOLERANCE)
+    off = too_long + np.count_nonzero(length < 1 - _LENGTH_TOLERANCE)
+    if too_long > _MAX_SHARE_LONG * length.size or off > _MAX_SHARE_OFF * length.size:
+        raise ValueError(
+            f"{label} has {off} of {length.size} vectors whose length is not 1 (from "
+            f"{length.min():g} to {length.max():g}), {expected} {contract.COLOURS}"
+        )
+    normals = _unit(stored)
     if not normals.any():
         raise ValueError(f"{label} is zero everywhere, as if no normal were valid; {expected}")
     return normals

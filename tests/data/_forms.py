@@ -3,7 +3,7 @@ open, compare and spoil them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,18 @@ def frames_of(name: str, split: str) -> list[Sample]:
     return [FRAMES[name](index, seed=seed) for index in range(num_frames)]
 
 
-def make_npy(root: Path, name: str, *, labels: str = "label") -> Path:
+Change = Callable[[Sample], Sample]
+"""Of a frame before it is stored."""
+
+
+def unchanged(arrays: Sample) -> Sample:
+    return arrays
+
+
+def make_npy(root: Path, name: str, *, labels: str = "label", change: Change = unchanged) -> Path:
     for split in SPLITS:
         for index, arrays in enumerate(frames_of(name, split)):
-            for column, values in arrays.items():
+            for column, values in change(arrays).items():
                 folder = root / split / (labels if column == "segmentation" else column)
                 folder.mkdir(parents=True, exist_ok=True)
                 np.save(folder / f"{index}.npy", values)
@@ -106,6 +114,7 @@ def make_parquet(
     val: str = "val",
     tensors: bool = False,
     channels_last: bool = False,
+    change: Change = unchanged,
 ) -> Path:
     """Two files of training rows and one of validation rows, as hubs name them."""
     for split in SPLITS:
@@ -113,7 +122,7 @@ def make_parquet(
             {(rename or {}).get(column, column): values for column, values in row.items()}
             for row in (
                 dict(arrays) if channels_last else mirrored(arrays)
-                for arrays in frames_of(name, split)
+                for arrays in map(change, frames_of(name, split))
             )
         ]
         parts = [rows[:3], rows[3:]] if split == "train" else [rows]
@@ -198,7 +207,7 @@ def make_official_cityscapes(root: Path) -> Path:
     return root
 
 
-def opened(root: Path, name: str, split: str = "train", **options) -> Stream:
+def opened(root: Path, name: str, split: str = "train", **options: Any) -> Stream:
     """The one stream of a split."""
     (stream,) = open_streams(DataConfig(name=name, path=str(root), **options), split)
     return stream
