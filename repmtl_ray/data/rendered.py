@@ -1,74 +1,67 @@
-"""Rendered scenes on a cluster: a node that has not got the driver's folder renders what it reads.
+"""Rendered scenes as the frames of a dense data set.
 
-Owns nothing but that choice; pixels are the renderer's (`street_scenes`, `rooms`), reading a folder
-is its reader's. A scene is a function of its series and number, so every node makes the same one.
-(To the last bit on the same kind of processor; the renderers say so.)
+Owns the way from the cache of rendered scenes to `Frames`; the cache itself is `scenes.scene_cache`.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
-from repmtl_ray.data.columns import SAMPLE_ID
-from repmtl_ray.data.stream import Sample, Stream
-from repmtl_ray.scenes._rendered import Render, write_alone
-
-
-def on_any_node(
-    root: Path,
-    split: str,
-    open_split: Callable[[Path], Stream],
-    render: Render,
-    *,
-    seed: int,
-    height: int,
-    width: int,
-) -> Stream:
-    """One split of a rendered folder, whose samples any process of the cluster can load.
-
-    Args:
-        root: the whole data set, complete on this machine.
-        split: "train" or "val".
-        open_split: opens this split of a folder of the same layout; picklable.
-        render: the renderer's function.
-        seed, height, width: as the folder was rendered.
-    """
-    stream = open_split(root)
-    load = _Load(root, split, open_split, stream.load, render, seed, height, width)
-    return replace(stream, load=load)
+from repmtl_ray.data.dense import DenseSet, Shape
+from repmtl_ray.data.npy_layout import Folders
+from repmtl_ray.scenes.scene_cache import Series, fill_cache, read_scene
 
 
 @dataclass(frozen=True)
-class _Load:
-    """Loads one sample from the folder or, where there is none, from a scene rendered now."""
+class RenderedFrames:
+    """One split of a rendered data set; `Frames` of `dense`.
 
-    root: Path
+    Every process of a cluster can read it: a node that does not share the cache folder renders the
+    scenes that it reads.
+    """
+
+    series: Series
+    folder: Path
     split: str
-    open_split: Callable[[Path], Stream]
-    load: Callable[[int], Sample]
-    render: Render
-    seed: int
-    height: int
-    width: int
+    names: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
-    def __call__(self, index: int) -> Sample:
-        if self.root.is_dir():  # is renamed into place when complete
-            return self.load(index)
-        with tempfile.TemporaryDirectory(prefix="repmtl_ray-") as folder:
-            alone = Path(folder)
-            write_alone(
-                self.render,
-                alone,
-                self.split,
-                index,
-                seed=self.seed,
-                height=self.height,
-                width=self.width,
-            )
-            sample = self.open_split(alone).load(0)
-        return {**sample, SAMPLE_ID: np.asarray(index, dtype=np.int64)}
+    @property
+    def num_frames(self) -> int:
+        return self.series.num_scenes(self.split)
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        return {column: self.series.shape(name) for column, name in self.names.items()}
+
+    def read(self, frame: int) -> Mapping[str, NDArray[Any]]:
+        scene = read_scene(self.series, self.folder, self.split, frame)
+        return {column: scene[name] for column, name in self.names.items()}
+
+    def where(self, frame: int, column: str) -> str:
+        return f"{self.split}/{self.names[column]}/{frame}.npy"
+
+
+def open_frames(dense: DenseSet, folders: Folders, series: Series, split: str) -> RenderedFrames:
+    """One split, rendered now as far as the cache does not hold it.
+
+    Args:
+        dense: the data set that the scenes stand in for.
+        folders: the renderer's names of the columns are the first ones here.
+        series: the scenes.
+        split: "train" or "val".
+
+    Raises:
+        ValueError: there is no such split, or the cache cannot be written.
+    """
+    if split == "test":
+        raise ValueError(
+            f"{dense.name}: rendered scenes have no test split; evaluate on the split 'val'."
+        )
+    names = {column: accepted[0] for column, accepted in folders.items()}
+    return RenderedFrames(series, fill_cache(series, split), split, names)

@@ -6,7 +6,6 @@ Owns the choice of the source and of its form; reading is in the modules that it
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +24,9 @@ from repmtl_ray.data import (
     shards,
 )
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
-from repmtl_ray.scenes import rooms, street_scenes
+from repmtl_ray.scenes.rooms import ROOMS
+from repmtl_ray.scenes.scene_cache import Series
+from repmtl_ray.scenes.street_scenes import STREETS
 
 if TYPE_CHECKING:
     from repmtl_ray.tasks import Task
@@ -44,7 +45,7 @@ __all__ = [
 Split = Literal["train", "val", "test"]
 
 _OFFICIAL = {"cityscapes": cityscapes_files, "nyuv2": nyuv2_mat}
-_RENDERERS = {"cityscapes": street_scenes, "nyuv2": rooms}
+_RENDERERS = {"cityscapes": STREETS, "nyuv2": ROOMS}
 _DENSE = {
     "cityscapes": (cityscapes.CITYSCAPES, cityscapes.FOLDERS),
     "nyuv2": (nyuv2.NYUV2, nyuv2.FOLDERS),
@@ -180,11 +181,16 @@ def _in_shards(data: DataConfig) -> bool:
 def _rendered(data: DataConfig, size: tuple[int, int], split: str) -> Stream:
     assert data.num_train is not None, "DataConfig fills it in"
     assert data.num_val is not None, "DataConfig fills it in"
-    renderer = _RENDERERS[data.name]
-    at = {"height": size[0], "width": size[1], "seed": data.scene_seed}
-    root = renderer.cached(num_train=data.num_train, num_val=data.num_val, **at)
-    read = partial(_open_npy, data.name, split=split, size=None)
-    return rendered.on_any_node(root, split, read, renderer.render, **at)
+    which, folders = _DENSE[data.name]
+    series = Series(
+        renderer=_RENDERERS[data.name],
+        num_train=data.num_train,
+        num_val=data.num_val,
+        height=size[0],
+        width=size[1],
+        seed=data.scene_seed,
+    )
+    return dense.open_stream(which, rendered.open_frames(which, folders, series, split))
 
 
 def _open_npy(

@@ -1,7 +1,7 @@
 """Procedural rooms in the NYUv2 npy layout: the data set that needs no download.
 
 Owns the sensors' holes and what a scene consists of. The room is laid out in `_interior`, ray-cast
-in `_raycast`, lit in `_lamplight`, and written to disk by `_rendered`. The folder is read as any
+in `_raycast`, lit in `_lamplight`, and written to disk by `scene_cache`. The folder is read as any
 NYUv2 folder is, elsewhere.
 
     {train,val}/image/<i>.npy   [height, width, 3] uint8
@@ -9,19 +9,16 @@ NYUv2 folder is, elsewhere.
     {train,val}/depth/<i>.npy   [height, width, 1] float32, metres along the optical axis; 0 where
                                 invalid
     {train,val}/normal/<i>.npy  [height, width, 3] float32, unit, exact; zero where depth is invalid
-    scenes.json                 what was rendered; written last, so its presence means complete
+    scenes.json                 what is rendered
 
 Normals are in the camera's axes: x to the right, y up, z towards the camera.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.scenes import _rendered
 from repmtl_ray.scenes._furniture import WINDOW
 from repmtl_ray.scenes._interior import FOCAL, interior
 from repmtl_ray.scenes._lamplight import shade
@@ -34,13 +31,10 @@ from repmtl_ray.scenes._raycast import (
     trace,
     value_noise,
 )
-from repmtl_ray.scenes._rendered import Rendering, check
 from repmtl_ray.scenes._sensor import expose, with_ignored
-
-RENDERER_VERSION = 1  # raise whenever a pixel changes: cached folders of older versions are refused
+from repmtl_ray.scenes.scene_cache import Renderer, check_view
 
 _BASELINE = 0.075  # metres between the projector and the camera of a Kinect
-_COLUMNS = ("image", "label", "depth", "normal")
 
 
 def render(seed: int, index: int, *, height: int, width: int) -> dict[str, NDArray[Any]]:
@@ -64,8 +58,7 @@ def render(seed: int, index: int, *, height: int, width: int) -> dict[str, NDArr
     Raises:
         ValueError: an argument out of its range.
     """
-    check("render", seed=(seed, 0, 2**32 - 1), index=(index, 0, 2**32 - 1))
-    check("render", height=(height, 16, 2**15), width=(width, 16, 2**15))
+    check_view("render", seed, index, height, width)
     # One stream a concern: how many numbers a picture takes must not change its room or light.
     rng, light, sensor, camera_errors, annotator = np.random.default_rng([seed, index, 1]).spawn(5)
     camera, room, pieces = interior(rng)
@@ -98,61 +91,6 @@ def render(seed: int, index: int, *, height: int, width: int) -> dict[str, NDArr
     }
 
 
-def write(
-    root: Path,
-    *,
-    num_train: int,
-    num_val: int,
-    height: int = 288,
-    width: int = 384,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    max_workers: int = 1,
-) -> Path:
-    """Renders a data set into a folder, or finds it there already; as `street_scenes.write`."""
-    return _rendered.write(
-        _rendering(),
-        root,
-        num_train=num_train,
-        num_val=num_val,
-        height=height,
-        width=width,
-        seed=seed,
-        progress=progress,
-        max_workers=max_workers,
-    )
-
-
-def cached(
-    *,
-    num_train: int,
-    num_val: int,
-    height: int,
-    width: int,
-    seed: int,
-    cache_dir: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    max_workers: int = 1,
-) -> Path:
-    """The data set with these parameters, rendered on first use; as `street_scenes.cached`."""
-    return _rendered.cached(
-        _rendering(),
-        "rooms",
-        num_train=num_train,
-        num_val=num_val,
-        height=height,
-        width=width,
-        seed=seed,
-        cache_dir=cache_dir,
-        progress=progress,
-        max_workers=max_workers,
-    )
-
-
-def _rendering() -> Rendering:
-    return Rendering("rooms", _COLUMNS, render, RENDERER_VERSION)
-
-
 def _grid(rng: np.random.Generator, height: int, width: int, size: float) -> tuple[Floats, Floats]:
     """Places in a noise table, [height, width] each."""
     rows, columns = np.arange(height)[:, None] / height, np.arange(width) / height
@@ -178,3 +116,16 @@ def _measured(
     border = int(height * rng.uniform(0.0, 0.03))
     measured[:border] = measured[height - border :] = False
     return measured
+
+
+ROOMS = Renderer(
+    name="rooms",
+    columns={
+        "image": ("uint8", 3),
+        "label": ("int16", None),
+        "depth": ("float32", 1),
+        "normal": ("float32", 3),
+    },
+    render=render,
+    version=1,
+)

@@ -1,41 +1,35 @@
 """Procedural street scenes in the Cityscapes npy layout: the data set that needs no download.
 
 Owns the stereo matcher and what a scene consists of. The street is laid out in `_street`, ray-cast
-in `_raycast`, lit in `_shading`, and written to disk by `_rendered`. The folder is read as any
+in `_raycast`, lit in `_shading`, and written to disk by `scene_cache`. The folder is read as any
 Cityscapes folder is, elsewhere.
 
     {train,val}/image/<i>.npy    [height, width, 3] float32 in [0, 1]
     {train,val}/label_7/<i>.npy  [height, width] int16, 0 to 6, -1 to ignore
     {train,val}/depth/<i>.npy    [height, width, 1] float32, inverse depth; 0 where invalid
-    scenes.json                  what was rendered; written last, so its presence means complete
+    scenes.json                  what is rendered
 
 Classes: 0 flat, 1 human, 2 vehicle, 3 construction, 4 object, 5 nature, 6 sky.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.scenes import _rendered
 from repmtl_ray.scenes._raycast import Floats, camera_rays, stereo_matched, trace, value_noise
-from repmtl_ray.scenes._rendered import Rendering, check
 from repmtl_ray.scenes._sensor import expose, with_ignored
 from repmtl_ray.scenes._shading import shade
 from repmtl_ray.scenes._street import FOCAL, SKY, street
+from repmtl_ray.scenes.scene_cache import Renderer, check_view
 
 CLASSES = ("flat", "human", "vehicle", "construction", "object", "nature", "sky")
-RENDERER_VERSION = 1  # raise whenever a pixel changes: cached folders of older versions are refused
 
 BASELINE = 0.2093  # metres between the two cameras of Cityscapes
 # Cityscapes stores disparity at 2048 pixels times 256 in 16 bits, and the community divides by
 # 65535. So stored value = INVERSE_DEPTH / depth in metres, at every resolution.
 INVERSE_DEPTH = FOCAL * 2048 * BASELINE * 256 / 65535
 MAX_INVERSE_DEPTH = 0.4922  # the matcher's search range; anything nearer than 3.8 m is invalid
-
-_COLUMNS = ("image", "label_7", "depth")
 
 
 def render(seed: int, index: int, *, height: int, width: int) -> dict[str, NDArray[Any]]:
@@ -61,8 +55,7 @@ def render(seed: int, index: int, *, height: int, width: int) -> dict[str, NDArr
     Raises:
         ValueError: an argument out of its range.
     """
-    check("render", seed=(seed, 0, 2**32 - 1), index=(index, 0, 2**32 - 1))
-    check("render", height=(height, 16, 2**15), width=(width, 16, 2**15))
+    check_view("render", seed, index, height, width)
     # One stream a concern: how many numbers a picture takes must not change its street or light.
     rng, matcher, sensor, annotator = np.random.default_rng([seed, index]).spawn(4)
     camera, pieces = street(rng)
@@ -82,94 +75,6 @@ def render(seed: int, index: int, *, height: int, width: int) -> dict[str, NDArr
         "label_7": with_ignored(annotator, labels, bonnet),
         "depth": inverse[:, :, None].astype(np.float32),
     }
-
-
-def write(
-    root: Path,
-    *,
-    num_train: int,
-    num_val: int,
-    height: int = 128,
-    width: int = 256,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-    max_workers: int = 1,
-) -> Path:
-    """Render a data set into a folder, or find it there already.
-
-    Everything is written to a hidden sibling folder that is renamed at the end, so `root` is either
-    absent or complete, whoever else writes it at the same time. Only a killed process leaves its
-    hidden folder, `.<name>.<process>-<random>`, behind; it is never read and safe to delete.
-
-    Args:
-        root: the folder to be; its parents are made.
-        num_train: scenes of the training split, at least 1.
-        num_val: scenes of the validation split, at least 1.
-        height: pixels.
-        width: pixels.
-        seed: which series of streets.
-        progress: called with (scenes written, scenes in all) after each scene.
-        max_workers: processes; above 1 the caller's main module must be importable. The files do
-            not depend on it.
-
-    Returns:
-        root.
-
-    Raises:
-        ValueError: an argument out of its range, or root holds something other than this data set.
-    """
-    return _rendered.write(
-        _rendering(),
-        root,
-        num_train=num_train,
-        num_val=num_val,
-        height=height,
-        width=width,
-        seed=seed,
-        progress=progress,
-        max_workers=max_workers,
-    )
-
-
-def cached(
-    *,
-    num_train: int,
-    num_val: int,
-    height: int,
-    width: int,
-    seed: int,
-    cache_dir: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    max_workers: int = 1,
-) -> Path:
-    """The data set with these parameters, rendered on first use.
-
-    Args:
-        num_train, num_val, height, width, seed, progress, max_workers: as in `write`.
-        cache_dir: None takes $REPMTL_RAY_CACHE, or else ~/.cache/repmtl_ray.
-
-    Returns:
-        <cache_dir>/street_scenes-<digest of the parameters and of RENDERER_VERSION>
-
-    Raises:
-        ValueError: as `write`.
-    """
-    return _rendered.cached(
-        _rendering(),
-        "street_scenes",
-        num_train=num_train,
-        num_val=num_val,
-        height=height,
-        width=width,
-        seed=seed,
-        cache_dir=cache_dir,
-        progress=progress,
-        max_workers=max_workers,
-    )
-
-
-def _rendering() -> Rendering:
-    return Rendering("street scenes", _COLUMNS, render, RENDERER_VERSION)
 
 
 def _bonnet(rng: np.random.Generator, height: int, width: int) -> NDArray[np.bool_]:
@@ -194,3 +99,11 @@ def _measured(rng: np.random.Generator, noise: Floats, inverse: Floats) -> NDArr
     measured &= blotches > np.quantile(blotches, holes)
     measured[:, :band] = False
     return measured
+
+
+STREETS = Renderer(
+    name="street_scenes",
+    columns={"image": ("float32", 3), "label_7": ("int16", None), "depth": ("float32", 1)},
+    render=render,
+    version=1,
+)

@@ -111,7 +111,7 @@ def test_without_a_path_scenes_are_rendered(tmp_path, monkeypatch):
     assert sample["image"].shape == (16, 32, 3)
     assert sample["depth"].shape == (16, 32, 1)
     assert not np.array_equal(sample["image"], val.load(0)["image"])
-    with pytest.raises(ValueError, match=r"has no test split.*evaluate on the split 'val'"):
+    with pytest.raises(ValueError, match=r"have no test split.*evaluate on the split 'val'"):
         open_streams(data, "test")
 
 

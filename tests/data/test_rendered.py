@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from repmtl_ray.config import DataConfig
 from repmtl_ray.data.sources import open_streams
-from repmtl_ray.scenes import street_scenes
 
 SIZES = {"height": 16, "width": 32, "num_train": 3, "num_val": 2, "scene_seed": 5}
 DATA = DataConfig(name="cityscapes", **SIZES)
@@ -38,7 +39,25 @@ def test_a_node_without_the_folder_loads_the_same_samples(cache, name, split):
             np.testing.assert_array_equal(values, other[name])
 
 
-def test_a_node_with_the_folder_reads_it(cache, monkeypatch):
+def test_a_node_without_the_folder_needs_no_folder_that_can_be_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (stream,) = open_streams(DATA, "train")
-    monkeypatch.setattr(street_scenes, "render", None)  # a call would fail
-    assert stream.load(2)["sample_id"] == 2
+    here = stream.load(1)
+    shutil.rmtree(cache)
+    cache.write_text("a file where the cache should be")
+    monkeypatch.setenv("TMPDIR", "/proc/nowhere")
+    np.testing.assert_array_equal(stream.load(1)["image"], here["image"])
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "nyuv2"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_cache_that_cannot_be_made_is_an_error_that_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, split: Literal["train", "val"]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in ("/proc/nowhere", str(tmp_path / "file"), str(tmp_path / "file" / "below")):
+        monkeypatch.setenv("REPMTL_RAY_CACHE", folder)
+        with pytest.raises(ValueError, match=f"{folder}.*Set the .*REPMTL_RAY_CACHE") as caught:
+            open_streams(DataConfig(name=name, **SIZES), split)
+        assert "\n" not in str(caught.value)

@@ -1,12 +1,8 @@
-"""Properties of the rendered streets: contract, geometry, learnability, and the folder on disk."""
-
-import json
-from pathlib import Path
+"""Properties of the rendered streets: contract, geometry and learnability."""
 
 import numpy as np
 import pytest
 
-from repmtl_ray.scenes import street_scenes
 from repmtl_ray.scenes._raycast import (
     Camera,
     Solid,
@@ -15,21 +11,15 @@ from repmtl_ray.scenes._raycast import (
     trace,
     value_noise,
 )
-from repmtl_ray.scenes._rendered import VAL_OFFSET
-from repmtl_ray.scenes.street_scenes import INVERSE_DEPTH, cached, render, write
+from repmtl_ray.scenes.scene_cache import VAL_OFFSET
+from repmtl_ray.scenes.street_scenes import INVERSE_DEPTH, render
 
 NOISE = np.random.default_rng(0).random((64, 64))
-SMALL = {"num_train": 2, "num_val": 1, "height": 16, "width": 32, "seed": 5}
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[dict[str, np.ndarray]]:
     return [render(0, index, height=64, width=128) for index in range(64)]
-
-
-def _files(root: Path) -> dict[str, bytes]:
-    paths = sorted(path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
 # The scene
@@ -245,106 +235,3 @@ def test_a_linear_model_beats_a_constant_in_unseen_streets_and_colour_alone_does
     assert error[True] < 0.5 * constant_error, summary
     assert accuracy[False] < accuracy[True] - 0.08, summary
     assert error[False] > 1.5 * error[True], summary
-
-
-# The folder
-
-
-def test_write_makes_the_layout_from_two_streams(tmp_path):
-    seen = []
-    root = write(tmp_path / "a" / "b", **SMALL, progress=lambda *step: seen.append(step))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-    columns = ("depth", "image", "label_7")
-    expected = [f"train/{column}/{number}.npy" for column in columns for number in range(2)]
-    expected += [f"val/{column}/0.npy" for column in columns]
-    assert sorted(_files(root)) == sorted([*expected, "scenes.json"])
-    for split, number, index in [("train", 1, 1), ("val", 0, VAL_OFFSET)]:
-        for column, values in render(5, index, height=16, width=32).items():
-            np.testing.assert_array_equal(np.load(root / split / column / f"{number}.npy"), values)
-    first = [np.load(root / split / "image" / "0.npy") for split in ("train", "val")]
-    assert (first[0] != first[1]).mean() > 0.9
-    assert [path.name for path in root.parent.iterdir()] == ["b"]
-
-
-def test_a_finished_folder_is_used_again(tmp_path, monkeypatch):
-    root = write(tmp_path / "scenes", **SMALL)
-    monkeypatch.setattr(street_scenes, "render", None)
-    assert write(root, **SMALL) == root
-
-
-def test_a_folder_with_anything_else_in_it_is_refused(tmp_path):
-    root = write(tmp_path / "scenes", **SMALL)
-    before = _files(root)
-    with pytest.raises(ValueError, match=r"rendered with .*'seed': 5.* asked for .*'seed': 6"):
-        write(root, **SMALL | {"seed": 6})
-    assert _files(root) == before
-    (root / "val" / "depth" / "0.npy").unlink()
-    with pytest.raises(ValueError, match=r"val/depth has 0 frames, expected 1"):
-        write(root, **SMALL)
-    (root / "scenes.json").write_text("{")
-    with pytest.raises(ValueError, match=r"holds scenes.json, train, val, but no readable"):
-        write(root, **SMALL)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"holds thesis.tex, but no readable scenes.json"):
-        write(tmp_path / "other", **SMALL)
-    with pytest.raises(ValueError, match="is not a folder"):
-        write(tmp_path / "other" / "thesis.tex", **SMALL)
-
-
-def test_an_older_renderer_is_refused_and_cached_elsewhere(tmp_path, monkeypatch):
-    root = cached(**SMALL, cache_dir=tmp_path)
-    monkeypatch.setattr(street_scenes, "RENDERER_VERSION", street_scenes.RENDERER_VERSION + 1)
-    with pytest.raises(ValueError, match="'renderer_version'"):
-        write(root, **SMALL)
-    assert cached(**SMALL, cache_dir=tmp_path) != root
-
-
-def test_an_interrupted_writing_leaves_nothing(tmp_path):
-    def interrupt(done: int, total: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "scenes", **SMALL, progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
-    write(tmp_path / "scenes", **SMALL)
-
-
-def test_the_slower_of_two_writers_takes_what_the_faster_wrote(tmp_path):
-    root, inner = tmp_path / "scenes", []
-
-    def overtake(done: int, total: int) -> None:
-        if done == total:
-            inner.append(write(root, **SMALL))
-            inner.append((root / "scenes.json").stat().st_ino)
-
-    assert write(root, **SMALL, progress=overtake) == inner[0]
-    assert (root / "scenes.json").stat().st_ino == inner[1]
-    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
-
-
-def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
-    one = write(tmp_path / "one", **SMALL)
-    two = write(tmp_path / "two", **SMALL, max_workers=2)
-    assert _files(one) == _files(two)
-
-
-def test_cached_names_the_folder_by_its_parameters(tmp_path, monkeypatch):
-    monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path))
-    root = cached(**SMALL)
-    assert root.parent == tmp_path
-    assert root.name.startswith("street_scenes-")
-    assert json.loads((root / "scenes.json").read_text())["num_train"] == 2
-    assert cached(**SMALL, cache_dir=tmp_path) == root
-    assert cached(**SMALL | {"num_val": 2}) != root
-    monkeypatch.delenv("REPMTL_RAY_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cached(**SMALL).parent == tmp_path / "home" / ".cache" / "repmtl_ray"
-
-
-@pytest.mark.parametrize("wrong", [{"num_train": 0}, {"num_val": 0}, {"height": 8}, {"seed": -1}])
-def test_write_refuses_arguments_out_of_range(tmp_path, wrong):
-    with pytest.raises(ValueError, match=f"write: {next(iter(wrong))} is"):
-        write(tmp_path / "scenes", **SMALL | wrong)
-    assert list(tmp_path.iterdir()) == []
