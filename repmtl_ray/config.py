@@ -27,6 +27,7 @@ from repmtl_ray.conversion import (
     to_dict,
 )
 from repmtl_ray.data_config import MAX_SEED, DataConfig
+from repmtl_ray.policy_names import check_names
 
 __all__ = [
     "DataConfig",
@@ -145,7 +146,8 @@ class PolicyConfig:
 
     Args:
         name: a name from `repmtl_ray.policies.names()`.
-        arguments: the policy's own arguments; checked against its signature.
+        arguments: the policy's own arguments. Their names are checked here, their values when the
+            policy is built.
         log_losses: train on log L_t, as the paper does; policies that need positive losses take L_t
             itself and only the saliency sees the logarithm (docs/guide.md, log losses).
         gradients: gradient policies only: task gradients at the shared "parameters" (one encoder
@@ -159,6 +161,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "policy")
+        check_names(self.name, self.arguments)
 
 
 @dataclass(frozen=True, kw_only=True)

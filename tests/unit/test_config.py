@@ -60,7 +60,13 @@ def test_what_depends_on_the_name_of_the_data_is_filled_in():
 def test_replace_reaches_any_depth_and_leaves_the_original():
     changed = replace(
         BASE,
-        {"regularizer.lambda_tsr": 1, "policy.arguments.c": 0.4, "epochs": 3, "tasks": ["depth"]},
+        {
+            "regularizer.lambda_tsr": 1,
+            "policy.name": "CAGrad",
+            "policy.arguments.c": 0.4,
+            "epochs": 3,
+            "tasks": ["depth"],
+        },
     )
     assert changed.regularizer.lambda_tsr == 1.0
     assert changed.policy.arguments == {"c": 0.4}
