@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from repmtl_ray.data.cityscapes import CITYSCAPES, DEPTH, SEGMENTATION
 from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE
 from repmtl_ray.data.dense import Shape
-from repmtl_ray.data.npy import listing
+from repmtl_ray.data.files import compare_splits, listing, visible, visible_below
 
 MAX_DISPARITY = 65535
 
@@ -118,7 +118,7 @@ def open_frames(root: Path, split: str) -> PngFrames:
         split: "train" or "val".
 
     Raises:
-        ValueError: a missing folder or file, an empty split, a frame in two cities, a file that is
+        ValueError: a missing folder or file, an empty split, a frame in two cities or splits, a file that is
             not PNG or of another kind or size.
     """
     if split == "test":
@@ -143,7 +143,8 @@ def open_frames(root: Path, split: str) -> PngFrames:
                 f"cityscapes: leftImg8bit/{split} has frame {frame} in {cities[frame]} and in "
                 f"{city}; a frame is one sample: remove one of the two."
             )
-    return PngFrames(root, split, tuple(names), _shapes(root, split, names))
+    notes = _split_notes(root)
+    return PngFrames(root, split, tuple(names), _shapes(root, split, names), notes)
 
 
 def is_official(root: Path) -> bool:
@@ -155,19 +156,44 @@ def _names(root: Path, split: str, part: _Part) -> list[str]:
     folder = root / part.folder / split
     if not folder.is_dir():
         where = next(path for path in (folder.parent, root, root.parent) if path.is_dir())
-        holds = listing([path.name for path in where.iterdir()])
+        holds = listing(path.name for path in visible(where))
         raise ValueError(
             f"cityscapes: {root} has no folder {part.folder}/{split}; expected leftImg8bit, gtFine "
             f"and disparity, each with {split}/<city>/<frame>_....png; {where} holds {holds}."
         )
-    found = sorted(folder.glob(f"*/*{part.suffix}"))
+    found = visible_below(folder, f"*/*{part.suffix}")
     if not found:
-        holds = listing([path.name for path in folder.iterdir()])
+        holds = listing(path.name for path in visible(folder))
         raise ValueError(
             f"cityscapes: {part.folder}/{split} has no <city>/<frame>{part.suffix}; it holds "
             f"{holds}."
         )
     return [f"{path.parent.name}/{path.name.removesuffix(part.suffix)}" for path in found]
+
+
+def _split_notes(root: Path) -> tuple[str, ...]:
+    """What has to be said of pictures that both splits have.
+
+    Raises:
+        ValueError: a frame with one name in both, or one file under two names.
+    """
+    part = _PARTS[IMAGE]
+    pictures = {
+        split: visible_below(root / part.folder / split, f"*/*{part.suffix}")
+        for split in ("train", "val")
+    }
+    train = {path.name: path for path in pictures["train"]}
+    for path in pictures["val"]:
+        if path.name in train:
+            raise ValueError(
+                f"cityscapes: {path.relative_to(root)} and {train[path.name].relative_to(root)} are "
+                "one frame; a frame is in one split: remove it from one of the two."
+            )
+    files = {
+        split: [path.relative_to(root).as_posix() for path in paths]
+        for split, paths in pictures.items()
+    }
+    return compare_splits("cityscapes", root, files)
 
 
 def _shapes(root: Path, split: str, names: list[str]) -> dict[str, Shape]:

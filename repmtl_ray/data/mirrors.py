@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from repmtl_ray.data import arrow_arrays
 from repmtl_ray.data.dense import DenseSet, Shape
-from repmtl_ray.data.npy import listing
+from repmtl_ray.data.files import compare_splits, listing, visible_below
 
 _SPLIT_OF = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 """By how hubs spell it in a folder's or a file's name."""
@@ -139,16 +139,21 @@ def open_frames(
         raise ValueError(f"{dense.name}: {listing(list(names))} has no rows in split {split}.")
     frames = ParquetFrames(dense.name, root, names, tuple(groups), num_frames, wanted)
     shapes = {column: values.shape for column, values in frames.read(0).items()}
-    return replace(frames, shapes=shapes, notes=_notes(dense, split, files))
+    return replace(frames, shapes=shapes, notes=_notes(dense, root, split, files))
 
 
-def _notes(dense: DenseSet, split: str, files: Sequence[Path]) -> tuple[str, ...]:
+def _notes(dense: DenseSet, root: Path, split: str, files: Sequence[Path]) -> tuple[str, ...]:
+    by_split: dict[str, list[str]] = {}
+    for file in _listed(root):
+        by_split.setdefault(file.split, []).append(file.path.relative_to(root).as_posix())
+    notes = compare_splits(dense.name, root, by_split)
     folder = files[0].parent.name
     if not folder.startswith(_PARTIAL):
-        return ()
+        return notes
     return (
         f"{dense.name}: the split {split} is incomplete: {folder} holds only its first rows, which "
         "the hub converted; metrics cannot be compared with those of the whole split.",
+        *notes,
     )
 
 
@@ -188,15 +193,12 @@ class _Found(NamedTuple):
 
 def _listed(root: Path) -> list[_Found]:
     """The files of all splits, by folder and name; hidden files and folders are left out."""
-    everything = sorted(path for pattern in _PATTERNS for path in root.glob(pattern))
-    found = (_named(root, path) for path in everything)
+    found = (_named(root, path) for path in visible_below(root, *_PATTERNS))
     return [file for file in found if file is not None]
 
 
 def _named(root: Path, path: Path) -> _Found | None:
-    *folders, _ = parts = path.relative_to(root).parts
-    if any(part.startswith(".") for part in parts):
-        return None
+    *folders, _ = path.relative_to(root).parts
     spelling = folders[-1].removeprefix(_PARTIAL) if folders else ""
     in_folder = spelling in _SPLIT_OF
     if not in_folder:
@@ -233,7 +235,7 @@ def _files(dense: DenseSet, root: Path, split: str) -> list[Path]:
         )
     files = [file for file in everything if file.split == split]
     if not files:
-        names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.parquet"))]
+        names = [path.relative_to(root).as_posix() for path in visible_below(root, "**/*.parquet")]
         spellings = [name for name, of in _SPLIT_OF.items() if of == split]
         accepted = " or ".join(f"{name}-*.parquet" for name in spellings)
         raise ValueError(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from repmtl_ray.data.files import is_hidden, listing
 
 
 class Header(NamedTuple):
@@ -63,7 +64,7 @@ class NpyFolder:
         Raises:
             ValueError: none, a gap in their numbers, or an npy file that is not a frame.
         """
-        holds = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
+        holds = [path.name for path in self.path.iterdir() if not is_hidden(path.name)]
         frames = set()
         for name in holds:
             stem, dot, suffix = name.rpartition(".")
@@ -128,13 +129,6 @@ class NpyFolder:
             raise ValueError(f"{self.label(frame)} cannot be read: {error}.") from error
 
 
-def listing(names: list[str]) -> str:
-    """The names, as an error message lists what was found; the first few if there are many."""
-    names = sorted(names)
-    shown = ", ".join(names[:8])
-    return (shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")) or "nothing"
-
-
 def read_header(path: Path, label: str) -> Header:
     """Reads a file's header and compares the file's length with what it announces.
 
@@ -158,7 +152,7 @@ def read_header(path: Path, label: str) -> Header:
             num_bytes = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ValueError(f"{label} cannot be read: {error.strerror}.") from error
-    except (ValueError, tokenize.TokenError) as error:  # NumPy tokenizes some headers
+    except ValueError as error:
         raise ValueError(
             f"{label} is not an npy file ({error}); copy it again or re-run the preparation."
         ) from error

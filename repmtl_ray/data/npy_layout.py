@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from repmtl_ray.data.columns import IMAGE
 from repmtl_ray.data.dense import DenseSet, Shape
-from repmtl_ray.data.npy import NpyFolder, listing, read_header
+from repmtl_ray.data.files import compare_splits, listing, visible
+from repmtl_ray.data.npy import NpyFolder, read_header
 
 Folders = Mapping[str, tuple[str, ...]]
 """By column, the folder's name, and others that people use for it."""
@@ -54,7 +55,7 @@ def open_frames(
 
     Raises:
         ValueError: not this layout, an empty split, a gap, a file that cannot be used, shapes that
-            disagree; says which file, what was found and what to do.
+            disagree, one image in two splits; says which file, what was found and what to do.
     """
     folders = _folders(dense, names, root, split)
     image = folders[IMAGE]
@@ -69,7 +70,22 @@ def open_frames(
             )
     looked_at = num_frames if every_header else 1
     shapes = {column: part.common_header(looked_at).shape for column, part in folders.items()}
-    return NpyFrames(folders, num_frames, shapes)
+    return NpyFrames(folders, num_frames, shapes, _split_notes(dense, names, root))
+
+
+def _split_notes(dense: DenseSet, names: Folders, root: Path) -> tuple[str, ...]:
+    """What has to be said of images that several splits have."""
+    images = {
+        split: [
+            f"{split}/{name}/{path.name}"
+            for name in names[IMAGE]
+            if (root / split / name).is_dir()
+            for path in visible(root / split / name)
+            if path.suffix == ".npy"
+        ]
+        for split in ("train", "val", "test")
+    }
+    return compare_splits(dense.name, root, images)
 
 
 def first_frame(dense: DenseSet, names: Folders, root: Path) -> NpyFrames:
@@ -115,7 +131,7 @@ def _folders(dense: DenseSet, names: Folders, root: Path, split: str) -> dict[st
             folders[column] = NpyFolder(dense.name, root, f"{split}/{there[0]}")
             continue
         where = root / split if (root / split).is_dir() else root
-        holds = listing([path.name for path in where.iterdir()])
+        holds = listing(path.name for path in visible(where))
         others = f" (or {', '.join(accepted[1:])})" if len(accepted) > 1 else ""
         raise ValueError(
             f"{dense.name}: {root} has no folder {split}/{accepted[0]}{others}; expected "
@@ -126,7 +142,7 @@ def _folders(dense: DenseSet, names: Folders, root: Path, split: str) -> dict[st
 
 def _nearby(root: Path, split: str) -> str:
     """A hint, if the data set is one folder up or down."""
-    inside = [path for path in sorted(root.iterdir()) if (path / split / "image").is_dir()]
+    inside = [path for path in visible(root) if (path / split / "image").is_dir()]
     for path in [*inside, root.parent]:
         if (path / split / "image").is_dir():
             return f" Did you mean {path}?"

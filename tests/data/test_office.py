@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from repmtl_ray.config import DataConfig
+from repmtl_ray.data.office_splits import MADE_LINE
 from repmtl_ray.data.sources import Stream, image_size, open_streams, tasks_of
 from repmtl_ray.tasks import Classification
 from tests.data._layouts import make_office
@@ -69,7 +70,7 @@ def test_tasks_and_image_size():
     assert image_size(data) == (224, 224)
 
 
-@pytest.mark.parametrize(("num", "counts"), [(7, (4, 1, 2)), (10, (6, 2, 2)), (3, (1, 0, 2))])
+@pytest.mark.parametrize(("num", "counts"), [(7, (4, 1, 2)), (10, (6, 2, 2)), (5, (3, 1, 1))])
 def test_lists_are_made_once_by_the_published_rule(tmp_path, num, counts):
     make(tmp_path, per_class={"amazon": num, "webcam": 10}, lists=None)
     splits = {split: opened(tmp_path, split, ["webcam"])[0] for split in ("train", "val", "test")}
@@ -79,6 +80,7 @@ def test_lists_are_made_once_by_the_published_rule(tmp_path, num, counts):
         split: (tmp_path / f"splits/amazon_{split}.txt").read_text().splitlines()
         for split in splits
     }
+    assert all(entries.pop(0) == MADE_LINE for entries in lines.values())
     assert [len(entries) for entries in lines.values()] == [3 * count for count in counts]
     for name, label in (("back_pack", 0), ("bike", 1), ("mug", 2)):
         files = [entry for entries in lines.values() for entry in entries if f"/{name}/" in entry]
@@ -89,7 +91,7 @@ def test_lists_are_made_once_by_the_published_rule(tmp_path, num, counts):
 
 def test_made_lists_do_not_depend_on_where_or_when(tmp_path):
     for name in ("one", "two"):
-        opened(make(tmp_path / name, lists=None))
+        opened(make(tmp_path / name, lists=None, per_class={"amazon": 6, "dslr": 5}))
     one, two = (
         {file.name: file.read_text() for file in (tmp_path / name / "splits").iterdir()}
         for name in ("one", "two")
@@ -201,7 +203,7 @@ def test_a_broken_photograph_is_named(tmp_path):
 
 
 def test_lists_that_cannot_be_kept_are_refused(tmp_path, monkeypatch):
-    make(tmp_path, lists=None)
+    make(tmp_path, lists=None, per_class={"amazon": 6, "dslr": 5})
     mkdir = Path.mkdir
 
     def refuse(path: Path, *args, **kwargs):
@@ -216,7 +218,7 @@ def test_lists_that_cannot_be_kept_are_refused(tmp_path, monkeypatch):
 
 
 def test_folders_that_are_no_classes_are_refused(tmp_path):
-    make(tmp_path, lists=None, classes={f"class_{i:02}": 0 for i in range(32)}, per_class={"a": 3})
+    make(tmp_path, lists=None, classes={f"class_{i:02}": 0 for i in range(32)}, per_class={"a": 5})
     with pytest.raises(ValueError, match=r"has 32 classes \(class_00, .*and 24 more\), expected"):
         opened(tmp_path, domains=["a"])
 
