@@ -72,13 +72,10 @@ def main() -> None:
     if (arguments.height is None) != (arguments.width is None):
         raise ValueError("--height and --width go together; give both or neither.")
     preset = arguments.preset or ("paper" if arguments.data else "demo")
-    experiment = (
-        paper(arguments.data)
-        if preset == "paper"
-        else replace(demonstration(), {"data.path": arguments.data})
-    )
+    experiment = paper(arguments.data) if preset == "paper" else demonstration()
     chosen = cli.overrides(arguments) | {"data.augment": arguments.augment}
     if arguments.data and preset == "demo":
+        chosen |= {"data.path": arguments.data, "data.num_train": None, "data.num_val": None}
         chosen |= {"data.height": None, "data.width": None}
     for option in ("num_train", "num_val", "height", "width"):
         if getattr(arguments, option) is not None:

@@ -27,6 +27,7 @@ from repmtl_ray.conversion import (
     to_dict,
 )
 from repmtl_ray.data_config import MAX_SEED, DataConfig
+from repmtl_ray.policy_names import check_names
 
 __all__ = [
     "DataConfig",
@@ -137,6 +138,27 @@ class ModelConfig:
             (self.head, self.features),
             "features 'map' for an ASPP head, or head 'linear'",
         )
+        self._check_unused()
+
+    def _check_unused(self) -> None:
+        """Refuses settings of parts that this model has not.
+
+        Defaults are no settings, and 0.0 is the dropout of every head that has none.
+        """
+        has_aspp = self.head == "aspp"
+        usual = {entry.name: entry.default for entry in dataclasses.fields(self)}
+        for name, is_used in {
+            "head_channels": has_aspp,
+            "atrous_rates": has_aspp,
+            "dropout": has_aspp or self.dropout == 0.0,
+            "output_stride": self.features == "map" or self.output_stride is None,
+        }.items():
+            value = getattr(self, name)
+            if not is_used and value != usual[name]:
+                raise ValueError(
+                    f"model.{name} is {value!r}, but it is not used with head {self.head!r} and "
+                    f"features {self.features!r}; leave it out."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +167,8 @@ class PolicyConfig:
 
     Args:
         name: a name from `repmtl_ray.policies.names()`.
-        arguments: the policy's own arguments; checked against its signature.
+        arguments: the policy's own arguments. Their names are checked here, their values when the
+            policy is built.
         log_losses: train on log L_t, as the paper does; policies that need positive losses take L_t
             itself and only the saliency sees the logarithm (docs/guide.md, log losses).
         gradients: gradient policies only: task gradients at the shared "parameters" (one encoder
@@ -159,6 +182,7 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "policy")
+        check_names(self.name, self.arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +235,12 @@ class OptimizerConfig:
         check_range("optimizer.learning_rate", self.learning_rate, 0, MAX_FLOAT, above=True)
         check_range("optimizer.weight_decay", self.weight_decay, 0, MAX_FLOAT)
         check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
+        check(
+            self.name == "sgd" or self.momentum == 0.9,
+            "optimizer.momentum",
+            self.momentum,
+            f"no value with optimizer {self.name!r}, which does not use it",
+        )
         check_range("optimizer.halve_at_epoch", self.halve_at_epoch, 1, MAX_EPOCHS)
         check_range("optimizer.max_gradient_norm", self.max_gradient_norm, 0, MAX_FLOAT, above=True)
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 C = TypeVar("C")
 
+_DEEPEST = 8  # levels of a mapping
 _ADDED = "added"  # in the metadata of a field, its default
 
 
@@ -25,7 +27,16 @@ class ExperimentError(ValueError):
 
 def check(condition: bool, where: str, found: object, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{where} is {found!r}; expected {expected}.")
+        raise ValueError(f"{where} is {shown(found)}; expected {expected}.")
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, and not at any length."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):  # of an integer with too many digits, of deep nesting
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_range(
@@ -121,12 +132,17 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:
             return None
-        return _convert(next(option for option in inner if option is not type(None)), value, path)
+        options: list[Any] = [option for option in inner if option is not type(None)]
+        is_list = isinstance(value, list | tuple)
+        listed = [option for option in options if str(option).startswith("tuple[")]
+        return _convert((listed if is_list and listed else options)[0], value, path)
     if origin is Literal:
         check(value in inner, path, value, "one of " + ", ".join(map(repr, inner)))
         return value
     if origin is tuple:
         check(isinstance(value, list | tuple), path, value, "a list")
+        if inner[-1] is not ...:
+            check(len(value) == len(inner), path, value, f"{len(inner)} values")
         return tuple(_convert(inner[0], item, path) for item in value)
     if hint is float:
         check(
@@ -139,8 +155,35 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if hint in (int, str, bool):
         check(type(value) is hint, path, value, f"a value of type {hint.__name__}")
         return value
+    if isinstance(hint, type) and not issubclass(hint, Mapping):
+        check(isinstance(value, hint), path, value, f"a {hint.__name__}")
+        return value
     check(isinstance(value, Mapping), path, value, "a mapping")
-    return dict(value)
+    return _plain(value, path)
+
+
+def _plain(value: Any, path: str, depth: int = 0) -> Any:
+    """A value as JSON keeps it: what is stored and read back must be equal to what was given.
+
+    Raises:
+        ValueError: a value that JSON has not, or that is not equal to itself (NaN).
+    """
+    check(depth <= _DEEPEST, path, "...", f"at most {_DEEPEST} levels")
+    if isinstance(value, Mapping):
+        for key in value:
+            check(isinstance(key, str), path, value, "names that are strings")
+        return {key: _plain(item, f"{path}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, path, depth + 1) for item in value]
+    if isinstance(value, float):
+        check(math.isfinite(value), path, value, "a finite number")
+    check(
+        value is None or type(value) in (bool, int, float, str),
+        path,
+        value,
+        "a number, a string, a truth value, None, or lists and mappings of these",
+    )
+    return value
 
 
 def added(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:

@@ -29,6 +29,11 @@ MAX_SEED = 2**32 - 1
 MAX_SIZE = 16_384
 """Of an image's height and width in pixels."""
 MAX_RENDERED = 10_000_000
+_WHAT_DECIDES = {
+    "custom": "The samples, their size and both splits are those of CustomData.",
+    "cityscapes": "It is for rendered scenes, or for a part of a split that has one.",
+    "nyuv2": "It is for rendered rooms, or for a part of a split that has one.",
+}
 _TITLES = {"nyuv2": "NYUv2", "office31": "Office-31", "office_home": "Office-Home"}
 
 
@@ -109,6 +114,7 @@ class DataConfig:
             "above 0 with eval_split 'holdout'",
         )
         self._check_form()
+        self._check_unused()
 
     def _fill_in(self) -> None:
         """What depends on the name has a value from here on: equal experiments look equal."""
@@ -123,6 +129,33 @@ class DataConfig:
         if self.name == "office_home":  # whose archive writes "Real World"
             domains = tuple(domain.replace(" ", "_") for domain in self.domains or ())
             object.__setattr__(self, "domains", domains)
+
+    def _check_unused(self) -> None:
+        """Refuses settings that would change nothing: whoever gives them expects that they do.
+
+        What `_fill_in` writes is no setting, whichever name of data it was written for.
+        """
+        rendered = self.name in RENDERED and self.path is None
+        train, val = ({None, *sizes} for sizes in zip(*RENDERED.values(), strict=True))
+        unused = {
+            "num_train": rendered or self.num_train in train,
+            "num_val": rendered or self.num_val in val,
+            "scene_seed": rendered or self.scene_seed == 0,
+            "domains": self.name in DOMAINS or self.domains in DOMAINS.values(),
+            "columns": self.name in RENDERED or not self.columns,
+            "holdout_seed": self.holdout > 0 or self.holdout_seed == 0,
+        }
+        if self.name == "custom":
+            usual: dict[str, object] = {"path": None, "height": None, "width": None, "form": "auto"}
+            usual |= {"pairing": "position", "eval_split": "val", "holdout": 0.0}
+            unused |= {name: getattr(self, name) == value for name, value in usual.items()}
+        for name, is_right in unused.items():
+            if not is_right:
+                where = "" if self.path is None else f" and data.path {self.path!r}"
+                raise ValueError(
+                    f"data.{name} is {getattr(self, name)!r}, but it is not used with data.name "
+                    f"{self.name!r}{where}; leave it out. {_WHAT_DECIDES.get(self.name, '')}".rstrip()
+                )
 
     def _check_form(self) -> None:
         forms = FORMS[self.name]

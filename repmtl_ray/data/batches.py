@@ -318,7 +318,8 @@ def _augment_rows(
     from repmtl_ray.data.augment import augment as augmented  # a second of every process's start
 
     for row, key in enumerate(keys):
-        rng = np.random.default_rng([*key, int(samples[SAMPLE_ID][row])])
+        # A seed's parts are not negative: an id below 0 counts from 2**64 down.
+        rng = np.random.default_rng([*key, int(samples[SAMPLE_ID][row]) % 2**64])
         view = augmented({name: samples[name][row] for name in kinds}, rng=rng, kinds=kinds)
         for name in kinds:
             samples[name][row] = view[name]

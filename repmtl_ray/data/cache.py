@@ -116,7 +116,11 @@ class _CachedRows:
         self._map(sorted(set(blocks.tolist()) - self._views.keys()))
         first = self._views[int(blocks[0])]
         gathered = {
-            name: np.empty((len(indices), *first[name].shape[1:]), first[name].dtype)
+            name: np.empty(
+                (len(indices), *first[name].shape[1:]),
+                # Blocks of a Ray Dataset may hold ids of different widths.
+                np.int64 if name == SAMPLE_ID else first[name].dtype,
+            )
             for name in (first if columns is None else columns)
         }
         for row, (block, place) in enumerate(zip(blocks.tolist(), places.tolist(), strict=True)):

@@ -29,6 +29,9 @@ def collate(
         parts: at least one; a stream, and its samples by column.
         tasks: whose targets to take; those that no part has are not in the batch.
         dtype: of images, depths and normals.
+
+    Raises:
+        ValueError: sample ids that are no integers.
     """
     images: list[NDArray[Any]] = []
     targets: dict[str, Tensor] = {}
@@ -42,13 +45,22 @@ def collate(
                 targets[task] = torch.from_numpy(_target(stream.kinds[task], samples[task], dtype))
                 rows[task] = slice(num_rows, end)
         num_rows = end
-    sample_ids = np.concatenate([samples[SAMPLE_ID] for _, samples in parts])
+    sample_ids = [_integers(samples[SAMPLE_ID], stream.name) for stream, samples in parts]
     return Batch(
         images=torch.from_numpy(images[0] if len(images) == 1 else np.concatenate(images)),
         targets=targets,
         rows=rows,
-        sample_ids=torch.from_numpy(sample_ids),
+        sample_ids=torch.from_numpy(np.concatenate(sample_ids)),
     )
+
+
+def _integers(sample_ids: NDArray[Any], stream: str) -> NDArray[np.int64]:
+    if sample_ids.dtype.kind not in "ui":
+        raise ValueError(
+            f"{stream}: {SAMPLE_ID} has dtype {sample_ids.dtype}, expected integers, one for each "
+            "sample."
+        )
+    return sample_ids.astype(np.int64, copy=False)
 
 
 def _images(stream: Stream, stored: NDArray[Any], dtype: torch.dtype) -> NDArray[Any]:

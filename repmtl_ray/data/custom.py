@@ -70,10 +70,11 @@ class CustomData:
 
 @dataclass(frozen=True)
 class _Report:
-    """What one block holds: problems as (sample_id, text); by column, how often each form came."""
+    """What one block holds: problems as (sample_id, text), with None where a problem is not one
+    sample's; by column, how often each form came."""
 
     summary: Summary
-    problems: list[tuple[int, str]]
+    problems: list[tuple[int | None, str]]
     forms: dict[str, Counter[str]] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     num_bytes: int = 0
@@ -181,9 +182,10 @@ class _Check:
         columns = views_of(table) if table.num_rows else {}
         count = table.num_rows
         ids = np.asarray(columns.get(SAMPLE_ID, np.arange(count)))
-        problems: list[tuple[int, str]] = []
-        if ids.dtype.kind not in "ui":
-            problems = [(-1, f"{SAMPLE_ID}: has dtype {ids.dtype}, expected integers")]
+        problems: list[tuple[int | None, str]] = []
+        wrong = _wrong_ids(ids)
+        if wrong:
+            problems = [(None, f"{SAMPLE_ID}: {wrong}")]
             ids = np.arange(count)
         ids = ids.astype(np.int64)
         forms: dict[str, Counter[str]] = {name: Counter() for name in (IMAGE, *self.kinds)}
@@ -208,6 +210,16 @@ class _Check:
         )
 
 
+def _wrong_ids(ids: NDArray[Any]) -> str:
+    """What is wrong with a block's sample ids; "" if nothing."""
+    if ids.dtype.kind not in "ui" or ids.ndim != 1:
+        what = f"dtype {ids.dtype}" if ids.ndim == 1 else f"shape {ids.shape[1:]} in each row"
+        return f"has {what}, expected integers"
+    if ids.size and ids.max() > np.iinfo(np.int64).max:
+        return f"has values up to {ids.max()}, expected at most {np.iinfo(np.int64).max} (int64)"
+    return ""
+
+
 def _explained(reports: Sequence[_Report], there: set[str]) -> list[str]:
     """Every kind of violation once, with how many samples have it and the first of them."""
     ids = np.concatenate([report.summary.ids for report in reports] or [np.array([])])
@@ -221,13 +233,13 @@ def _explained(reports: Sequence[_Report], there: set[str]) -> list[str]:
     if SAMPLE_ID in there and (counts > 1).any():
         twice = ", ".join(map(str, found[counts > 1][:_SHOWN].tolist()))
         lines.append(f"{SAMPLE_ID}: {(counts > 1).sum()} ids come more than once: {twice}")
-    groups: dict[str, list[tuple[int, str]]] = {}
+    groups: dict[str, list[tuple[int | None, str]]] = {}
     for report in reports:
         for sample_id, text in report.problems:
             groups.setdefault(" ".join(text.split()[:3]), []).append((sample_id, text))
     for members in groups.values():
-        which = sorted({sample_id for sample_id, _ in members if sample_id >= 0})
-        first = min(members)[1]
+        which = sorted({sample_id for sample_id, _ in members if sample_id is not None})
+        first = next(text for sample_id, text in members if not which or sample_id == which[0])
         shown = ", ".join(map(str, which[:_SHOWN])) + (", ..." if len(which) > _SHOWN else "")
         lines.append(f"{first} ({len(which)} samples: {shown})" if which else first)
     forms: dict[str, Counter[str]] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,7 +153,7 @@ def read_header(path: Path, label: str) -> Header:
             num_bytes = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ValueError(f"{label} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, tokenize.TokenError) as error:  # NumPy tokenizes some headers
         raise ValueError(
             f"{label} is not an npy file ({error}); copy it again or re-run the preparation."
         ) from error

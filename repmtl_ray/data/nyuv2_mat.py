@@ -10,7 +10,9 @@ Owns their names, axes and numbers:
     class13Mapping.mat        classMapping13.labels13 [40]: to one of 13 classes (or [894], at once)
 
 The file has no normals: they are estimated from depth (`normals`), which the stream's notes say.
-Needs h5py and SciPy, the extra `mat`.
+Copies that another program saved may hold other types: whole numbers are taken for what they are,
+anything else is refused. The small files are read in MATLAB's versions 5 and 7.3. Needs h5py and
+SciPy, the extra `mat`.
 """
 
 from __future__ import annotations
@@ -90,11 +92,9 @@ class MatFrames:
                 f"nyuv2: {where} has values that are negative, NaN or infinite; expected metres, "
                 "0 where invalid."
             )
-        if labels.max() >= len(self.label_of):
-            raise ValueError(
-                f"nyuv2: {self.where(frame, SEGMENTATION)} has labels up to {labels.max()}; "
-                f"expected 0 to {len(self.label_of) - 1}, as classMapping40.mat maps them."
-            )
+        labels = _whole(labels, f"nyuv2: {self.where(frame, SEGMENTATION)}", len(self.label_of) - 1)
+        if image.dtype.kind == "f" and image.max() > 1.01:  # bytes, saved as floats
+            image = _whole(image, f"nyuv2: {self.where(frame, IMAGE)}", 255).astype(np.uint8)
         scale = self.size[1] / 640, self.size[0] / 480
         return {
             IMAGE: image,
@@ -136,6 +136,11 @@ def open_frames(path: Path, split: str) -> MatFrames:
                 f"nyuv2: {file.name} {name} has shape {shapes[name]}, expected {num_axes} axes, "
                 "frames first."
             )
+        if stored[name].dtype.kind not in "uif":
+            raise ValueError(
+                f"nyuv2: {file.name} {name} has dtype {stored[name].dtype}, expected numbers; take "
+                "the official file."
+            )
     num_frames, _, width, height = shapes["images"]
     for name, expected in (
         ("images", (num_frames, 3, width, height)),
@@ -147,6 +152,12 @@ def open_frames(path: Path, split: str) -> MatFrames:
                 f"nyuv2: {file.name} {name} has shape {shapes[name]}, expected {expected} like "
                 "images, with MATLAB's order of axes."
             )
+    if width < height:
+        raise ValueError(
+            f"nyuv2: {file.name} images has shape {shapes['images']}: {width} pixels across and "
+            f"{height} down, with MATLAB's order of axes (frames, channels, width, height); the "
+            "pictures are wider than high, so two axes were exchanged: take the official file."
+        )
     frames = _frames_of(file.parent, split, num_frames)
     return MatFrames(
         file,
@@ -167,18 +178,19 @@ def _frames_of(folder: Path, split: str, num_frames: int) -> tuple[int, ...]:
     for name in _SPLIT.values():
         if name not in stored:
             raise ValueError(f"nyuv2: splits.mat has no {name}; it holds {_fields(stored)}.")
-        for number in np.ravel(stored[name]).tolist():
-            if number != int(number) or not 1 <= number <= num_frames:
+        for number in _whole(np.ravel(stored[name]), f"nyuv2: splits.mat {name}").tolist():
+            if not 1 <= number <= num_frames:
+                hint = "; numbers begin with 1, as in MATLAB" if number == 0 else ""
                 raise ValueError(
-                    f"nyuv2: splits.mat {name} has frame {number}, expected 1 to {num_frames}."
+                    f"nyuv2: splits.mat {name} has frame {number}, expected 1 to {num_frames}{hint}."
                 )
             if number in known:
                 raise ValueError(
-                    f"nyuv2: splits.mat has frame {int(number)} in {known[number]} and in {name}; "
+                    f"nyuv2: splits.mat has frame {number} in {known[number]} and in {name}; "
                     "a frame is one sample of one split."
                 )
             known[number] = name
-    frames = tuple(int(number) - 1 for number, name in known.items() if name == _SPLIT[split])
+    frames = tuple(number - 1 for number, name in known.items() if name == _SPLIT[split])
     if not frames:
         raise ValueError(f"nyuv2: splits.mat {_SPLIT[split]} is empty.")
     return frames
@@ -189,7 +201,8 @@ def _label_table(folder: Path, num_names: int | None) -> tuple[int, ...]:
     forty = _loaded(folder / "classMapping40.mat")
     if "mapClass" not in forty:
         raise ValueError(f"nyuv2: classMapping40.mat has no mapClass; it holds {_fields(forty)}.")
-    to_forty = [0, *np.ravel(forty["mapClass"]).astype(int).tolist()]
+    label = "nyuv2: classMapping40.mat mapClass"
+    to_forty = [0, *_whole(np.ravel(forty["mapClass"]), label, 40).tolist()]
     if num_names not in (None, len(to_forty) - 1):
         raise ValueError(
             f"nyuv2: classMapping40.mat maps {len(to_forty) - 1} labels, but {FILE} names "
@@ -197,22 +210,40 @@ def _label_table(folder: Path, num_names: int | None) -> tuple[int, ...]:
         )
     thirteen = _loaded(folder / "class13Mapping.mat")
     mapping = thirteen.get("classMapping13")
-    if mapping is not None and mapping.dtype.names and "labels13" in mapping.dtype.names:
+    if isinstance(mapping, Mapping):  # a struct of a MATLAB 7.3 file
+        mapping = mapping.get("labels13")
+    elif mapping is not None and mapping.dtype.names and "labels13" in mapping.dtype.names:
         mapping = mapping["labels13"].flat[0]
     if mapping is None or np.size(mapping) not in (40, len(to_forty) - 1):
         found = _fields(thirteen) if mapping is None else f"a mapping of {np.size(mapping)} labels"
         raise ValueError(
             f"nyuv2: class13Mapping.mat holds {found}, expected classMapping13.labels13 of 40."
         )
-    to_thirteen = [0, *np.ravel(mapping).astype(int).tolist()]
+    label = "nyuv2: class13Mapping.mat classMapping13.labels13"
+    to_thirteen = [0, *_whole(np.ravel(mapping), label, NUM_CLASSES).tolist()]
     at_once = len(to_thirteen) > 41
     codes = [to_thirteen[label if at_once else to_forty[label]] for label in range(len(to_forty))]
-    if not 0 <= min(codes) <= max(codes) <= NUM_CLASSES:
-        raise ValueError(
-            f"nyuv2: class13Mapping.mat has classes {min(codes)} to {max(codes)}, expected 0 to "
-            f"{NUM_CLASSES}."
-        )
     return tuple(code - 1 if code else IGNORE_LABEL for code in codes)
+
+
+def _whole(values: NDArray[Any], label: str, highest: int | None = None) -> NDArray[np.int64]:
+    """Numbers of any type as integers from 0 to `highest`, if that is what they are.
+
+    Programs that save the official files again often store integers as doubles.
+    """
+    expected = "whole numbers" if highest is None else f"whole numbers from 0 to {highest}"
+    if values.dtype.kind not in "uif":
+        raise ValueError(f"{label} has dtype {values.dtype}, expected {expected}.")
+    whole = values.astype(np.float64)
+    strange = ~np.isfinite(whole) | (whole != np.rint(whole))
+    if highest is not None:
+        strange |= (whole < 0) | (whole > highest)
+    if strange.any():
+        found = ", ".join(f"{value:g}" for value in np.unique(whole[strange])[:4].tolist())
+        raise ValueError(
+            f"{label} has {np.count_nonzero(strange)} values such as {found}; expected {expected}."
+        )
+    return whole.astype(np.int64)
 
 
 _files: dict[tuple[int, str, int], Any] = {}
@@ -227,6 +258,11 @@ def _opened(file: Path) -> Any:
             _files[key] = h5py.File(file, "r")
     except OSError as error:
         reason = error.strerror or str(error)
+        if _is_matlab_5(file):
+            raise ValueError(
+                f"nyuv2: {file} is a MATLAB 5 file, which has to be read whole; save it again with "
+                f"-v7.3, as the official {FILE} is."
+            ) from error
         raise ValueError(
             f"nyuv2: {file} cannot be read ({reason}); expected the official {FILE}, with "
             "splits.mat, classMapping40.mat and class13Mapping.mat beside it."
@@ -234,9 +270,20 @@ def _opened(file: Path) -> Any:
     return _files[key]
 
 
-def _loaded(file: Path) -> dict[str, Any]:
-    _, io = _libraries()
+def _is_matlab_5(file: Path) -> bool:
     try:
+        with file.open("rb") as opened:
+            return opened.read(10) == b"MATLAB 5.0"
+    except OSError:
+        return False
+
+
+def _loaded(file: Path) -> dict[str, Any]:
+    h5py, io = _libraries()
+    try:
+        if h5py.is_hdf5(file):  # saved again by MATLAB with -v7.3
+            with h5py.File(file, "r") as stored:
+                return {name: _from_hdf5(item) for name, item in stored.items()}
         return io.loadmat(file)
     except (OSError, ValueError, TypeError, NotImplementedError) as error:
         found = "is missing" if not file.exists() else f"cannot be read ({error})"
@@ -244,6 +291,13 @@ def _loaded(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"nyuv2: {file.name} {found}; expected it beside {FILE}; {file.parent} holds {holds}."
         ) from error
+
+
+def _from_hdf5(item: Any) -> Any:
+    """A struct as a dict, a matrix with the order of axes that MATLAB shows."""
+    if hasattr(item, "items"):
+        return {name: _from_hdf5(inside) for name, inside in item.items()}
+    return np.asarray(item).T
 
 
 def _fields(stored: Mapping[str, Any]) -> str:

@@ -6,12 +6,11 @@ package import TorchJD.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repmtl_ray.config import PolicyConfig, nearest
+from repmtl_ray.config import PolicyConfig
 from repmtl_ray.policies import (
     db_mtl,
     go4align,
@@ -40,6 +39,7 @@ from repmtl_ray.policies.arguments import (
 )
 from repmtl_ray.policies.base import LossPolicy, Policy
 from repmtl_ray.policies.gramian import GramianPolicy
+from repmtl_ray.policy_names import check_names
 
 __all__ = ["build", "check", "gradient_places", "names", "ready"]
 
@@ -219,30 +219,6 @@ _POLICIES: dict[str, Entry] = dict(
     ]
 )
 
-_ELSEWHERE = {
-    "equal": "'EW'",
-    "equalweighting": "'EW'",
-    "sum": "'EW'",
-    "ls": "'EW' with log_losses off",
-    "linearscalarization": "'EW' with log_losses off",
-    "scaleinvls": "'EW' with log_losses on",
-    "si": "'EW' with log_losses on",
-    "uncertainty": "'UW'",
-    "uncertaintyweighting": "'UW'",
-    "random": "'RLW' on losses or 'RGW' on gradients",
-    "geometricmean": "'GLS'",
-    "dynamicweightaverage": "'DWA'",
-    "mgdaub": "'MGDA' with gradients=\"representation\"",
-    "alignedmtlub": "'Aligned-MTL' with gradients=\"representation\"",
-    "gradientvaccine": "'GradVac'",
-    "singletask": "'stl'",
-    "imtlhybrid": "'IMTL'",
-    "igb": "'IGBv2'",
-    "igbv1": "'IGBv2', the learnt form",
-    "crmogm": "the argument momentum_of_weights of a gradient policy, for example of 'MGDA'",
-}
-"""What other libraries call a policy, folded as by `_folded`."""
-
 
 def names() -> tuple[str, ...]:
     """Every name that `PolicyConfig.name` may have, sorted."""
@@ -322,16 +298,8 @@ def build(config: PolicyConfig, tasks: Sequence[str], *, seed: int) -> Policy:
 
 
 def _find(name: str) -> Entry:
-    if name in _POLICIES:
-        return _POLICIES[name]
-    by_folded = {_folded(known): repr(known) for known in _POLICIES}
-    here = by_folded.get(_folded(name)) or _ELSEWHERE.get(_folded(name))
-    offer = f"here it is {here}." if here else nearest(name, _POLICIES)
-    raise ValueError(f"policy.name is {name!r}, which is no policy; {offer}")
-
-
-def _folded(name: str) -> str:
-    return re.sub("[^a-z0-9]", "", name.lower())
+    check_names(name, {})
+    return _POLICIES[name]
 
 
 def _check_tasks(name: str, tasks: Sequence[str]) -> None:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repmtl_ray.config import nearest
-
 REQUIRED = "required"
 
 
@@ -119,22 +117,13 @@ def resolve(
 
     Args:
         policy: its name, for messages.
-        given: as in `PolicyConfig.arguments`.
+        given: as in `PolicyConfig.arguments`, which has checked the names.
         signature: what the policy takes.
         tasks: names, in the order of the losses.
 
     Raises:
-        ValueError: an unknown argument (the allowed ones are listed with their defaults), a missing
-            one, or a value out of bounds.
+        ValueError: a missing argument, or a value out of bounds.
     """
-    allowed = ", ".join(f"{name}={argument.default!r}" for name, argument in signature.items())
-    for name, value in given.items():
-        if name not in signature:
-            guess = f"{nearest(name, signature)} " if signature else ""
-            raise ValueError(
-                f"policy.arguments.{name} is {value!r}, but policy {policy!r} takes no argument "
-                f"{name!r}; {guess}Allowed, with defaults: {allowed or 'none'}."
-            )
     resolved = {}
     for name, argument in signature.items():
         value = given.get(name, argument.default)

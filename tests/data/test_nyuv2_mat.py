@@ -3,7 +3,9 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,6 +26,8 @@ from tests.data._forms import (
 )
 from tests.data._layouts import make_store
 
+Change = Callable[[Any], Any]
+"""Of a stored array."""
 SIZE = {"height": 24, "width": 32}
 
 
@@ -139,7 +143,7 @@ BROKEN = {
     "label": (
         _put("labels", 900),
         1,
-        rf"nyuv2: {FILE} labels\[3\] has labels up to 900; expected 0",
+        rf"nyuv2: {FILE} labels\[3\] has 1 values such as 900; expected whole numbers from 0 to 894",
     ),
     "no splits": (
         lambda root: (root / "splits.mat").unlink(),
@@ -179,7 +183,7 @@ BROKEN = {
     "mapping to too many": (
         _saved("class13Mapping.mat", classMapping13={"labels13": [list(range(1, 41))]}),
         None,
-        r"class13Mapping\.mat has classes 0 to 40, expected 0 to 13",
+        r"labels13 has 27 values such as 14, 15, 16, 17; expected whole numbers from 0 to 13",
     ),
     "no mapping": (
         _saved("class13Mapping.mat", other=[[1]]),
@@ -200,6 +204,167 @@ def test_broken_files_are_named(official, case):
     stream = opened(official)
     with pytest.raises(ValueError, match=message):
         stream.load(frame)
+
+
+def resave(root: Path, name: str, dtype: str, *, change: Change = lambda values: values) -> None:
+    """Writes one array of the big file again with another number type."""
+    with h5py.File(root / FILE, "r+") as file:
+        values = change(file[name][()])
+        del file[name]
+        file[name] = values.astype(dtype)
+
+
+OTHER_TYPES = [
+    *(("labels", dtype) for dtype in ("f8", "f4", "i4", "i8", "u4")),
+    *(("depths", dtype) for dtype in ("f8", "f2")),
+    *(("images", dtype) for dtype in ("f8", "f4", "i4", "u2")),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), OTHER_TYPES)
+def test_numbers_saved_again_in_another_type_are_the_same(
+    original: Path, official: Path, name: str, dtype: str
+) -> None:
+    before = opened(original).load(1)
+    resave(official, name, dtype)
+    after = opened(official).load(1)
+    for column in ("image", "segmentation", "depth"):
+        np.testing.assert_array_equal(after[column], before[column], strict=True)
+
+
+def test_images_saved_again_as_floats_to_one_keep_their_colours(
+    original: Path, official: Path
+) -> None:
+    before = opened(original).load(1)["image"]
+    resave(official, "images", "f4", change=lambda values: values / 255)
+    np.testing.assert_allclose(opened(official).load(1)["image"], before / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "change", "message"),
+    [
+        ("labels", "f8", lambda v: v + 0.5, r"labels\[3\] has 768 values such as .*; expected who"),
+        ("labels", "f8", lambda v: v * np.nan, r"labels\[3\] has 768 values such as nan; expected"),
+        ("labels", "i2", lambda v: v - 900.0, r"labels\[3\] has 768 values such as -900"),
+        ("images", "f8", lambda v: v + 0.5, r"images\[3\] has 2304 values such as .* 0 to 255"),
+        ("images", "i2", lambda v: v - 300.0, r"images\[3\] has values from -300 to"),
+        (
+            "depths",
+            "u2",
+            lambda v: v * 1000.0,
+            r"depths\[3\] has values up to 5000; expected metres",
+        ),
+    ],
+)
+def test_numbers_that_another_type_cannot_hold_are_refused_by_name(
+    official: Path, name: str, dtype: str, change: Change, message: str
+) -> None:
+    resave(official, name, dtype, change=change)
+    with pytest.raises(ValueError, match=message):
+        opened(official).load(1)
+
+
+@pytest.mark.parametrize("name", ["images", "depths", "labels"])
+def test_arrays_of_no_numbers_are_refused_by_name(official: Path, name: str) -> None:
+    resave(official, name, "S1")
+    with pytest.raises(ValueError, match=rf"nyuv2: {FILE} {name} has dtype \|S1, expected numbers"):
+        opened(official)
+
+
+@pytest.mark.parametrize(
+    "order", [(0, 1, 3, 2), (0, 2, 3, 1), (0, 3, 2, 1)], ids=lambda order: str(order)
+)
+def test_arrays_with_exchanged_axes_are_refused(
+    official: Path, order: tuple[int, int, int, int]
+) -> None:
+    plane = {1: None, 0: 0, 2: 1, 3: 2}
+    plane_order = tuple(plane[axis] for axis in order if plane[axis] is not None)
+    for name, axes in (("images", order), ("depths", plane_order), ("labels", plane_order)):
+        dtype = "u1" if name == "images" else "f4"
+        resave(official, name, dtype, change=lambda values, axes=axes: values.transpose(axes))
+    with pytest.raises(ValueError, match=rf"nyuv2: {FILE} \w+ has shape .* MATLAB's order of axes"):
+        opened(official)
+
+
+def test_splits_that_count_from_zero_are_refused(official: Path) -> None:
+    _saved("splits.mat", trainNdxs=[[1], [2]], testNdxs=[[0], [3]])(official)
+    with pytest.raises(ValueError, match=r"testNdxs has frame 0, expected 1 to 5; .* begin with 1"):
+        opened(official)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "f4", "f8"])
+def test_splits_and_mappings_may_have_any_number_type(
+    original: Path, official: Path, dtype: str
+) -> None:
+    before = opened(original).load(1)["segmentation"]
+    splits = scipy.io.loadmat(official / "splits.mat")
+    _saved(
+        "splits.mat",
+        trainNdxs=splits["trainNdxs"].astype(dtype),
+        testNdxs=splits["testNdxs"].astype(dtype),
+    )(official)
+    _saved("classMapping40.mat", mapClass=np.array([TO_FORTY], dtype))(official)
+    thirteen = {"labels13": np.array([TO_THIRTEEN], dtype)}
+    _saved("class13Mapping.mat", classMapping13=thirteen)(official)
+    np.testing.assert_array_equal(opened(official).load(1)["segmentation"], before)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            _saved("splits.mat", trainNdxs=[[1.5]], testNdxs=[[2]]),
+            r"splits\.mat trainNdxs has 1 values such as 1\.5; expected whole numbers",
+        ),
+        (
+            _saved("splits.mat", trainNdxs=[[np.nan]], testNdxs=[[2]]),
+            r"splits\.mat trainNdxs has 1 values such as nan",
+        ),
+        (
+            _saved("splits.mat", trainNdxs=[["one"]], testNdxs=[[2]]),
+            r"splits\.mat trainNdxs has dtype <U3, expected whole numbers",
+        ),
+        (
+            _saved("classMapping40.mat", mapClass=[[0.5] * 894]),
+            r"classMapping40\.mat mapClass has 894 values such as 0\.5; expected whole numbers",
+        ),
+        (
+            _saved("classMapping40.mat", mapClass=[[41] * 894]),
+            r"classMapping40\.mat mapClass has 894 values such as 41; .* from 0 to 40",
+        ),
+        (
+            _saved("class13Mapping.mat", classMapping13={"labels13": [[2.5] * 40]}),
+            r"labels13 has 40 values such as 2\.5; expected whole numbers from 0 to 13",
+        ),
+    ],
+)
+def test_splits_and_mappings_that_are_no_whole_numbers_are_refused(
+    official: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(official)
+    with pytest.raises(ValueError, match=message):
+        opened(official)
+
+
+def test_the_small_files_are_read_in_matlabs_newer_version_too(
+    original: Path, official: Path
+) -> None:
+    before = opened(original).load(1)["segmentation"]
+    for name, values in {
+        "splits.mat": {"trainNdxs": np.array([MAT_TRAIN]), "testNdxs": np.array([MAT_VAL])},
+        "classMapping40.mat": {"mapClass": np.array([TO_FORTY]).T},
+        "class13Mapping.mat": {"classMapping13/labels13": np.array([TO_THIRTEEN]).T},
+    }.items():
+        with h5py.File(official / name, "w") as file:
+            for key, numbers in values.items():
+                file[key] = numbers.astype(np.float64)
+    np.testing.assert_array_equal(opened(official).load(1)["segmentation"], before)
+
+
+def test_the_big_file_in_matlabs_older_version_is_refused(official: Path) -> None:
+    scipy.io.savemat(official / FILE, {"images": np.zeros((24, 32, 3, 5), np.uint8)})
+    with pytest.raises(ValueError, match=r"is a MATLAB 5 file, .*; save it again with -v7\.3"):
+        opened(official)
 
 
 def test_without_its_libraries_the_extra_is_named(official):

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "repmtl_ray"
 
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
-        *("conversion", "config", "data_config", "collectives", "storage"),
+        *("conversion", "config", "data_config", "policy_names", "collectives", "storage"),
         *("data.columns", "data.stream", "scenes.*"),
     ),
     1: (
@@ -166,7 +166,7 @@ def test_only_encoders_and_batch_norm_know_timm():
 
 
 def test_configuration_and_storage_load_neither_torch_nor_ray():
-    for name in ("config", "storage"):
+    for name in ("config", "policy_names", "storage"):
         assert name not in users_of("torch") | users_of("ray")
 
 

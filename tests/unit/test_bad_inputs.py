@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repmtl_ray import cli, policies, storage
+from repmtl_ray import cli, policy_names, storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, Experiment, from_dict, replace, to_dict
@@ -262,15 +262,17 @@ def test_any_configuration_is_an_experiment_or_one_error(overrides):
 
 @settings(max_examples=200, deadline=None)
 @given(
-    name=st.text(max_size=12), arguments=st.dictionaries(st.text(max_size=6), VALUES, max_size=2)
+    name=st.sampled_from(sorted(policy_names.ARGUMENTS)) | st.text(max_size=12),
+    arguments=st.dictionaries(
+        st.sampled_from(["weights", "learning_rate", "eps"]) | st.text(max_size=6),
+        VALUES,
+        max_size=2,
+    ),
 )
-def test_any_policy_is_one_of_the_table_or_one_error(name, arguments):
-    config = replace(BASE, {"policy.name": name}).policy
-    if name in policies.names():
-        return
-    with pytest.raises(ValueError, match="policy"):
-        policies.check(config, ["a", "b"])
-    assert arguments is not None
+def test_a_configuration_names_a_policy_and_its_arguments_or_is_refused(name, arguments):
+    with contextlib.suppress(ValueError):
+        replace(BASE, {"policy.name": name, "policy.arguments": arguments})
+        assert set(arguments) <= set(policy_names.ARGUMENTS[name])
 
 
 @settings(max_examples=200, deadline=None)

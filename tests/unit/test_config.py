@@ -25,9 +25,7 @@ BASE = Experiment(data=DataConfig(name="cityscapes"))
 def test_round_trip_keeps_everything():
     experiment = Experiment(
         data=DataConfig(name="office31", path="/data", domains=("a", "b"), height=64, width=48),
-        model=ModelConfig(
-            encoder="resnet18", features="pooled", head="linear", atrous_rates=(1, 2)
-        ),
+        model=ModelConfig(encoder="resnet18", features="pooled", head="linear", bottleneck=8),
         policy=PolicyConfig(name="CAGrad", arguments={"c": 0.4}),
         tasks=("a", "b"),
     )
@@ -60,7 +58,13 @@ def test_what_depends_on_the_name_of_the_data_is_filled_in():
 def test_replace_reaches_any_depth_and_leaves_the_original():
     changed = replace(
         BASE,
-        {"regularizer.lambda_tsr": 1, "policy.arguments.c": 0.4, "epochs": 3, "tasks": ["depth"]},
+        {
+            "regularizer.lambda_tsr": 1,
+            "policy.name": "CAGrad",
+            "policy.arguments.c": 0.4,
+            "epochs": 3,
+            "tasks": ["depth"],
+        },
     )
     assert changed.regularizer.lambda_tsr == 1.0
     assert changed.policy.arguments == {"c": 0.4}
@@ -138,6 +142,8 @@ def with_value(path: str, value: object) -> Experiment:
     overrides: dict[str, object] = {path: value}
     if path == "data.height":
         overrides["data.width"] = 64
+    if path == "data.holdout_seed":
+        overrides["data.holdout"] = 0.1
     return replace(BASE, overrides)
 
 
@@ -214,3 +220,85 @@ def test_configuration_imports_neither_torch_nor_ray():
         "assert not {'torch', 'ray'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+OFFICE = {"data.name": "office31", "data.path": "/data", "model.output_stride": 8}
+POOLED = {"model.features": "pooled", "model.head": "linear"}
+UNUSED = [
+    *(
+        {"data.name": "custom", f"data.{field}": value}
+        for field, value in {
+            "path": "/data",
+            "eval_split": "test",
+            "holdout": 0.5,
+            "num_train": 8,
+            "num_val": 8,
+            "scene_seed": 1,
+            "domains": ["left"],
+        }.items()
+    ),
+    {"data.name": "custom", "data.height": 32, "data.width": 64},
+    {"data.name": "custom", "data.columns": {"depth": "metres"}},
+    {"data.name": "custom", "data.pairing": "class"},
+    {"data.path": "/data", "data.num_train": 8},
+    {"data.path": "/data", "data.num_val": 8},
+    {"data.path": "/data", "data.scene_seed": 2},
+    {"data.domains": ["amazon", "dslr"]},
+    {"data.holdout_seed": 1},
+    {**OFFICE, "data.num_train": 8},
+    {**OFFICE, "data.columns": {"image": "picture"}},
+    {**POOLED, "model.output_stride": 16},
+    {"model.head": "linear", "model.head_channels": 8},
+    {"model.head": "linear", "model.atrous_rates": [1]},
+    {"model.head": "linear", "model.dropout": 0.1},
+    {"optimizer.momentum": 0.5},
+]
+
+
+@pytest.mark.parametrize("changes", UNUSED)
+def test_a_setting_that_would_change_nothing_is_refused(changes):
+    with pytest.raises(ValueError, match=list(changes)[-1].split(".")[0] + r"\.") as caught:
+        replace(BASE, changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.name": "custom", "data.augment": True},
+        {"data.name": "nyuv2", "data.path": "/data"},
+        {"data.name": "office31", "data.path": "/data", "data.pairing": "class"},
+        {"data.num_train": 8, "data.num_val": 2, "data.scene_seed": 3},
+        {"data.holdout": 0.1, "data.holdout_seed": 3},
+        {**POOLED, "model.output_stride": None, "model.dropout": 0.0},
+        {"optimizer.name": "sgd", "optimizer.momentum": 0.5},
+    ],
+)
+def test_settings_that_are_used_and_values_that_were_filled_in_are_taken(changes):
+    experiment = replace(BASE, changes)
+    assert from_dict(Experiment, to_dict(experiment)) == experiment
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{1: 2}, {"c": {1}}, {"c": float("inf")}, {"c": object()}, [("c", 1)]],
+    ids=["key", "set", "infinite", "object", "pairs"],
+)
+def test_an_argument_that_json_has_not_is_refused(value):
+    with pytest.raises(ValueError, match=r"policy\.arguments"):
+        PolicyConfig(name="CAGrad", arguments=value)
+
+
+def test_deep_and_huge_values_are_one_error():
+    deep = []
+    for _ in range(10_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="at most 8 levels"):
+        PolicyConfig(name="CAGrad", arguments={"c": deep})
+    with pytest.raises(ValueError, match="beyond the range"):
+        RegularizerConfig(lambda_tsr=10**400)
+
+
+def test_what_is_stored_and_read_back_is_what_was_given():
+    given = PolicyConfig(name="Constant", arguments={"weights": (1, 2)})
+    assert from_dict(PolicyConfig, to_dict(given)) == given

@@ -137,7 +137,6 @@ def test_one_task_alone_trains_with_policy_stl():
         ({"tasks": ["depth"], **PLAIN}, "'EW' weighs tasks against each other.*'stl'"),
         ({"policy__name": "stl", **PLAIN}, "'stl' trains one task, found 2"),
         ({"tasks": ["depth", "flow"]}, "'flow' is not a task of cityscapes; .*segmentation, depth"),
-        ({"policy__name": "EWW"}, "did you mean 'EW'"),
         (
             {"policy__name": "MTAdam", "optimizer__max_gradient_norm": 1.0},
             "max_gradient_norm is 1.0, but policy 'MTAdam' makes the update itself",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from repmtl_ray import policies
+from repmtl_ray import policies, policy_names
 from repmtl_ray.config import PolicyConfig
 from repmtl_ray.policies.task_adam import TaskAdam
 from tests.unit._asserts import (
@@ -221,9 +221,9 @@ REFUSED = [
         {"name": "CAGrad", "arguments": {"C": 1}},
         3,
         r"policy.arguments.C is 1, but policy 'CAGrad' takes no argument 'C'; did you mean 'c'\? "
-        r"Allowed, with defaults: c=0.4, scale=1.0, norm_eps=0.0001, momentum_of_weights=0.0\.",
+        r"Allowed: c, scale, norm_eps, momentum_of_weights\.",
     ),
-    ({"name": "EW", "arguments": {"c": 1}}, 3, "Allowed, with defaults: none"),
+    ({"name": "EW", "arguments": {"c": 1}}, 3, "Allowed: none"),
     (
         {"name": "CAGrad", "arguments": {"c": -1}},
         3,
@@ -302,12 +302,25 @@ def test_arguments_by_task_may_be_a_mapping():
     assert policy.metrics() == {"weight/a": 1.0, "weight/b": 2.0}
 
 
-def test_every_other_name_leads_somewhere():
-    for name, where in policies._ELSEWHERE.items():
+@pytest.mark.parametrize(
+    "fields", [{"name": "cagrad"}, {"name": "zzz"}, {"name": "CAGrad", "arguments": {"C": 1}}]
+)
+def test_a_wrong_name_is_refused_when_the_configuration_is_made(fields):
+    with pytest.raises(ValueError, match=r"policy\.(name|arguments\.C) is"):
+        PolicyConfig(**fields)
+
+
+def test_the_table_of_names_agrees_with_the_policies():
+    signatures = {name: tuple(entry.signature) for name, entry in policies._POLICIES.items()}
+    assert signatures == dict(policy_names.ARGUMENTS)
+
+
+def test_every_other_name_leads_to_a_policy():
+    for name, here in policy_names.OTHER_NAMES.items():
         with pytest.raises(ValueError, match="here it is"):
-            policies.check(PolicyConfig(name=name), task_names(3))
-        assert policies._folded(name) == name
-        assert where.startswith("the argument") or where.split("'")[1] in NAMES
+            PolicyConfig(name=name)
+        assert policy_names.letters_of(name) == name
+        assert here.startswith("the argument") or here.split("'")[1] in NAMES
 
 
 def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults():

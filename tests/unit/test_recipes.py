@@ -81,7 +81,9 @@ def error_of(monkeypatch, capsys, recipe, *arguments):
 @pytest.fixture
 def best_json(tmp_path):
     path = tmp_path / "best.json"
-    path.write_text(json.dumps(to_dict(replace(BASE, {"policy.arguments": {"x": 1}}))))
+    path.write_text(
+        json.dumps(to_dict(replace(BASE, {"policy": {"name": "CAGrad", "arguments": {"c": 1}}})))
+    )
     return path
 
 
@@ -102,7 +104,7 @@ def fitted(monkeypatch):
 def test_the_train_recipe_trains_what_the_file_says(monkeypatch, capsys, fitted, best_json):
     run_recipe(monkeypatch, train_recipe, best_json)
     experiment, options = fitted[0]
-    assert experiment == replace(BASE, {"policy.arguments": {"x": 1}})
+    assert experiment == replace(BASE, {"policy": {"name": "CAGrad", "arguments": {"c": 1}}})
     usual = {"placement": Placement(), "storage": None, "name": None, "checkpoints": Checkpoints()}
     assert options == usual
     assert capsys.readouterr().out == (

@@ -1,0 +1,117 @@
+"""The names of the policies and of their arguments, so that a configuration can refuse other names.
+
+Owns two tables and one check. The defaults and the bounds of the arguments stand in the policies'
+own modules, which need torch; a test compares the tables with them. This module needs no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from repmtl_ray.conversion import nearest
+
+_MOMENTUM = "momentum_of_weights"  # every policy that reads the Gramian alone takes it
+
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "Aligned-MTL": ("scale_mode", _MOMENTUM),
+    "CAGrad": ("c", "scale", "norm_eps", _MOMENTUM),
+    "ConFIG": (_MOMENTUM,),
+    "Constant": ("weights",),
+    "COSMOS": ("lambda_", "weights"),
+    "DB-MTL": ("beta", "beta_sigma"),
+    "DualProj": ("reg_eps", _MOMENTUM),
+    "DWA": ("temperature",),
+    "EW": (),
+    "ExcessMTL": ("robust_step_size", "n_warmup_steps"),
+    "FairGrad": ("alpha", "max_iters", _MOMENTUM),
+    "FAMO": ("learning_rate", "weight_decay"),
+    "GLS": (),
+    "GO4Align": ("num_groups", "step_size"),
+    "GradDrop": ("leak",),
+    "GradNorm": ("alpha", "learning_rate", "initial_losses"),
+    "GradVac": ("beta", "eps", _MOMENTUM),
+    "IGBv2": (
+        *("learning_rate", "replay_size", "batch_size"),
+        *("random_epochs", "baseline_epoch", "learning_epoch", "learn_every"),
+    ),
+    "IMTL": ("learning_rate", _MOMENTUM),
+    "IMTL-G": (_MOMENTUM,),
+    "IMTL-L": ("learning_rate",),
+    "Krum": ("n_byzantine", "n_selected", _MOMENTUM),
+    "Mean": (),
+    "MetaBalance": ("main", "relax", "beta"),
+    "MGDA": ("normalization", "sum_to", "epsilon", "max_iters", _MOMENTUM),
+    "MoCo": ("beta", "beta_sigma", "gamma", "gamma_sigma", "rho", "projection", "length"),
+    "MoDo": ("gamma", "rho"),
+    "MTAdam": ("anchor", "beta1", "beta2", "norm_beta", "eps", "ranks"),
+    "Nash-MTL": ("max_norm", "update_weights_every", "optim_niter", _MOMENTUM),
+    "PBI": ("theta", "weights", "reference"),
+    "PCD": ("primary", "tau", "beta", "eps", _MOMENTUM),
+    "PCGrad": (_MOMENTUM,),
+    "RGW": ("sum_to", _MOMENTUM),
+    "RLW": ("sum_to",),
+    "SDMGrad": ("lambda_", "learning_rate", "momentum", "num_iterations", "num_parts"),
+    "STCH": ("mu", "warmup_epochs", "sum_to"),
+    "stl": (),
+    "TrimmedMean": ("trim_number",),
+    "UPGrad": ("reg_eps", _MOMENTUM),
+    "UW": ("learning_rate",),
+}
+"""By policy, the names of its arguments in the order of its constructor."""
+
+OTHER_NAMES: Mapping[str, str] = {
+    "equal": "'EW'",
+    "equalweighting": "'EW'",
+    "sum": "'EW'",
+    "ls": "'EW' with log_losses off",
+    "linearscalarization": "'EW' with log_losses off",
+    "scaleinvls": "'EW' with log_losses on",
+    "si": "'EW' with log_losses on",
+    "uncertainty": "'UW'",
+    "uncertaintyweighting": "'UW'",
+    "random": "'RLW' on losses or 'RGW' on gradients",
+    "geometricmean": "'GLS'",
+    "dynamicweightaverage": "'DWA'",
+    "mgdaub": "'MGDA' with gradients=\"representation\"",
+    "alignedmtlub": "'Aligned-MTL' with gradients=\"representation\"",
+    "gradientvaccine": "'GradVac'",
+    "singletask": "'stl'",
+    "imtlhybrid": "'IMTL'",
+    "igb": "'IGBv2'",
+    "igbv1": "'IGBv2', the learnt form",
+    "crmogm": "the argument momentum_of_weights of a gradient policy, for example of 'MGDA'",
+}
+"""By the name that another library uses, in small letters and digits alone: the name here."""
+
+
+def check_names(policy: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses a name that belongs to no policy, or an argument that the policy does not take.
+
+    Args:
+        policy: as `PolicyConfig.name`.
+        arguments: as `PolicyConfig.arguments`; the values are not read.
+
+    Raises:
+        ValueError: the message offers the right name, also for what other libraries call a policy.
+    """
+    if policy not in ARGUMENTS:
+        by_letters = {letters_of(known): repr(known) for known in ARGUMENTS} | dict(OTHER_NAMES)
+        here = by_letters.get(letters_of(policy))
+        offer = f"here it is {here}." if here else nearest(policy, ARGUMENTS)
+        raise ValueError(f"policy.name is {policy!r}, which is no policy; {offer}")
+    allowed = ARGUMENTS[policy]
+    for name, value in arguments.items():
+        if name not in allowed:
+            guess = f"{nearest(name, allowed)} " if allowed else ""
+            raise ValueError(
+                f"policy.arguments.{name} is {value!r}, but policy {policy!r} takes no argument "
+                f"{name!r}; {guess}Allowed: {', '.join(allowed) or 'none'}. docs/methods.md has "
+                "their defaults."
+            )
+
+
+def letters_of(name: str) -> str:
+    """A name in small letters and digits alone, as the keys of `OTHER_NAMES`."""
+    return re.sub("[^a-z0-9]", "", name.lower())
