@@ -26,7 +26,7 @@ from repmtl_ray.data import (
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 from repmtl_ray.scenes.rooms import ROOMS
 from repmtl_ray.scenes.scene_cache import Series
-from repmtl_ray.scenes.street_scenes import STREETS
+from repmtl_ray.scenes.streets import STREETS
 
 if TYPE_CHECKING:
     from repmtl_ray.tasks import Task

@@ -1,43 +1,31 @@
-"""Procedural rooms in the NYUv2 npy layout: the data set that needs no download.
+"""Rendered rooms in the npy layout of NYUv2: the data set that needs no download.
 
-Owns the sensors' holes and what a scene consists of. The room is laid out in `_interior`, ray-cast
-in `_raycast`, lit in `_lamplight`, and written to disk by `scene_cache`. The folder is read as any
-NYUv2 folder is, elsewhere.
+Owns the light of a room and the columns of a scene. The room is laid out in `room_layout`.
 
-    {train,val}/image/<i>.npy   [height, width, 3] uint8
-    {train,val}/label/<i>.npy   [height, width] int16, 0 to 12 as in `nyuv2.CLASSES`, -1 to ignore
-    {train,val}/depth/<i>.npy   [height, width, 1] float32, metres along the optical axis; 0 where
-                                invalid
-    {train,val}/normal/<i>.npy  [height, width, 3] float32, unit, exact; zero where depth is invalid
-    scenes.json                 what is rendered
+    image   [height, width, 3] uint8
+    label   [height, width] int16; 0 to 12 as in `furniture`, -1 to ignore
+    depth   [height, width, 1] float32, metres along the optical axis; 0 where it is invalid
+    normal  [height, width, 3] float32, unit, exact; zero where depth is invalid
 
 Normals are in the camera's axes: x to the right, y up, z towards the camera.
 """
 
-from typing import Any
+from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.scenes._furniture import WINDOW
-from repmtl_ray.scenes._interior import FOCAL, interior
-from repmtl_ray.scenes._lamplight import shade
-from repmtl_ray.scenes._raycast import (
-    Floats,
-    camera_rays,
-    dot,
-    stereo_matched,
-    surface,
-    trace,
-    value_noise,
-)
-from repmtl_ray.scenes._sensor import expose, with_ignored
-from repmtl_ray.scenes.scene_cache import Renderer, check_view
+from repmtl_ray.scenes.furniture import WINDOW
+from repmtl_ray.scenes.materials import Piece, Rng, in_shadow, surface_colours
+from repmtl_ray.scenes.raycast import Floats, Hits, dot, trace, visible_points
+from repmtl_ray.scenes.room_layout import FOCAL, Room, interior
+from repmtl_ray.scenes.scene_cache import Renderer, Scene, check_view
+from repmtl_ray.scenes.sensors import blotches, expose, stereo_matched, with_ignored
 
 _BASELINE = 0.075  # metres between the projector and the camera of a Kinect
 
 
-def render(seed: int, index: int, *, height: int, width: int) -> dict[str, NDArray[Any]]:
+def render(seed: int, index: int, *, height: int, width: int) -> Scene:
     """One room.
 
     The room depends on (seed, index) alone, so two sizes with the same aspect show the same view.
@@ -51,12 +39,12 @@ def render(seed: int, index: int, *, height: int, width: int) -> dict[str, NDArr
         width: pixels, at least 16.
 
     Returns:
-        By column, as described above. Depth and normals are those of the solids, without noise;
-        they are invalid where a depth camera sees nothing: beside foreground edges, on some glass,
-        in holes and at the border.
+        The columns above. Depth and normals are those of the solids, without noise; they are
+        invalid where a depth camera sees nothing: beside foreground edges, on some glass, in holes
+        and at the border.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range.
     """
     check_view("render", seed, index, height, width)
     # One stream a concern: how many numbers a picture takes must not change its room or light.
@@ -66,56 +54,23 @@ def render(seed: int, index: int, *, height: int, width: int) -> dict[str, NDArr
     solids = [piece.solid for piece in pieces]
     metres, ids = trace(camera, solids, noise, height=height, width=width)
     assert (ids >= 0).all(), "the walls of a room are closed"
-    rays = camera_rays(camera, height, width).reshape(3, -1)
-    flat_metres, flat_ids = metres.reshape(-1), ids.reshape(-1)
-    points = camera.position[:, None] + flat_metres * rays
-    local, axis, outward = surface(solids, flat_ids, points)
-    radiance = shade(
-        light, room, pieces, noise, flat_metres, points, flat_ids, local, axis, outward, width=width
-    )
+    hits = visible_points(camera, solids, metres, ids, np.float64)
+    radiance = _light(light, room, pieces, noise, hits).reshape(3, height, width)
     right, up, forward = camera.to_world.T
+    outward = hits.normals
     normals = np.stack([dot(right, outward), dot(up, outward), -dot(forward, outward)])
 
     labels = np.array([piece.look.label for piece in pieces], dtype=np.int16)[ids]
     seen = _measured(sensor, noise, metres, labels == WINDOW)
-    depth = np.where(seen, metres, 0.0).astype(np.float32)
     vectors = np.moveaxis(normals.reshape(3, height, width), 0, 2) * seen[:, :, None]
-    picture = expose(camera_errors, radiance.reshape(3, height, width))
-    unlabelled = value_noise(noise, *_grid(annotator, height, width, 3.0))
+    unlabelled = blotches(noise, (height, width), 3.0, annotator.uniform(0.0, 64.0, 2))
     hidden = unlabelled < np.quantile(unlabelled, annotator.uniform(0.0, 0.15))
     return {
-        "image": np.rint(255.0 * picture).astype(np.uint8),
+        "image": np.rint(255.0 * expose(camera_errors, radiance)).astype(np.uint8),
         "label": with_ignored(annotator, labels, hidden),
-        "depth": depth[:, :, None],
+        "depth": np.where(seen, metres, 0.0).astype(np.float32)[:, :, None],
         "normal": vectors.astype(np.float32),
     }
-
-
-def _grid(rng: np.random.Generator, height: int, width: int, size: float) -> tuple[Floats, Floats]:
-    """Places in a noise table, [height, width] each."""
-    rows, columns = np.arange(height)[:, None] / height, np.arange(width) / height
-    shift = rng.uniform(0.0, 64.0, 2)
-    return (
-        rows * size + shift[0] + 0.0 * columns,
-        columns * size + shift[1] + 0.0 * rows,
-    )
-
-
-def _measured(
-    rng: np.random.Generator, noise: Floats, metres: Floats, glass: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Where a depth camera sees something, [height, width]."""
-    height, width = metres.shape
-    holes = rng.uniform(0.01, 0.12)
-    blotches = value_noise(noise, *_grid(rng, height, width, rng.uniform(5.0, 10.0)))
-    blotches = blotches + 0.25 * rng.random((height, width))
-    measured = stereo_matched(FOCAL * width * _BASELINE / metres)
-    measured &= blotches > np.quantile(blotches, holes)
-    if rng.random() < 0.5:  # panes let the pattern through
-        measured &= ~(glass & (rng.random((height, width)) < 0.8))
-    border = int(height * rng.uniform(0.0, 0.03))
-    measured[:border] = measured[height - border :] = False
-    return measured
 
 
 ROOMS = Renderer(
@@ -129,3 +84,65 @@ ROOMS = Renderer(
     render=render,
     version=1,
 )
+
+
+def _light(rng: Rng, room: Room, pieces: list[Piece], noise: Floats, hits: Hits) -> Floats:
+    """Light that reaches the camera from each point, [3, points]: a lamp and a window's daylight.
+
+    Args:
+        rng: draws lamp and daylight.
+        room, pieces: the air, and what is in it.
+        noise: [64, 64] in [0, 1].
+        hits: the visible points.
+    """
+    lamp_x, lamp_y = room.left + room.width * rng.uniform(0.35, 0.65), room.height - 0.15
+    lamp = np.array([lamp_x, lamp_y, room.near + room.depth * rng.uniform(0.35, 0.6)])
+    side, daylight = rng.choice((-1.0, 1.0)), rng.uniform(0.0, 0.45)
+    warm = np.array([1.0, rng.uniform(0.86, 1.0), rng.uniform(0.68, 0.98)])[:, None]
+    albedo = surface_colours(pieces, hits, noise)
+
+    towards = lamp[:, None] - hits.points
+    distance = np.sqrt(dot(towards, towards))
+    facing = np.maximum(dot(towards / distance, hits.normals), 0.0)
+    # Seen from the furniture the lamp is nearly overhead: one direction for all shadows.
+    direction = np.array([rng.normal(0.0, 0.25), 1.0, rng.normal(0.0, 0.25)])
+    direction /= np.linalg.norm(direction)
+    candidates = (facing > 0.0) & (hits.points[1] < room.height - 0.05)
+    dark = in_shadow(pieces, hits, candidates, direction, noise, lift=0.01)
+    facing[dark] *= rng.uniform(0.2, 0.45)  # light comes from the walls too
+    strength = rng.uniform(0.8, 1.4) * facing / (1.0 + (distance / 3.0) ** 2)
+    from_window = daylight * np.maximum(side * hits.normals[0] * 0.8 - hits.normals[2] * 0.2, 0.0)
+    ambient = rng.uniform(0.45, 0.7) * _openness(room, hits)
+    return albedo * (warm * (ambient + strength) + from_window)
+
+
+def _openness(room: Room, hits: Hits) -> Floats:
+    """Less than 1 where another side of the room is near: corners are darker."""
+    x, y, z = hits.points
+    gaps = (
+        np.minimum(x - room.left, room.left + room.width - x),
+        np.minimum(y, room.height - y),
+        np.minimum(z - room.near, room.near + room.depth - z),
+    )
+    openness = np.ones_like(x)
+    for gap, normal in zip(gaps, hits.normals, strict=True):
+        across = 1.0 - np.abs(normal)  # a wall does not darken itself
+        openness *= 1.0 - 0.4 * across * np.exp(-np.maximum(gap, 0.0) / 0.25)
+    return openness
+
+
+def _measured(
+    rng: Rng, noise: Floats, metres: Floats, glass: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Where a depth camera sees something, [height, width]."""
+    height, width = metres.shape
+    holes, size = rng.uniform(0.01, 0.12), rng.uniform(5.0, 10.0)
+    texture = blotches(noise, (height, width), size, rng.uniform(0.0, 64.0, 2))
+    texture = texture + 0.25 * rng.random((height, width))
+    measured = stereo_matched(FOCAL * width * _BASELINE / metres)
+    measured &= texture > np.quantile(texture, holes)
+    if rng.random() < 0.5:  # panes let the pattern through
+        measured &= ~(glass & (rng.random((height, width)) < 0.8))
+    border = int(height * rng.uniform(0.0, 0.03))
+    measured[:border] = measured[height - border :] = False
+    return measured

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from repmtl_ray.data.augment import SCALES, augment
-from repmtl_ray.scenes._interior import FOCAL
+from repmtl_ray.scenes.room_layout import FOCAL
 from repmtl_ray.scenes.rooms import render
 
 KINDS = {

@@ -14,7 +14,7 @@ from repmtl_ray.config import (
 )
 from repmtl_ray.data.nyuv2 import CLASSES
 from repmtl_ray.data.sources import image_size, open_streams
-from repmtl_ray.scenes._interior import FOCAL
+from repmtl_ray.scenes.room_layout import FOCAL
 from repmtl_ray.scenes.rooms import render
 from repmtl_ray.scenes.scene_cache import VAL_OFFSET
 from tests.unit._training import run, split

@@ -15,7 +15,7 @@ import pytest
 from repmtl_ray.scenes import scene_cache
 from repmtl_ray.scenes.rooms import ROOMS
 from repmtl_ray.scenes.scene_cache import VAL_OFFSET, Scene, Series, fill_cache, read_scene
-from repmtl_ray.scenes.street_scenes import STREETS
+from repmtl_ray.scenes.streets import STREETS
 
 SMALL = Series(renderer=STREETS, num_train=3, num_val=1, height=16, width=32, seed=5)
 SERIES = [SMALL, dataclasses.replace(SMALL, renderer=ROOMS)]

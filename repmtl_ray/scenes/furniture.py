@@ -1,96 +1,45 @@
 """Furniture of rooms: the solids that a bed, a bookcase or a chair is made of, and their looks.
 
-Owns single pieces, made of a random generator each; where they stand is in `_interior`. Lengths in
+Owns single pieces, made of a random generator each; where they stand is in `room_layout`. Lengths in
 metres. An item stands on y = 0 with its back at z = 0 and its front towards -z.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import TypeAlias
 
 import numpy as np
 
-from repmtl_ray.scenes._raycast import Form, Solid
+from repmtl_ray.scenes.materials import Look, Piece, Rng, Triple, part, pick
+from repmtl_ray.scenes.raycast import Form
 
 BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW = (
     range(13)
 )
 
-Colour: TypeAlias = tuple[float, float, float]
-Pattern: TypeAlias = Literal[
-    "plain", "planks", "tiles", "stripes", "drawers", "painting", "screen", "view"
-]
-PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
-Rng: TypeAlias = np.random.Generator
-
-WOOD: tuple[Colour, ...] = (
+WOOD: tuple[Triple, ...] = (
     (0.45, 0.30, 0.18), (0.60, 0.44, 0.28), (0.30, 0.20, 0.13), (0.70, 0.57, 0.40),
     (0.82, 0.80, 0.76), (0.20, 0.19, 0.19),
 )  # fmt: skip
 # Of beds, sofas and chairs alike: colour must not tell one from the other.
-CLOTH: tuple[Colour, ...] = (
+CLOTH: tuple[Triple, ...] = (
     (0.55, 0.50, 0.42), (0.30, 0.34, 0.45), (0.50, 0.22, 0.20), (0.76, 0.73, 0.67),
     (0.25, 0.33, 0.26), (0.35, 0.28, 0.24), (0.62, 0.58, 0.60), (0.24, 0.24, 0.27),
 )  # fmt: skip
-PAINT: tuple[Colour, ...] = (
+PAINT: tuple[Triple, ...] = (
     (0.80, 0.77, 0.70), (0.72, 0.74, 0.72), (0.78, 0.70, 0.58), (0.62, 0.68, 0.72),
     (0.70, 0.60, 0.55), (0.84, 0.83, 0.80),
 )  # fmt: skip
-BRIGHT: tuple[Colour, ...] = (
+BRIGHT: tuple[Triple, ...] = (
     (0.65, 0.20, 0.16), (0.16, 0.30, 0.52), (0.78, 0.66, 0.24), (0.20, 0.42, 0.28),
     (0.82, 0.80, 0.76), (0.16, 0.16, 0.17), (0.50, 0.28, 0.42), (0.72, 0.45, 0.20),
 )  # fmt: skip
-
-
-class Look(NamedTuple):
-    """How a solid's surface is coloured.
-
-    Attributes:
-        label: class 0 to 12.
-        colour: albedo in [0, 1].
-        pattern: what is drawn over the colour.
-        grain: metres between independent values of the coarsest texture noise.
-        contrast: relative amplitude of that noise.
-        period: metres; of planks, tiles, stripes and drawers.
-    """
-
-    label: int
-    colour: Colour
-    pattern: Pattern = "plain"
-    grain: float = 0.3
-    contrast: float = 0.12
-    period: float = 0.3
-
-
-class Piece(NamedTuple):
-    """A solid, its look, and whether it stops the light of the lamp."""
-
-    solid: Solid
-    look: Look
-    casts_shadow: bool = True
 
 
 Item: TypeAlias = list[Piece]
 """Pieces around the origin, front towards -z, back at the item's own largest z."""
 
 
-def pick(rng: Rng, colours: tuple[Colour, ...], spread: float = 0.04) -> Colour:
-    colour = np.array(colours[rng.integers(len(colours))]) + rng.normal(0.0, spread, 3)
-    return tuple(np.clip(colour * rng.uniform(0.8, 1.15), 0.03, 0.93).tolist())
-
-
-def part(
-    look: Look,
-    *,
-    at: tuple[float, float, float],
-    size: tuple[float, float, float],
-    form: Form = "box",
-) -> Piece:
-    """A solid of full extent `size` that stands on the point `at`."""
-    half = (size[0] / 2, size[1] / 2, size[2] / 2)
-    return Piece(Solid(form, (at[0], at[1] + half[1], at[2]), half), look)
-
-
-def turned(item: Item, *, at: tuple[float, float, float], yaw: float) -> Item:
+def turned(item: Item, *, at: Triple, yaw: float) -> Item:
     """An item moved to a point and turned about the vertical there."""
     sin, cos = np.sin(yaw), np.cos(yaw)
     moved = []
@@ -207,7 +156,7 @@ def cupboard(rng: Rng) -> Item:
     return _cabinet(rng, size) + _on_top(rng, size[0], size[1], deep, int(rng.integers(1, 5)))
 
 
-def _cabinet(rng: Rng, size: tuple[float, float, float]) -> Item:
+def _cabinet(rng: Rng, size: Triple) -> Item:
     look = Look(
         FURNITURE,
         pick(rng, WOOD),
@@ -224,7 +173,7 @@ def media(rng: Rng) -> Item:
     size = (rng.uniform(1.1, 1.8), rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.5))
     wide = rng.uniform(0.7, 1.05) * min(size[0], 1.2)
     screen = Look(TV, (0.03, 0.03, 0.035), "screen", contrast=0.1)
-    stand = Look(TV, (0.06, 0.06, 0.06))
+    stand = Look(TV, (0.06, 0.06, 0.06), contrast=0.12)
     return [
         *_cabinet(rng, size),
         part(stand, at=(0.0, size[1], -size[2] / 2), size=(0.3, 0.05, 0.2)),

@@ -1,16 +1,17 @@
-"""Ray casting of simple solids in NumPy: camera, visibility, shadows, stereo matching, noise.
+"""Ray casting of simple solids in NumPy: camera, visible points, shadows, noise.
 
-Owns geometry. Knows no street, no class and no colour: see `street_scenes`.
-
-World axes: x to the right, y up, z along the street, metres. Vectors keep their three components on
-the first axis, so `rays[0]` is one contiguous plane of x components.
+Owns geometry, and neither classes nor colours. World axes: x to the right, y up, z ahead, in metres.
+Vectors keep their three components on the first axis, so `rays[0]` is one contiguous plane of x
+components.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Floats: TypeAlias = NDArray[np.floating]
 Form: TypeAlias = Literal["box", "ellipsoid", "cylinder"]
@@ -23,8 +24,8 @@ class Camera(NamedTuple):
     """Pinhole camera above the point (lateral, 0, 0).
 
     Attributes:
-        lateral: metres right of the middle of the road.
-        height: metres above the road.
+        lateral: metres to the right of x = 0.
+        height: metres above the ground.
         yaw: radians, positive to the right.
         pitch: radians, positive down.
         focal: focal length in image widths.
@@ -70,6 +71,36 @@ class Solid(NamedTuple):
     ragged: float = 0.0
 
 
+class Hits(NamedTuple):
+    """Visible points; the last axis of every array has one entry per point.
+
+    Attributes:
+        pixels: index into the flattened picture.
+        ids: index of the solid that the point lies on.
+        metres: along the optical axis.
+        footprint: metres that one pixel spans at the point.
+        points: [3, points], metres, world axes.
+        local: [3, points], metres from the solid's centre, in its own axes.
+        half: [3, points], metres, half of the solid's extents.
+        axis: 0 to 2, the solid's own axis nearest to the normal.
+        normals: [3, points], unit, outward, world axes.
+    """
+
+    pixels: NDArray[np.intp]
+    ids: NDArray[np.intp]
+    metres: Floats
+    footprint: Floats
+    points: Floats
+    local: Floats
+    half: Floats
+    axis: NDArray[np.intp]
+    normals: Floats
+
+    def at(self, index: NDArray[np.intp]) -> Hits:
+        """Some of the points."""
+        return Hits._make(values[..., index] for values in self)
+
+
 def camera_rays(camera: Camera, height: int, width: int) -> Floats:
     """Direction through each pixel's centre, scaled so that its length is in units of depth.
 
@@ -112,9 +143,9 @@ def trace(
         window = np.s_[top:bottom, left:right]
         if depth[window].max() <= nearest[number]:
             continue
-        found = _enter(solids[number], position, rays[(slice(None), *window)], noise)
-        closer = found < depth[window]
-        np.copyto(depth[window], found, where=closer)
+        distance = _enter(solids[number], position, rays[(slice(None), *window)], noise)
+        closer = distance < depth[window]
+        np.copyto(depth[window], distance, where=closer)
         np.copyto(ids[window], number, where=closer)
     return depth, ids
 
@@ -206,29 +237,32 @@ def _enter_round(
     return np.where(hit, enter, np.inf)
 
 
-def surface(
-    solids: Sequence[Solid], ids: NDArray[np.intp], points: Floats
-) -> tuple[Floats, NDArray[np.intp], Floats]:
-    """Where on its solid a point lies.
+def visible_points(
+    camera: Camera,
+    solids: Sequence[Solid],
+    metres: Floats,
+    ids: NDArray[np.intp],
+    dtype: DTypeLike,
+) -> Hits:
+    """The points that the pixels show.
 
     Args:
-        solids: as in `trace`.
-        ids: [points], the solid of each point.
-        points: [3, points], metres, world axes.
-
-    Returns:
-        local: [3, points], metres from the solid's centre, in its own axes.
-        axis: [points], 0 to 2, the own axis nearest to the normal.
-        normals: [3, points], unit, outward, world axes.
+        camera, solids: as for `trace`.
+        metres, ids: [height, width], as from `trace`.
+        dtype: of the result's floats.
     """
-    kind = points.dtype
-    centre = np.array([solid.centre for solid in solids], dtype=kind).T
-    half = np.array([solid.half for solid in solids], dtype=kind).T
-    yaw = np.array([solid.yaw for solid in solids], dtype=kind)
+    height, width = ids.shape
+    pixels = np.flatnonzero(ids >= 0)
+    ids, metres = ids.reshape(-1)[pixels], metres.reshape(-1)[pixels]
+    rays = camera_rays(camera, height, width).reshape(3, -1)[:, pixels]
+    points = (camera.position[:, None] + metres * rays).astype(dtype)
+    metres = metres.astype(dtype)
+    centre = np.array([solid.centre for solid in solids], dtype=dtype).T[:, ids]
+    half = np.array([solid.half for solid in solids], dtype=dtype).T[:, ids]
+    yaw = np.array([solid.yaw for solid in solids], dtype=dtype)
     sin, cos = np.sin(yaw)[ids], np.cos(yaw)[ids]
-    x, y, z = points - centre[:, ids]
+    x, y, z = points - centre
     local = np.stack([cos * x - sin * z, y, sin * x + cos * z])
-    half = half[:, ids]
     unit = local / half
     axis = np.abs(unit).argmax(axis=0)
     outward = unit / half
@@ -237,7 +271,9 @@ def surface(
     outward[:, boxes] *= axis[boxes] == np.arange(3)[:, None]
     outward /= np.sqrt(dot(outward, outward)) + 1e-12
     x, y, z = outward
-    return local, axis, np.stack([cos * x + sin * z, y, cos * z - sin * x])
+    normals = np.stack([cos * x + sin * z, y, cos * z - sin * x])
+    footprint = metres / (camera.focal * width)
+    return Hits(pixels, ids, metres, footprint, points, local, half, axis, normals)
 
 
 def shadowed(
@@ -280,23 +316,6 @@ def dot(one: Floats, other: Floats) -> Floats:
     """Sum over the first axis, of length 3; the same bits whatever the number of BLAS threads."""
     total: Floats = one[0] * other[0] + one[1] * other[1] + one[2] * other[2]
     return total
-
-
-def stereo_matched(disparity: Floats) -> NDArray[np.bool_]:
-    """Which pixels of a left image a perfect matcher finds in the right image.
-
-    Args:
-        disparity: [height, width], pixels, 0 at infinity.
-
-    Returns:
-        [height, width]; False where something nearer hides the point from the right camera (a
-        shadow to the left of each foreground edge) or the point leaves the right image.
-    """
-    seen_at = np.arange(disparity.shape[1]) + 0.5 - disparity
-    hidden_from = np.minimum.accumulate(seen_at[:, ::-1], axis=1)[:, ::-1]
-    matched = seen_at >= 0
-    matched[:, :-1] &= seen_at[:, :-1] < hidden_from[:, 1:]
-    return matched
 
 
 def value_noise(noise: Floats, a: Floats, b: Floats) -> Floats:

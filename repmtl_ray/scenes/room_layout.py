@@ -1,8 +1,8 @@
 """Random rooms: which furniture stands where.
 
-Owns the layout of a room and nothing of its rendering: see `rooms` for the picture, `_furniture` for
-the pieces and `_raycast` for the geometry. Lengths in metres. The room's floor is at y = 0; the
-camera stands at z = 0 near the middle of one wall and looks along z.
+Owns the layout of a room; single pieces are in `furniture`, the picture is made in `rooms`. Lengths
+in metres. The room's floor is at y = 0; the camera stands at z = 0 near the middle of one wall and
+looks along z.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from repmtl_ray.scenes import _furniture as made
-from repmtl_ray.scenes._furniture import (
+from repmtl_ray.scenes import furniture as made
+from repmtl_ray.scenes.furniture import (
     BRIGHT,
     CEILING,
     CLOTH,
@@ -23,15 +23,11 @@ from repmtl_ray.scenes._furniture import (
     WINDOW,
     WOOD,
     Item,
-    Look,
-    Piece,
-    Rng,
     extent,
-    part,
-    pick,
     turned,
-)
-from repmtl_ray.scenes._raycast import Camera
+)  # fmt: skip
+from repmtl_ray.scenes.materials import Look, Piece, Rng, part, pick
+from repmtl_ray.scenes.raycast import Camera
 
 FOCAL = 518.8579 / 640  # image widths, as the colour camera of NYUv2
 
@@ -214,7 +210,7 @@ def _on_a_wall(
         base = rng.uniform(1.2, 1.6)
     elif kind < 0.85:
         size = (rng.uniform(0.7, 1.6), rng.uniform(0.9, 1.3), 0.04)
-        look = Look(WINDOW, (0.85, 0.88, 0.92), "view", grain=0.4, contrast=0.2)
+        look = Look(WINDOW, (0.85, 0.88, 0.92), "window", grain=0.4, contrast=0.2)
         base = rng.uniform(0.8, 1.0)
     else:
         size = (rng.uniform(0.7, 1.2), rng.uniform(0.42, 0.65), 0.06)

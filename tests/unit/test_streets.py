@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from repmtl_ray.scenes._raycast import (
+from repmtl_ray.scenes.raycast import (
     Camera,
     Solid,
     shadowed,
-    stereo_matched,
     trace,
     value_noise,
 )
 from repmtl_ray.scenes.scene_cache import VAL_OFFSET
-from repmtl_ray.scenes.street_scenes import INVERSE_DEPTH, render
+from repmtl_ray.scenes.sensors import stereo_matched
+from repmtl_ray.scenes.streets import INVERSE_DEPTH, render
 
 NOISE = np.random.default_rng(0).random((64, 64))
 
