@@ -4,7 +4,7 @@ Owns single pieces, made of a random generator each; where they stand is in `roo
 metres. An item stands on y = 0 with its back at z = 0 and its front towards -z.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -37,6 +37,7 @@ BRIGHT: tuple[Triple, ...] = (
 
 Item: TypeAlias = list[Piece]
 """Pieces around the origin, front towards -z, back at the item's own largest z."""
+Make: TypeAlias = Callable[[Rng], Item]
 
 
 def turned(item: Item, *, at: Triple, yaw: float) -> Item:
@@ -265,3 +266,10 @@ def plant(rng: Rng) -> Item:
         part(pot, at=(0.0, 0.03, -0.2), size=(0.03, tall, 0.03)),
         part(shade, at=(0.0, tall, -0.2), size=(0.38, 0.28, 0.38), form="ellipsoid"),
     ]
+
+
+EVERY: tuple[Make, ...] = (
+    *(bed, sofa, wardrobe, cupboard, shelf),
+    *(desk, media, chair, armchair, plant),
+)
+"""All that may stand at a wall."""

@@ -95,7 +95,7 @@ def _light(rng: Rng, room: Room, pieces: list[Piece], noise: Floats, hits: Hits)
         noise: [64, 64] in [0, 1].
         hits: the visible points.
     """
-    lamp_x, lamp_y = room.left + room.width * rng.uniform(0.35, 0.65), room.height - 0.15
+    lamp_x, lamp_y = -room.right + room.width * rng.uniform(0.35, 0.65), room.height - 0.15
     lamp = np.array([lamp_x, lamp_y, room.near + room.depth * rng.uniform(0.35, 0.6)])
     side, daylight = rng.choice((-1.0, 1.0)), rng.uniform(0.0, 0.45)
     warm = np.array([1.0, rng.uniform(0.86, 1.0), rng.uniform(0.68, 0.98)])[:, None]
@@ -120,9 +120,9 @@ def _openness(room: Room, hits: Hits) -> Floats:
     """Less than 1 where another side of the room is near: corners are darker."""
     x, y, z = hits.points
     gaps = (
-        np.minimum(x - room.left, room.left + room.width - x),
+        np.minimum(x + room.right, room.right - x),
         np.minimum(y, room.height - y),
-        np.minimum(z - room.near, room.near + room.depth - z),
+        np.minimum(z - room.near, room.far - z),
     )
     openness = np.ones_like(x)
     for gap, normal in zip(gaps, hits.normals, strict=True):
