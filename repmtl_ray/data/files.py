@@ -30,15 +30,15 @@ _NEVER_DATA = frozenset(
 _BLOCK_BYTES = 4096
 
 
-def is_hidden(path: str | Path) -> bool:
+def is_hidden(path: str) -> bool:
     """Whether any part of a path is hidden, or was left behind by a system and is never data.
 
     Args:
-        path: a name, or a path below the data set's folder.
+        path: a name, or a path below the data set's folder, with forward slashes.
     """
     return any(
         part.lower() in _NEVER_DATA or (part.startswith(".") and part not in (".", ".."))
-        for part in Path(path).parts
+        for part in path.split("/")
     )
 
 
@@ -50,7 +50,7 @@ def visible(folder: Path) -> list[Path]:
 def visible_below(root: Path, *patterns: str) -> list[Path]:
     """The paths below a folder that match one of the patterns and may be data, sorted."""
     paths = {path for pattern in patterns for path in root.glob(pattern)}
-    return sorted(path for path in paths if not is_hidden(path.relative_to(root)))
+    return sorted(path for path in paths if not is_hidden(path.relative_to(root).as_posix()))
 
 
 def listing(names: Iterable[str]) -> str:
@@ -134,8 +134,8 @@ def copies_in_splits(root: Path, files: Sequence[SplitFile]) -> list[str]:
         ValueError: a file that cannot be read.
     """
     groups: list[list[SplitFile]] = [list(files)]
-    for key in (_size, _middle_digest, _whole_digest):
-        groups = [part for group in groups for part in _grouped(root, group, key)]
+    for digest in (_size, _middle_digest, _whole_digest):
+        groups = [part for group in groups for part in _grouped(root, group, digest)]
     if not groups:
         return []
     one = groups[0][0]
@@ -148,13 +148,13 @@ def copies_in_splits(root: Path, files: Sequence[SplitFile]) -> list[str]:
 
 
 def _grouped(
-    root: Path, files: Sequence[SplitFile], key: Callable[[Path, FileIdentity], object]
+    root: Path, files: Sequence[SplitFile], digest: Callable[[str, FileIdentity], object]
 ) -> list[list[SplitFile]]:
-    """Files with equal keys, where they are of several splits."""
+    """Files with equal digests, where they are of several splits."""
     groups: defaultdict[object, list[SplitFile]] = defaultdict(list)
     for file in files:
         try:
-            groups[key(root / file.name, file.identity)].append(file)
+            groups[digest(f"{root}/{file.name}", file.identity)].append(file)
         except OSError as error:
             raise ValueError(
                 f"{root / file.name} cannot be read ({error.strerror}); copy the file again, or make "
@@ -163,19 +163,19 @@ def _grouped(
     return [group for group in groups.values() if len({file.split for file in group}) > 1]
 
 
-def _size(path: Path, identity: FileIdentity) -> int:
+def _size(path: str, identity: FileIdentity) -> int:
     del path
     return identity.num_bytes
 
 
 @functools.lru_cache(maxsize=2**16)
-def _middle_digest(path: Path, identity: FileIdentity) -> bytes:
-    with path.open("rb") as file:
+def _middle_digest(path: str, identity: FileIdentity) -> bytes:
+    with Path(path).open("rb") as file:
         file.seek(max(0, identity.num_bytes // 2 - _BLOCK_BYTES // 2))
         return hashlib.sha256(file.read(_BLOCK_BYTES)).digest()
 
 
 @functools.lru_cache(maxsize=2**16)
-def _whole_digest(path: Path, identity: FileIdentity) -> bytes:
+def _whole_digest(path: str, identity: FileIdentity) -> bytes:
     del identity  # part of the key: a file that was changed is read again
-    return hashlib.sha256(path.read_bytes()).digest()
+    return hashlib.sha256(Path(path).read_bytes()).digest()

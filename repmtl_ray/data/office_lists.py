@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from repmtl_ray.data.files import (
@@ -63,7 +64,8 @@ class Entry:
 
     @property
     def class_name(self) -> str:
-        return Path(self.file).parent.name
+        """Of the folder that holds the photograph."""
+        return self.file.rpartition("/")[0].rpartition("/")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,21 +228,26 @@ def _located(root: Path, written: str) -> tuple[str, FileIdentity | None]:
         domain, slash, rest = _below(root, text).partition("/")
         names = (*spellings(domain), domain.replace(" ", "_"))
         plain += [f"{name}{slash}{rest}" for name in dict.fromkeys(names)]
-    composed = [unicodedata.normalize("NFC", file) for file in plain]
-    decomposed = [unicodedata.normalize("NFD", file) for file in plain]
-    for file in (*plain, *composed, *decomposed):
-        identity = file_identity(root / file)
-        if identity is not None:
-            return file, identity
+    for spell in (
+        str,
+        partial(unicodedata.normalize, "NFC"),
+        partial(unicodedata.normalize, "NFD"),
+    ):
+        for file in map(spell, plain):
+            identity = file_identity(root / file)
+            if identity is not None:
+                return file, identity
     return plain[0], None
 
 
 def _below(root: Path, text: str) -> str:
     """A path as it is below root; an absolute path, or one that leaves root, may not be."""
-    path = Path(os.path.normpath(root / text))
-    for spelled in (path, path.parent.resolve() / path.name):
-        if spelled.is_relative_to(root):
-            return spelled.relative_to(root).as_posix()
+    prefix = f"{root}/"
+    path = os.path.normpath(text if text.startswith("/") else prefix + text)
+    if not path.startswith(prefix):  # by another link to the folder, perhaps
+        path = str(Path(path).parent.resolve() / Path(path).name)
+    if path.startswith(prefix):
+        return path.removeprefix(prefix)
     return text
 
 

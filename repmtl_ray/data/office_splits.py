@@ -11,6 +11,7 @@ Lists that exist are read in `office_lists`.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import unicodedata
@@ -106,6 +107,7 @@ def only_one(office: OfficeSet, paths: Sequence[Path], is_there: Callable[[Path]
     return there[0] if there else paths[0]
 
 
+@functools.lru_cache(maxsize=4096)
 def canonical(name: str) -> str:
     """Equal for names of classes that differ only in case, blanks, hyphens or Unicode form."""
     text = unicodedata.normalize("NFKC", name).casefold()
