@@ -79,12 +79,19 @@ def cache_data(
     trained."""
     from repmtl_ray.data.cache import CachedSplit, hold_streams
     from repmtl_ray.data.sources import open_streams
+    from repmtl_ray.data.stream import check_one_size
 
+    opened = {
+        split: open_streams(experiment.data, split)
+        for split in ("train", experiment.data.eval_split, final_split)
+        if split is not None
+    }
+    check_one_size(opened)
     held: list[HeldSplit] = []
     notes: dict[str, None] = {}
     for split in ("train", experiment.data.eval_split, final_split):
         if split is not None:
-            streams = open_streams(experiment.data, split)
+            streams = opened[split]
             notes.update(dict.fromkeys(note for stream in streams for note in stream.notes))
             kept = sum(part.num_bytes for part in held if isinstance(part, CachedSplit))
             held.append(hold_streams(streams, taken=kept))
@@ -123,14 +130,17 @@ def preflight(
         ValueError: where, what was found, what to do.
     """
     from repmtl_ray.data.sources import image_size, open_streams
+    from repmtl_ray.data.stream import check_one_size
     from repmtl_ray.models import build_model
     from repmtl_ray.runs import loop
 
     placement.check_divides(experiment.batch_size)
     tasks = loop.selected_tasks(experiment, None if held is None else held.tasks)
     if held is None:
-        loop.num_steps(experiment, open_streams(experiment.data, "train"))
-        open_streams(experiment.data, experiment.data.eval_split)
+        train = open_streams(experiment.data, "train")
+        loop.num_steps(experiment, train)
+        evaluation = open_streams(experiment.data, experiment.data.eval_split)
+        check_one_size({"train": train, experiment.data.eval_split: evaluation})
         size = image_size(experiment.data)
     else:
         loop.num_steps(experiment, held.train.streams)

@@ -148,12 +148,14 @@ def _cache(
     if wrong:
         return None, None, wrong
     summaries = [report.summary for report in reports]
+    size = next(report.size for report in reports if report.size)
     stream = Stream(
         name=NAME,
         kinds=kinds,
         num_samples=sum(len(summary.ids) for summary in summaries),
         load=_not_numbered,
         normalize=data.normalize,
+        image_size=size,
     )
     num_bytes = sum(report.num_bytes for report in reports)
     warn_if_large(num_bytes)
@@ -164,7 +166,7 @@ def _cache(
         num_bytes=num_bytes,
         fingerprint=fingerprint_of({NAME: cached.contents}),
     )
-    return split, next(report.size for report in reports if report.size), []
+    return split, size, []
 
 
 def _not_numbered(index: int) -> Sample:

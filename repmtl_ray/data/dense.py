@@ -109,6 +109,7 @@ def open_stream(dense: DenseSet, frames: Frames, *, size: tuple[int, int] | None
         num_samples=frames.num_frames,
         load=_Loader(dense, frames, stored, stored if size is None else size),
         notes=frames.notes,
+        image_size=stored if size is None else size,
     )
 
 

@@ -67,6 +67,7 @@ def open_split(
             normalize=IMAGENET,
             classes=tuple(entry.label for entry in entries[domain]),
             notes=lists.notes,
+            image_size=SIZE if size is None else size,
         )
         for domain in domains
     )

@@ -26,7 +26,7 @@ from repmtl_ray import storage
 from repmtl_ray.data import contract, manifest, shards
 from repmtl_ray.data.columns import SAMPLE_ID
 from repmtl_ray.data.manifest import Column, Manifest, Shard, StoredStream
-from repmtl_ray.data.stream import Sample, Stream
+from repmtl_ray.data.stream import Sample, Stream, check_one_size
 
 RECORDS = ".prepared"
 Progress = Callable[[int, int], None]
@@ -142,6 +142,7 @@ def prepare(
 def _check_target(
     out: str, name: str, source: Mapping[str, Any], splits: Mapping[str, Sequence[Stream]]
 ) -> None:
+    check_one_size(splits)
     for split, streams in splits.items():
         for stream in streams:
             if stream.num_samples == 0:

@@ -192,7 +192,8 @@ def stored_size(path: str) -> tuple[int, int]:
 def _stream(
     root: str, label: str, name: str, stored: StoredStream, size: tuple[int, int] | None
 ) -> Stream:
-    found = stored.columns[IMAGE].shape[:2]
+    height, width = stored.columns[IMAGE].shape[:2]
+    found = (height, width)
     if size is not None and size != found:
         raise ValueError(
             f"{root}: the images of {label} are {found[0]} x {found[1]}, data.height and data.width ask for "
@@ -208,6 +209,7 @@ def _stream(
         classes=_labels(stored),
         notes=stored.notes,
         reload=replace(load, verify=False),
+        image_size=found,
     )
 
 

@@ -5,7 +5,7 @@ Owns the `Stream` class and the kinds of columns, and no reading; `sources` make
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -48,6 +48,7 @@ class Stream:
             that a target is an estimate.
         reload: the same as `load`, for samples that were loaded before, in whatever process; may
             leave out checks. None: `load` itself.
+        image_size: (height, width) of every image; None where that is not known before one is read.
     """
 
     name: str
@@ -58,7 +59,32 @@ class Stream:
     classes: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
     reload: Callable[[int], Sample] | None = None
+    image_size: tuple[int, int] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.kinds)
+
+
+def check_one_size(splits: Mapping[str, Sequence[Stream]]) -> None:
+    """Refuses splits whose images have several sizes: a network is built and judged at one.
+
+    Args:
+        splits: by name, their streams; those that do not know their size are not looked at.
+
+    Raises:
+        ValueError: with every size, and where it was found first.
+    """
+    first_of: dict[tuple[int, int], str] = {}
+    for split, streams in splits.items():
+        for stream in streams:
+            if stream.image_size is not None:
+                first_of.setdefault(stream.image_size, f"{split}/{stream.name}")
+    if len(first_of) > 1:
+        sizes = ", ".join(
+            f"{height} x {width} in {where}" for (height, width), where in first_of.items()
+        )
+        raise ValueError(
+            f"the images have several sizes: {sizes}; a network is trained and evaluated at one "
+            "size: set data.height and data.width, or prepare the data again in one size."
+        )

@@ -11,14 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import Experiment, ExperimentError, OptimizerConfig
 from repmtl_ray.data.batches import Rows, eval_batches, steps_per_epoch, train_batches
+from repmtl_ray.data.columns import IMAGE
 from repmtl_ray.data.pairing import check_pairable
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
+from repmtl_ray.data.stream import check_one_size
 from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs import checkpoint
@@ -185,6 +188,7 @@ def run(
     device = torch.device(device)
     tasks = selected_tasks(experiment, train.tasks)
     steps = num_steps(experiment, train.streams)
+    _check_sizes({"train": train, experiment.data.eval_split: evaluation})
     parts = build(experiment, tasks, device=device, workers=workers, size=train.image_size)
     progress = Progress(seed=experiment.seed)
     if resume_from is not None:
@@ -229,6 +233,32 @@ def run(
         )
         report(metrics, _writer(experiment, parts, progress, data))
     return parts, progress
+
+
+def _check_sizes(splits: Mapping[str, Split]) -> None:
+    """Whether all images have one size, read from a first sample where a stream does not know it.
+
+    Raises:
+        ExperimentError: they have several.
+    """
+    streams = {
+        name: [
+            stream
+            if stream.image_size is not None
+            else replace(stream, image_size=_first_size(split.rows[stream.name]))
+            for stream in split.streams
+        ]
+        for name, split in splits.items()
+    }
+    try:
+        check_one_size(streams)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+
+
+def _first_size(rows: Rows) -> tuple[int, int]:
+    _, height, width, _ = rows.fetch(np.array([0]), [IMAGE])[IMAGE].shape
+    return height, width
 
 
 def _train_epoch(
