@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from repmtl_ray.conversion import (
     ExperimentError,
+    NonFiniteLossError,
     added,
     check,
     check_range,
@@ -34,6 +35,7 @@ __all__ = [
     "Experiment",
     "ExperimentError",
     "ModelConfig",
+    "NonFiniteLossError",
     "OptimizerConfig",
     "PolicyConfig",
     "RegularizerConfig",

@@ -25,6 +25,14 @@ class ExperimentError(ValueError):
     """An experiment that cannot be done, or not further; all workers find so, and would again."""
 
 
+class NonFiniteLossError(ExperimentError):
+    """A loss or gradient that no update can be made from.
+
+    It is infinite or not a number, or it is a loss that is not positive where its logarithm is
+    trained on. Parameters and optimiser state are as they were before the step.
+    """
+
+
 def check(condition: bool, where: str, found: object, expected: str) -> None:
     if not condition:
         raise ValueError(f"{where} is {shown(found)}; expected {expected}.")

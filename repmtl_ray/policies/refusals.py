@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from repmtl_ray.conversion import ExperimentError
+from repmtl_ray.conversion import NonFiniteLossError
 
 SMALLEST_LOSS = 1e-30
 """A positive-loss policy takes a smaller loss for this one: logarithms and ratios stay finite."""
@@ -25,13 +25,13 @@ def refuse_non_finite(policy: str, tasks: Sequence[str], step: int, finite: Tens
         finite: [T] bool, on the CPU.
 
     Raises:
-        ExperimentError: names the policy, the tasks and the step.
+        NonFiniteLossError: names the policy, the tasks and the step.
     """
     if not bool(finite.all()):
         names = ", ".join(
             repr(task) for task, fine in zip(tasks, finite.tolist(), strict=True) if not fine
         )
-        raise ExperimentError(
+        raise NonFiniteLossError(
             f"policy {policy!r}: the gradient of task {names} is not finite at step {step}; lower "
             "the learning rate, or look at this task's predictions and labels."
         )
@@ -50,13 +50,13 @@ def refuse_losses(
         positive: whether negative losses are refused too.
 
     Raises:
-        ExperimentError: names the policy, the task, the loss and the step.
+        NonFiniteLossError: names the policy, the task, the loss and the step.
     """
     for task in present.tolist():
         loss = float(losses[task])
         if not torch.isfinite(losses[task]) or (positive and loss < 0):
             wanted = "a finite number >= 0" if positive else "a finite number"
-            raise ExperimentError(
+            raise NonFiniteLossError(
                 f"policy {policy!r}: the loss of task {tasks[task]!r} is {loss} at step {step}; "
                 f"expected {wanted}. Look at this task's predictions and labels."
             )

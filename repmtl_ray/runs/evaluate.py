@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.config import ExperimentError
+from repmtl_ray.config import ExperimentError, NonFiniteLossError
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
-from repmtl_ray.runs.step import NonFiniteLossError
 from repmtl_ray.tasks import Task
 
 

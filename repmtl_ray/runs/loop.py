@@ -16,7 +16,7 @@ import torch
 
 from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.config import Experiment, ExperimentError, OptimizerConfig
+from repmtl_ray.config import Experiment, ExperimentError, NonFiniteLossError, OptimizerConfig
 from repmtl_ray.data.batches import Rows, eval_batches, steps_per_epoch, train_batches
 from repmtl_ray.data.columns import IMAGE
 from repmtl_ray.data.pairing import check_pairable
@@ -27,7 +27,7 @@ from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs import checkpoint
 from repmtl_ray.runs.checkpoint import Parts, Progress
 from repmtl_ray.runs.evaluate import evaluate
-from repmtl_ray.runs.step import NonFiniteLossError, Stepper, to_device
+from repmtl_ray.runs.step import Stepper, to_device
 from repmtl_ray.tasks import Task
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,21 +19,16 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
-from repmtl_ray.config import ExperimentError
+from repmtl_ray.config import ExperimentError, NonFiniteLossError
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel, representation_module
 from repmtl_ray.models.batch_norm import frozen_statistics
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
 from repmtl_ray.regularizers import RepMTL
-from repmtl_ray.runs.cut import cut_at, detached, differentiate
+from repmtl_ray.runs.cut import HeadSide, cut_at, detached, differentiate
 from repmtl_ray.saliency import arrange
 from repmtl_ray.tasks import Task
-
-
-class NonFiniteLossError(ExperimentError):
-    """A task's loss that no update can be made from: not finite, or not positive where its
-    logarithm is trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +76,13 @@ class Stepper:
             that makes it itself); equal on every worker.
 
         Raises:
-            NonFiniteLossError: names task, policy and step; parameters are unchanged.
+            NonFiniteLossError: a loss or a gradient is not finite; names task, policy and step.
+                Parameters and optimiser state are unchanged.
         """
         with cut_at(representation_module(self.model, self.representation)) as cut:
             predictions = self._predictions(batch, global_step)
         sums, counts = self._loss_sums(predictions, batch)
-        plain_losses, losses, present = self._global_losses(sums, counts, global_step)
+        plain_losses, losses, present = self._global_losses(sums, counts)
         heads = [list(self.model.heads[task.name].parameters()) for task in self.tasks]
         penalized = self.regularizer.lambda_tsr > 0 or self.regularizer.lambda_csa > 0
         shared = [
@@ -104,6 +100,7 @@ class Stepper:
         terms: dict[str, Tensor] = {}
         if penalized:
             penalty, terms = self._penalty(side.saliency, batch, cut.leaf, side.after, heads)
+        loss_values = self._checked_losses(plain_losses, side, penalty, terms, global_step)
         task_pass = TaskPass(
             tasks=tuple(task.name for task in self.tasks),
             plain_losses=plain_losses,
@@ -125,13 +122,13 @@ class Stepper:
             workers=self.workers,
         )
         self.policy.backward(task_pass)
-        gradient_norm = self._update()
+        gradient_norm = self._update(task_pass, global_step)
         if self.policy.needs_second_look:
             self._second_look(batch, global_step)
         train_losses = {
             f"{task.name}/train_loss": value
             for task, value, is_present in zip(
-                self.tasks, plain_losses.tolist(), present.tolist(), strict=True
+                self.tasks, loss_values, present.tolist(), strict=True
             )
             if is_present
         }
@@ -188,7 +185,8 @@ class Stepper:
         parts = []
         for part in range(num_parts):
             sums, counts = self._loss_sums(predictions, batch, part=part, num_parts=num_parts)
-            _, losses, _ = self._global_losses(sums, counts, global_step)
+            plain_losses, losses, _ = self._global_losses(sums, counts)
+            self._check_losses(plain_losses.tolist(), global_step)
             rows = [
                 torch.autograd.grad(loss, [leaf, *after], retain_graph=True, allow_unused=True)
                 for loss in losses
@@ -202,7 +200,7 @@ class Stepper:
         return parts
 
     def _global_losses(
-        self, sums: Sequence[Tensor], counts: Sequence[Tensor], global_step: int
+        self, sums: Sequence[Tensor], counts: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """Plain losses [T] (detached), the scalars that are trained on, and which tasks have labels
         [T]."""
@@ -216,8 +214,51 @@ class Stepper:
                 loss = loss + 1.0  # an absent task: plain loss 1, log loss 0, gradients zero
             plain.append(loss)
             trained.append(loss.log() if self.log_losses else loss)
-        plain_losses = torch.stack([loss.detach() for loss in plain])
-        for task, value in zip(self.tasks, plain_losses.tolist(), strict=True):
+        return torch.stack([loss.detach() for loss in plain]), trained, present
+
+    def _checked_losses(
+        self,
+        plain_losses: Tensor,
+        side: HeadSide,
+        penalty: Penalty | None,
+        terms: Mapping[str, Tensor],
+        global_step: int,
+    ) -> list[float]:
+        """The plain losses as numbers, once they and all gradients down to the cut are known to be
+        finite on every worker.
+
+        Gradients are checked here, before the policy sees them, so that its state stays as it was.
+        The losses have to reach the host in any case: the checks travel with them, in one transfer.
+        Gradients of the encoder do not exist yet; `_update` checks them by their norm.
+        """
+        groups = [
+            [saliency, *after, *head]
+            for saliency, after, head in zip(
+                side.saliency, side.after_gradients, side.head_gradients, strict=True
+            )
+        ]
+        if penalty is not None:
+            by_head = [gradient for head in penalty.heads for gradient in head]
+            groups.append([penalty.representation, *penalty.shared_after, *by_head])
+            groups[-1] += [term.reshape(1) for term in terms.values()]
+        largest = [_largest(group).to(plain_losses.device, torch.float64) for group in groups]
+        failures = (~torch.stack(largest).isfinite()).double()
+        self.workers.total_([failures])
+        num_tasks = len(self.tasks)
+        numbers = torch.cat([plain_losses.double(), failures]).tolist()
+        self._check_losses(numbers[:num_tasks], global_step)
+        names = [f"task {task.name!r}" for task in self.tasks] + ["Rep-MTL's penalty"]
+        for name, num_failed in zip(names, numbers[num_tasks:], strict=False):
+            if num_failed:
+                raise NonFiniteLossError(
+                    f"{name}: the gradient is not finite at step {global_step + 1} with policy "
+                    f"{self.policy_name!r}; no parameter was changed. Lower the learning rate, or look at this loss, its "
+                    "labels and its predictions."
+                )
+        return numbers[:num_tasks]
+
+    def _check_losses(self, values: Sequence[float], global_step: int) -> None:
+        for task, value in zip(self.tasks, values, strict=True):
             if not math.isfinite(value) or (self.log_losses and value <= 0):
                 wanted = (
                     "a finite number above 0, because log losses are on"
@@ -228,7 +269,6 @@ class Stepper:
                     f"task {task.name!r}: loss is {value} at step {global_step + 1} with policy {self.policy_name!r}; expected "
                     f"{wanted}. Lower the learning rate, or look at this task's labels and predictions."
                 )
-        return plain_losses, trained, present
 
     def _penalty(
         self,
@@ -260,11 +300,19 @@ class Stepper:
         )
         return penalty, {name: term.detach() for name, term in terms.items()}
 
-    def _update(self) -> float:
+    def _update(self, task_pass: TaskPass, global_step: int) -> float:
+        """Clips, checks and applies what the policy left in `.grad`; returns its norm before."""
         parameters = [
             parameter for parameter in self.model.parameters() if parameter.grad is not None
         ]
         norm = nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters])
+        # A finite norm says that every gradient is finite, and its square too (Adam's moments).
+        # It has to reach the host in any case, and is the same on every worker.
+        gradient_norm = float(norm)
+        if not math.isfinite(gradient_norm):
+            message = self._non_finite_update(parameters, task_pass, global_step)
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteLossError(message)
         if self.max_gradient_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.max_gradient_norm, norm)
         if self.policy.makes_update:
@@ -272,7 +320,35 @@ class Stepper:
             self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.step()  # without gradients it changes nothing, but schedulers count it
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return gradient_norm
+
+    def _non_finite_update(
+        self, parameters: Sequence[Parameter], task_pass: TaskPass, global_step: int
+    ) -> str:
+        """What is wrong with gradients whose norm is not finite; costs a backward a task."""
+        place = f"at step {global_step + 1} with policy {self.policy_name!r}"
+        end = "no parameter was changed. Lower the learning rate, or look at these losses."
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters]
+        largest = float(_largest(gradients))
+        finite = task_pass.jacobian().isfinite().all(dim=1).tolist()
+        penalty = task_pass.global_penalty_gradient()
+        culprits = [
+            f"task {task.name!r}" for task, fine in zip(self.tasks, finite, strict=True) if not fine
+        ]
+        if penalty is not None and not math.isfinite(float(_largest(penalty))):
+            culprits.append("Rep-MTL's penalty")
+        if math.isfinite(largest):
+            tasks = ", ".join(repr(task.name) for task in self.tasks)
+            return (
+                f"tasks {tasks}: the norm of the gradient overflows {place}, though every entry is "
+                f"finite (the largest is {largest:.3g}); {end}"
+            )
+        if culprits:
+            return f"{', '.join(culprits)}: the encoder's gradient is not finite {place}; {end}"
+        tasks = ", ".join(repr(task.name) for task in self.tasks)
+        return (
+            f"tasks {tasks}: each gradient is finite, but their combination is not {place}; {end}"
+        )
 
     @torch.no_grad()
     def _second_look(self, batch: Batch, global_step: int) -> None:
@@ -284,6 +360,12 @@ class Stepper:
         self.workers.total_([totals])
         loss_sums, label_counts = totals.chunk(2)
         losses = torch.where(label_counts > 0, loss_sums / label_counts.clamp(min=1), 1.0)
+        for task, value in zip(self.tasks, losses.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"task {task.name!r}: loss is {value} after the update of step {global_step + 1} with policy "
+                    f"{self.policy_name!r}. Lower the learning rate."
+                )
         self.policy.second_look(losses.to(sums[0].dtype))
 
 
@@ -295,6 +377,11 @@ def _descend(optimizer: torch.optim.Optimizer) -> None:
         for parameter in group["params"]:
             if parameter.grad is not None:
                 parameter.mul_(1 - rate * group["weight_decay"]).add_(parameter.grad, alpha=-rate)
+
+
+def _largest(tensors: Iterable[Tensor | None]) -> Tensor:
+    """The largest absolute entry; NaN if any entry is."""
+    return nn.utils.get_total_norm([t for t in tensors if t is not None and t.numel()], math.inf)
 
 
 def paired_saliency(saliency: Sequence[Tensor], rows: Sequence[slice]) -> Tensor:
