@@ -1,0 +1,187 @@
+"""The repository's own files: declared dependencies, citation, notice, hooks and workflows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OWN = {"repmtl_ray", "search_spaces", "pipelines", "bench", "tests"}
+NOT_IMPORTED = {
+    "optuna",  # by Ray Tune's searcher of that name
+    "tensorboard",  # by torch.utils.tensorboard
+}
+"""Dependencies that are used without an import statement of ours."""
+
+
+def declared(*extras: str) -> set[str]:
+    """Canonical names of the project's dependencies and those of some extras."""
+    texts = list(PROJECT["dependencies"])
+    for extra in extras:
+        texts += PROJECT["optional-dependencies"][extra]
+    return {canonicalize_name(Requirement(text).name) for text in texts}
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Top-level modules that a file imports by a statement, or by name in a call."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            if called in ("LazyModule", "import_module", "importorskip"):
+                names = [str(node.args[0].value)]
+        yield from (name.partition(".")[0] for name in names)
+
+
+def distributions_of(folder: str) -> dict[str, set[str]]:
+    """Canonical names of the distributions that bring each imported module, by module."""
+    siblings = {path.stem for path in (ROOT / folder).glob("*.py")}
+    standard = sys.stdlib_module_names | OWN | siblings
+    modules = {name for path in (ROOT / folder).rglob("*.py") for name in imported_names(path)}
+    installed = packages_distributions()
+    return {
+        module: {canonicalize_name(name) for name in installed.get(module, [module])}
+        for module in modules - standard
+    }
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("repmtl_ray", ("analysis", "loggers", "mat")),
+        ("search_spaces", ()),
+        ("pipelines", ()),
+        ("bench", ("dev",)),
+        ("tests", ("analysis", "loggers", "mat", "dev")),
+    ],
+)
+def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
+    undeclared = {
+        module
+        for module, distributions in distributions_of(folder).items()
+        if not distributions & declared(*extras)
+    }
+    assert not undeclared, f"{folder}/ imports {sorted(undeclared)}; add them to pyproject.toml"
+
+
+def test_every_dependency_is_used() -> None:
+    used = {
+        name
+        for folder in ("repmtl_ray", "pipelines", "search_spaces")
+        for distributions in distributions_of(folder).values()
+        for name in distributions
+    }
+    unused = declared("analysis", "loggers", "mat") - used - NOT_IMPORTED
+    assert not unused, f"pyproject.toml declares {sorted(unused)}, which nothing imports"
+
+
+def test_every_dependency_has_a_lower_bound() -> None:
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    requirements = [Requirement(text) for group in groups for text in group]
+    unbounded = {requirement.name for requirement in requirements if not requirement.specifier}
+    assert unbounded == {"repmtl_ray"}, "the lowest versions are tested, so every one is named"
+
+
+def test_the_successor_of_albumentations_under_the_agpl_is_never_installed() -> None:
+    (pinned,) = [text for text in PROJECT["dependencies"] if text.startswith("albumentations")]
+    assert pinned == "albumentations==2.0.8"
+    for name in ("pyproject.toml", "deploy/Dockerfile", "ray_cluster.yaml"):
+        assert "albumentationsx" not in (ROOT / name).read_text().lower()
+
+
+def test_the_citation_names_this_version_and_licence() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["title"] == PROJECT["name"]
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    for person in [*citation["authors"], *citation["references"][0]["authors"]]:
+        assert person.keys() in ({"name"}, {"family-names", "given-names"})
+
+
+def test_the_wheel_carries_licence_and_notice() -> None:
+    assert PROJECT["license-files"] == ["LICENSE", "NOTICE"]
+    assert all((ROOT / name).is_file() for name in PROJECT["license-files"])
+
+
+def test_the_notice_names_every_policy_that_follows_its_authors_code() -> None:
+    notice = (ROOT / "NOTICE").read_text()
+    rows = re.findall(
+        r"^\| ([\w-]+) \|.*official code", (ROOT / "docs/methods.md").read_text(), re.M
+    )
+    assert len(rows) >= 4
+    assert [name for name in rows if name not in notice] == []
+
+
+def workflow() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    return loaded
+
+
+def test_the_public_workflow_tests_every_declared_python_and_the_lowest_versions() -> None:
+    matrix = workflow()["jobs"]["test"]["strategy"]["matrix"]
+    prefix = "Programming Language :: Python :: 3."
+    minors = [text for text in PROJECT["classifiers"] if text.startswith(prefix)]
+    assert matrix["python"] == [text.rpartition(" ")[2] for text in minors]
+    assert PROJECT["requires-python"] == f">={matrix['python'][0]}"
+    assert {"python": matrix["python"][0], "resolution": "lowest-direct"} in matrix["include"]
+
+
+def test_workflow_and_hooks_run_what_make_lint_runs() -> None:
+    recipe = subprocess.run(
+        ["make", "--dry-run", "lint"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    entries = [hook.get("entry", "") for repository in hooks for hook in repository["hooks"]]
+    runs = [step.get("run", "") for step in workflow()["jobs"]["lint"]["steps"]]
+    for command in ("ruff check", "ruff format --check", "mypy"):
+        assert f"/{command}" in recipe
+        assert any(entry.startswith(command) for entry in entries)
+        assert any(f" {command}" in run for run in runs)
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
+def test_no_file_has_trailing_whitespace_or_lacks_its_last_line_end_or_is_large() -> None:
+    problems = []
+    for path in tracked_files():
+        content = path.read_bytes() if path.is_file() else b""
+        if len(content) > 500 * 1024:
+            problems.append(f"{path.relative_to(ROOT)}: more than 500 KB")
+        if b"\0" in content or not content:
+            continue
+        if not content.endswith(b"\n") or content.endswith(b"\n\n"):
+            problems.append(f"{path.relative_to(ROOT)}: end of file")
+        lines = content.split(b"\n")
+        numbers = [number for number, line in enumerate(lines, 1) if line != line.rstrip()]
+        problems += [f"{path.relative_to(ROOT)}:{number}" for number in numbers]
+    assert not problems
