@@ -114,6 +114,8 @@ def options_of(recipe: Path) -> set[str]:
         text += (ROOT / "repmtl_ray" / "cli" / "__init__.py").read_text()
     if "cli_benchmark" in text:
         text += (ROOT / "repmtl_ray" / "cli" / "benchmark.py").read_text()
+    if "repmtl_ray.planning import command" in text:
+        text += (ROOT / "repmtl_ray" / "planning" / "command.py").read_text()
     for helper in re.findall(r"cli\.(add_\w+)\(", text):
         text += inspect.getsource(getattr(cli, helper))
     return set(re.findall(r'"(--[a-z][a-z-]+)"', text))
