@@ -8,14 +8,26 @@ in float32 at least. Across workers the batch is the global one (collectives.py)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from numbers import Real
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.saliency import arrange, task_saliency
+from repmtl_ray.conversion import NonFiniteLossError
+from repmtl_ray.saliency import (
+    Losses,
+    arrange,
+    check_representation,
+    derivative_error,
+    named_losses,
+    named_saliency,
+)
+
+MAX_AXES = 5
+"""Of a representation: batch, channels and up to three position axes."""
 
 
 def tsr_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
@@ -43,7 +55,7 @@ def tsr_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
     with torch.autocast(saliency.device.type, enabled=False):
         magnitude = _at_least_float32(saliency).mean(dim=2).abs()
         peak = magnitude.detach().amax(dim=0)
-        carries = peak > 0
+        carries = peak != 0  # true for NaN, which must show in the result
         magnitude = magnitude / torch.where(carries, peak, 1.0)
         total = torch.where(carries, magnitude.sum(dim=0), 1.0)
         positive = torch.where(magnitude > 0, magnitude, 1.0)
@@ -83,8 +95,7 @@ def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = A
         negatives.
     """
     _check_saliency(saliency)
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature!r}; expected a number above 0.")
+    _check_number("temperature", temperature, positive=True)
     num_samples = saliency.shape[1] * workers.size
     if num_samples < 2:
         raise ValueError(
@@ -112,7 +123,7 @@ def _unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
     where not."""
     anchors = saliency.mean(dim=3).transpose(0, 1)
     peak = anchors.detach().abs().amax(dim=(1, 2), keepdim=True)
-    exists = peak > 0
+    exists = peak != 0
     anchors = anchors / torch.where(exists, peak, 1.0)
     squared_norm = (anchors @ anchors.transpose(1, 2)).square().sum(dim=(1, 2), keepdim=True)
     return anchors / torch.where(exists, squared_norm, 1.0).pow(0.25), exists.flatten()
@@ -122,7 +133,7 @@ def _alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine between affinity (equation 7) and anchor: [tasks, batch], and where the affinity is
     not zero."""
     peak = torch.linalg.vector_norm(saliency.detach(), torch.inf, dim=(2, 3), keepdim=True)
-    exists = peak > 0
+    exists = peak != 0
     saliency = saliency / torch.where(exists, peak, 1.0)
     channels, positions = saliency.shape[2:]
     transposed = saliency.transpose(2, 3)
@@ -157,6 +168,23 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def _check_number(name: str, value: Any, *, positive: bool = False) -> float:
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        bound = "above 0" if positive else "at least 0"
+        raise ValueError(f"{name} is {value!r}; expected a finite number {bound}.")
+    return number
+
+
+def _check_axis(axis: Any) -> int | None:
+    if axis is not None and (type(axis) is not int or axis == 0 or not -MAX_AXES < axis < MAX_AXES):
+        raise ValueError(
+            f"channel_axis is {axis!r}; expected 1 for [batch, channels, ...], -1 for [batch, ..., channels], or "
+            "another axis of the representation but 0, which is the batch."
+        )
+    return axis
+
+
 def _check_saliency(saliency: Tensor) -> None:
     if saliency.dim() < 3:
         raise ValueError(
@@ -169,8 +197,8 @@ def _check_saliency(saliency: Tensor) -> None:
         )
 
 
-@dataclass(frozen=True)
-class RepMTL:
+@final
+class RepMTL(nn.Module):
     """Both penalties, weighted, for anybody's training loop; needs neither Ray nor this project's
     trainer.
 
@@ -179,39 +207,90 @@ class RepMTL:
     >>> losses = [criterion(head(representation), target) for criterion, head, target in tasks]
     >>> (sum(losses) + regularizer(losses, representation)).backward()
 
+    It has no parameters. Its settings may be changed between steps and are checked then too.
+
     Args:
-        lambda_tsr, lambda_csa: weights of the two penalties; 0 leaves one out, without its cost or
-            its demands.
-        temperature: of CSA.
-        channel_axis: of the representation; 1 for [B, C, ...], -1 for tokens [B, N, C].
-        workers: for data-parallel loops whose losses are global means (collectives.py); by default
-            one worker.
+        lambda_tsr, lambda_csa: weights of the two penalties, at least 0; 0 leaves one out, without
+            its cost or its demands.
+        temperature: of CSA, above 0.
+        channel_axis: of the representation; 1 for [B, C, ...], -1 for tokens [B, N, C] and maps
+            [B, H, W, C]. None is 1, and is refused for a representation with three axes, which
+            may be either.
+        workers: for data-parallel loops whose losses are means over the global batch (see the
+            guide); by default one worker.
+
+    Raises:
+        ValueError: a setting outside its range.
     """
 
-    lambda_tsr: float = 0.9
-    lambda_csa: float = 0.9
-    temperature: float = 0.5
-    channel_axis: int = 1
-    workers: Workers = ALONE
+    lambda_tsr: float
+    lambda_csa: float
+    temperature: float
+    channel_axis: int | None
+    workers: Workers
 
-    def __call__(self, losses: Sequence[Tensor], representation: Tensor) -> Tensor:
+    def __init__(
+        self,
+        lambda_tsr: float = 0.9,
+        lambda_csa: float = 0.9,
+        temperature: float = 0.5,
+        channel_axis: int | None = None,
+        workers: Workers = ALONE,
+    ) -> None:
+        super().__init__()
+        self.lambda_tsr = lambda_tsr
+        self.lambda_csa = lambda_csa
+        self.temperature = temperature
+        self.channel_axis = channel_axis
+        self.workers = workers
+        self._is_first_call = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("lambda_tsr", "lambda_csa", "temperature"):
+            value = _check_number(name, value, positive=name == "temperature")
+        elif name == "channel_axis":
+            value = _check_axis(value)
+        super().__setattr__(name, value)
+
+    def forward(self, losses: Losses, representation: Tensor) -> Tensor:
         """The penalty of equation 10: lambda_tsr * TSR + lambda_csa * CSA.
 
+        The first call also makes a second derivative, so that an operation without one is named
+        here, and compares the losses of all workers. The losses are read on the host, which waits
+        for the device.
+
         Args:
-            losses: T scalars; log L_t as in the paper, or L_t. T >= 2.
+            losses: T scalars, in a list or by task; log L_t as in the paper, or L_t. T >= 2.
             representation: [B, C, *positions] (or as `channel_axis` says), part of the losses'
                 graph.
 
         Returns:
-            Scalar, differentiable.
+            Scalar, differentiable; float32 at least.
+
+        Raises:
+            NonFiniteLossError: a loss that is infinite or not a number.
+            ValueError: see `task_saliency`; an unclear channel axis; losses that are not means over
+                the global batch.
         """
-        terms = self.terms(arrange(task_saliency(losses, representation), self.channel_axis))
-        return sum(
-            terms.values(),
-            representation.new_zeros(
-                (), dtype=torch.promote_types(representation.dtype, torch.float32)
-            ),
-        )
+        if not isinstance(representation, Tensor):
+            check_representation(representation)
+        dtype = torch.promote_types(representation.dtype, torch.float32)
+        total = representation.new_zeros((), dtype=dtype)
+        if not self.lambda_tsr and not self.lambda_csa:
+            return total
+        check_representation(representation)
+        axis = self._axis_of(representation)
+        by_name = named_losses(losses)
+        self._check_losses(by_name)
+        terms = self.terms(arrange(named_saliency(by_name, representation), axis))
+        penalty = sum(terms.values(), total)
+        if self._is_first_call and penalty.requires_grad:
+            try:
+                torch.autograd.grad(penalty, representation, retain_graph=True, allow_unused=True)
+            except RuntimeError as error:
+                raise derivative_error(error) from error
+        self._is_first_call = False
+        return penalty
 
     def terms(self, saliency: Tensor) -> dict[str, Tensor]:
         """The weighted penalties by name ("tsr", "csa"), those that are on.
@@ -227,3 +306,43 @@ class RepMTL:
                 saliency, temperature=self.temperature, workers=self.workers
             )
         return terms
+
+    def extra_repr(self) -> str:
+        names = ("lambda_tsr", "lambda_csa", "temperature", "channel_axis")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    def _axis_of(self, representation: Tensor) -> int:
+        """The channel axis of this representation."""
+        shape, axis = tuple(representation.shape), self.channel_axis
+        if axis is None:
+            if len(shape) == 3:
+                raise ValueError(
+                    f"representation has shape {shape}, which is [batch, channels, positions] with channel_axis=1 and tokens "
+                    "[batch, positions, channels] with channel_axis=-1; write `RepMTL(..., channel_axis=-1)` or "
+                    "`RepMTL(..., channel_axis=1)`."
+                )
+            axis = 1
+        if not 2 <= len(shape) <= MAX_AXES or not -len(shape) < axis < len(shape):
+            raise ValueError(
+                f"representation has shape {shape}; expected a batch axis, a channel axis (channel_axis is {axis}) and "
+                f"at most {MAX_AXES - 2} position axes."
+            )
+        return axis
+
+    def _check_losses(self, losses: dict[str, Tensor]) -> None:
+        values = torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
+        by_worker = values[None]
+        if self._is_first_call:
+            by_worker = self.workers.gather(by_worker)
+        for name, of_workers in zip(losses, by_worker.T.tolist(), strict=True):
+            wrong = [value for value in of_workers if not math.isfinite(value)]
+            if wrong:
+                raise NonFiniteLossError(
+                    f"{name} is {wrong[0]}; expected a finite number. Lower the learning rate, or look at this task's "
+                    "labels and predictions (the logarithm of a loss needs a loss above 0)."
+                )
+            if not all(math.isclose(value, of_workers[0], rel_tol=1e-4) for value in of_workers):
+                raise ValueError(
+                    f"{name} differs between workers ({', '.join(f'{value:.6g}' for value in of_workers)}); with `workers`, each "
+                    "loss is the mean over the global batch: write `loss = workers.total(loss_sum) / workers.total(count)`."
+                )

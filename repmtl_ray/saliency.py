@@ -6,18 +6,34 @@ are in `regularizers.py`. No Ray.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+Losses = Sequence[Tensor] | Mapping[str, Tensor]
+"""One scalar loss per task, in order or by name."""
 
-def task_saliency(losses: Sequence[Tensor], representation: Tensor) -> Tensor:
+_CAUSES = {
+    "inplace operation": "an operation in place (for example nn.ReLU(inplace=True)) overwrote a "
+    "tensor that the derivative needs. Write `for m in model.modules(): m.inplace = False` before "
+    "training",
+    "attention": "fused attention has no second derivative. Run the heads inside `with "
+    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):`",
+    "aot_autograd": "a compiled module has no second derivative. Do not compile what follows the "
+    "representation: write `encoder = torch.compile(encoder)` and leave the heads as they are",
+    "second time": "the losses' graph is freed already. Compute the penalty before the backward "
+    "pass: `(sum(losses) + regularizer(losses, representation)).backward()`",
+}
+"""By a part of PyTorch's message: what the cause is, and what to do."""
+
+
+def task_saliency(losses: Losses, representation: Tensor) -> Tensor:
     """The gradient of every task's loss at the shared representation, itself differentiable.
 
     Args:
-        losses: T scalars, one a task, each computed from `representation`; T >= 1. A list, not one
-            stacked tensor.
+        losses: T scalars, one per task, each computed from `representation`; T >= 1. A list or a
+            mapping by task, not one stacked tensor.
         representation: [batch, ...], any shape; part of the losses' graph.
 
     Returns:
@@ -26,41 +42,100 @@ def task_saliency(losses: Sequence[Tensor], representation: Tensor) -> Tensor:
 
     Raises:
         ValueError: a stacked tensor, a loss that is not a scalar or does not depend on the
-            representation, or a representation outside any graph.
+            representation, a representation outside any graph, gradients that are turned off, or an
+            operation in between that cannot be differentiated.
 
     Source:
         Rep-MTL, arXiv:2507.21049, equation 3. The derivative passes through heads and losses only,
         never the encoder. A stacked tensor is refused because indexing it sends each task's
         derivative through every head: slower by T, and one task's infinity becomes another's NaN.
     """
+    check_representation(representation)
+    return named_saliency(named_losses(losses), representation)
+
+
+def named_saliency(losses: Mapping[str, Tensor], representation: Tensor) -> Tensor:
+    """As `task_saliency`, for losses by what messages call them and a checked representation."""
+    saliencies = []
+    for name, loss in losses.items():
+        saliency: Tensor | None = None
+        if loss.requires_grad:
+            try:
+                (saliency,) = torch.autograd.grad(
+                    loss, representation, create_graph=True, allow_unused=True
+                )
+            except RuntimeError as error:
+                raise derivative_error(error) from error
+        if saliency is None:
+            raise ValueError(
+                f"{name} does not depend on the representation; compute it from this very tensor (not from a copy, "
+                "a detached tensor or an earlier layer). A head that changes the representation in place, for example by "
+                "nn.ReLU(inplace=True), has the same effect: write `for m in model.modules(): m.inplace = False`."
+            )
+        saliencies.append(saliency)
+    return torch.stack(saliencies)
+
+
+def named_losses(losses: Losses) -> dict[str, Tensor]:
+    """The losses by what messages call them: "losses['depth']" or "losses[0]".
+
+    Raises:
+        ValueError: no losses, a stacked tensor, or an entry that is not a scalar tensor.
+    """
     if isinstance(losses, Tensor):
         raise ValueError(
             f"losses is one tensor of shape {tuple(losses.shape)}; expected a list of scalar losses, one a task "
             "(indexing a stacked tensor differentiates every head for every task)."
         )
+    if isinstance(losses, str) or not isinstance(losses, Iterable):
+        raise ValueError(
+            f"losses is {losses!r}; expected a list of scalar losses, or a mapping by task."
+        )
+    pairs = losses.items() if isinstance(losses, Mapping) else enumerate(losses)
+    by_name = {f"losses[{key!r}]": loss for key, loss in pairs}
+    for name, loss in by_name.items():
+        if not isinstance(loss, Tensor):
+            raise ValueError(f"{name} is {type(loss).__name__}; expected a scalar tensor.")
+        if loss.numel() != 1:
+            raise ValueError(f"{name} has shape {tuple(loss.shape)}; expected a scalar.")
+    if not by_name:
+        raise ValueError("losses is empty; expected one scalar loss a task.")
+    return by_name
+
+
+def check_representation(representation: Tensor) -> None:
+    """
+    Raises:
+        ValueError: several tensors, or a tensor that no loss can be differentiated at.
+    """
+    if not isinstance(representation, Tensor):
+        size = f" of {len(representation)}" if isinstance(representation, (list, tuple)) else ""
+        raise ValueError(
+            f"representation is a {type(representation).__name__}{size}; expected one tensor: pass the one that the heads "
+            "are computed from, for example `regularizer(losses, representation[-1])`."
+        )
+    if not torch.is_grad_enabled() or representation.is_inference():
+        raise ValueError(
+            "gradients are turned off (torch.no_grad or torch.inference_mode), but saliency is a derivative. Leave the "
+            "penalty out of evaluation, or compute encoder, heads and penalty inside `with torch.enable_grad():`."
+        )
     if not representation.requires_grad:
         raise ValueError(
-            "representation does not require grad; expected the tensor that the heads were computed from, with "
-            "gradients enabled."
+            "representation does not require grad: its encoder is frozen, it was computed under torch.no_grad, or it "
+            "is detached. Write `representation.requires_grad_()` before the heads are computed from it."
         )
-    saliencies = []
-    for index, loss in enumerate(losses):
-        if loss.numel() != 1:
-            raise ValueError(f"losses[{index}] has shape {tuple(loss.shape)}; expected a scalar.")
-        saliency: Tensor | None = None
-        if loss.requires_grad:
-            (saliency,) = torch.autograd.grad(
-                loss, representation, create_graph=True, allow_unused=True
-            )
-        if saliency is None:
-            raise ValueError(
-                f"losses[{index}] does not depend on the representation; compute it from this very tensor "
-                "(not from a copy, a detached tensor or an earlier layer)."
-            )
-        saliencies.append(saliency)
-    if not saliencies:
-        raise ValueError("losses is empty; expected one scalar loss a task.")
-    return torch.stack(saliencies)
+
+
+def derivative_error(error: RuntimeError) -> ValueError:
+    """PyTorch's error of a derivative, with its cause and the remedy."""
+    reason = str(error).strip().split("\n")[0]
+    for part, cause in _CAUSES.items():
+        if part in reason:
+            return ValueError(f"{cause} (PyTorch: {reason}).")
+    return ValueError(
+        "an operation between representation and losses cannot be differentiated twice, which Rep-MTL needs. Replace "
+        f"the operation that PyTorch names, or take the representation after it (PyTorch: {reason})."
+    )
 
 
 def arrange(saliency: Tensor, channel_axis: int = 1) -> Tensor:

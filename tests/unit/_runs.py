@@ -64,13 +64,12 @@ def small_model(tasks: tuple[Task, ...], workers: Workers, *, head: str = "aspp"
     )
     if not tasks[0].dense:
         encoder.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten()])
-    config = ModelConfig(
-        head=head if tasks[0].dense else "linear",
-        features="map" if tasks[0].dense else "pooled",
-        head_channels=4,
-        atrous_rates=(1, 2),
-        dropout=0.0,
-    )
+    if not tasks[0].dense:
+        config = ModelConfig(head="linear", features="pooled", output_stride=None)
+    elif head == "linear":
+        config = ModelConfig(head="linear")
+    else:
+        config = ModelConfig(head_channels=4, atrous_rates=(1, 2), dropout=0.0)
     model = MultiTaskModel(
         encoder, {task.name: build_head(config, task, 8) for task in tasks}, tasks
     )

@@ -16,7 +16,7 @@ from repmtl_ray.runs.keeper import Checkpoints
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 GUIDE = ROOT / "docs" / "guide.md"
-NOT_RUN = re.compile(r"<!-- not run: needs (Ray|data|a GPU) -->\s*\Z")
+NOT_RUN = re.compile(r"<!-- not run: needs (Ray|data|a GPU|several processes) -->\s*\Z")
 PATH = re.compile(
     r"`((?:repmtl_ray|pipelines|search_spaces|tests|bench|docs|deploy|\.ci)/[\w./-]+"
     r"\.(?:py|md|yaml|json|csv|png))`"

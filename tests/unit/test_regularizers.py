@@ -216,7 +216,7 @@ def test_csa_never_builds_the_larger_matrix(monkeypatch):
         (lambda: csa_loss(torch.ones(1, 2, 4)), "has 1 task"),
         (
             lambda: csa_loss(torch.ones(2, 2, 4), temperature=0.0),
-            "temperature is 0.0; expected a number above 0",
+            "temperature is 0.0; expected a finite number above 0",
         ),
     ],
 )
