@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from repmtl_ray.regularizers import csa_loss
-from tests.unit._literal import literal_csa
+from tests.helpers.literal import literal_csa
 
 SHAPES = ("2,16,2048,512", "3,8,512,49", "3,64,512,1")
 TEMPERATURE = 0.5

@@ -19,7 +19,7 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.unit._gloo import Pool
+from tests.helpers.gloo import Pool
 
 
 @pytest.fixture(scope="session")

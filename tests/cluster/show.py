@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.cluster._fake import fake_cluster
 from tests.cluster.test_autoscaling import CPU_NODE, ENVIRONMENT, ROOT, epochs_of
+from tests.helpers.fake_cluster import fake_cluster
 
 TRIALS, EPOCHS, LOST_AT = 6, 40, 5
 
@@ -29,7 +29,7 @@ def main() -> None:
     types = {"cpu_worker": {**CPU_NODE, "max_workers": 3}}
     with fake_cluster(types, idle_s=8, environment=environment) as cluster:
         start, lost, shown = time.monotonic(), "", ""
-        command = [sys.executable, "-m", "tests.cluster._search"]
+        command = [sys.executable, "-m", "tests.helpers.cluster_search"]
         with log.open("w") as output:
             driver = subprocess.Popen(
                 [*command, str(storage), str(TRIALS), str(EPOCHS)],

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster._fake import fake_cluster, wait_until
+from tests.helpers.fake_cluster import fake_cluster, wait_until
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
@@ -43,7 +43,14 @@ def test_a_search_grows_the_cluster_survives_a_lost_node_and_leaves_nothing_runn
     types = {"cpu_worker": CPU_NODE, "gpu_worker": GPU_NODE}
     with fake_cluster(types, idle_s=8, environment=environment) as cluster:
         assert cluster.workers() == set()
-        command = [sys.executable, "-m", "tests.cluster._search", str(storage), "2", str(EPOCHS)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.helpers.cluster_search",
+            str(storage),
+            "2",
+            str(EPOCHS),
+        ]
         with log.open("w") as output:
             driver = subprocess.Popen(
                 command,

@@ -6,15 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bench.survival import EXPERIMENT
-from tests.unit import _training
+from tests.helpers import training
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(600)
@@ -22,9 +21,9 @@ def test_a_run_grows_with_the_cluster_and_ends_as_one_without_ray(tmp_path, monk
     """In a process of its own, since this one may be part of another Ray. That the run had one
     worker first and two in the end is checked there (`bench/nodes.py`)."""
     monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path / "scenes"))
-    expected = _training.run(EXPERIMENT).history
+    expected = training.run(EXPERIMENT).history
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.cluster._grow", tmp_path],
+        [sys.executable, "-m", "tests.helpers.grow_run", tmp_path],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"},
         capture_output=True,

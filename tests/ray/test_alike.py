@@ -9,13 +9,13 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import ray
 
 from repmtl_ray import alike, cluster, fit, storage
 from repmtl_ray.alike import Word
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.ray
 
@@ -122,7 +122,7 @@ def test_a_cluster_with_another_ray_is_refused_with_both_versions():
     found = subprocess.run(
         [sys.executable, "-c", OTHER_RAY],
         env={**os.environ, "RAY_ADDRESS": address},
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,8 +15,8 @@ from repmtl_ray.data import cache
 from repmtl_ray.data.batches import LocalRows, train_batches
 from repmtl_ray.data.cache import CachedSplit, cache_streams
 from repmtl_ray.data.sources import Stream, open_streams
-from tests.data._forms import make_npy, make_parquet
-from tests.data._layouts import make_cityscapes, make_office
+from tests.helpers.forms import make_npy, make_parquet
+from tests.helpers.layouts import make_cityscapes, make_office
 
 pytestmark = pytest.mark.ray
 

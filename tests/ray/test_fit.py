@@ -14,7 +14,7 @@ from repmtl_ray import Placement, fit, train
 from repmtl_ray.config import replace
 from repmtl_ray.runs import checkpoint
 from repmtl_ray.runs.keeper import Checkpoints
-from tests.ray._leftovers import leftovers
+from tests.helpers.leftovers import leftovers
 
 pytestmark = pytest.mark.ray
 

@@ -16,8 +16,8 @@ from repmtl_ray.data import cache, manifest, prepare, shards
 from repmtl_ray.data.cache import cache_streams, check_streams
 from repmtl_ray.data.sources import Stream, open_streams
 from repmtl_ray.runs import checkpoint
-from tests.data._layouts import dense_stream, make_cityscapes
-from tests.ray._s3 import BUCKET, S3, serving
+from tests.helpers.layouts import dense_stream, make_cityscapes
+from tests.helpers.s3 import BUCKET, S3, serving
 
 pytestmark = pytest.mark.ray
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bench import faults
-from tests.ray._quick_search import EPOCHS, TRIALS, searched
+from tests.helpers.paths import ROOT
+from tests.helpers.quick_search import EPOCHS, TRIALS, searched
 
 pytestmark = pytest.mark.ray
 
@@ -47,9 +48,9 @@ def rungs(folder: Path) -> dict[str, float]:
 def test_optuna_and_asha_go_on_where_they_were(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0.5")
     driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.ray._quick_search", str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        [sys.executable, "-m", "tests.helpers.quick_search", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -15,8 +15,8 @@ from ray import tune as ray_tune
 from bench import faults
 from repmtl_ray import cluster, tune
 from repmtl_ray.config import replace, to_dict
-from tests.ray._leftovers import leftovers
-from tests.ray._other_ray import another_ray
+from tests.helpers.leftovers import leftovers
+from tests.helpers.other_ray import another_ray
 
 pytestmark = pytest.mark.ray
 TSR, RATE, POLICY = "regularizer.lambda_tsr", "optimizer.learning_rate", "policy.name"

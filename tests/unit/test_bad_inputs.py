@@ -5,7 +5,6 @@ import ast
 import contextlib
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +22,9 @@ from repmtl_ray.runs.keeper import Checkpoints, Marker, describe, marker_text
 from repmtl_ray.search import asha
 from repmtl_ray.search.space import check_space
 from repmtl_ray.tasks import InverseDepth, Segmentation
-from tests.unit._training import small_experiment
+from tests.helpers.paths import ROOT
+from tests.helpers.training import small_experiment
 
-ROOT = Path(__file__).parents[2]
 BASE = Experiment(data=DataConfig(name="cityscapes"))
 HUGE = 10**30
 MARKER = {

@@ -12,8 +12,8 @@ import pytest
 from repmtl_ray import cli, config
 from repmtl_ray.cluster import Placement
 from repmtl_ray.runs.keeper import Checkpoints
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 GUIDE = ROOT / "docs" / "guide.md"
 NOT_RUN = re.compile(r"<!-- not run: needs (Ray|data|a GPU|several processes) -->\s*\Z")

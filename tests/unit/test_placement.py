@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import socket
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from repmtl_ray import cluster
 from repmtl_ray.cluster import Available, Placement
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 HEAD = Available(0, 0)
 GPU_NODE = Available(8, 1)
 CPU_NODE = Available(16, 0)

@@ -10,7 +10,7 @@ from repmtl_ray.config import DataConfig, replace
 from repmtl_ray.data import sources
 from repmtl_ray.data.holdout import cut
 from repmtl_ray.studies.methods import ablation, method, methods, sensitivity
-from tests.data._layouts import dense_stream, domain_stream
+from tests.helpers.layouts import dense_stream, domain_stream
 
 SCENES = DataConfig(name="cityscapes", num_train=8, num_val=3)
 OFFICE = DataConfig(name="office31", path="/somewhere")

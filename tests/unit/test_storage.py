@@ -6,8 +6,6 @@ import pytest
 
 from repmtl_ray import storage
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_storage_paths_are_absolute_and_uris_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

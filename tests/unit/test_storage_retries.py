@@ -8,7 +8,7 @@ from moto.server import ThreadedMotoServer
 from repmtl_ray import storage
 from repmtl_ray.runs.keeper import Keeper
 from repmtl_ray.storage import StorageError
-from tests.unit.test_keeper import saving
+from tests.unit.runs.test_keeper import saving
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,349 @@
+"""What holds for every policy: names, checks, checkpoints, penalties, absent tasks, draws."""
+
+import pytest
+import torch
+
+from repmtl_ray import policies, policy_names
+from repmtl_ray.config import PolicyConfig
+from repmtl_ray.policies.task_adam import TaskAdam
+from tests.helpers.asserts import (
+    assert_absent_task_is_left_out,
+    assert_draws_by_seed_and_step,
+    assert_finite,
+    assert_penalty_is_added,
+    assert_resumes,
+)
+from tests.helpers.passes import drive, task_names, toy_pass
+from tests.helpers.paths import ROOT
+
+LOSS_POLICIES = [
+    "COSMOS",
+    "Constant",
+    "DWA",
+    "EW",
+    "FAMO",
+    "GLS",
+    "GO4Align",
+    "IGBv2",
+    "IMTL-L",
+    "Mean",
+    "PBI",
+    "RLW",
+    "STCH",
+    "UW",
+]
+JACOBIAN_POLICIES = ["ExcessMTL", "GradDrop", "TrimmedMean"]
+GRAMIAN_POLICIES = [
+    "Aligned-MTL",
+    "CAGrad",
+    "ConFIG",
+    "DualProj",
+    "FairGrad",
+    "GradVac",
+    "IMTL-G",
+    "Krum",
+    "MGDA",
+    "Nash-MTL",
+    "PCD",
+    "PCGrad",
+    "RGW",
+    "UPGrad",
+]
+OWN_GRADIENT_POLICIES = [
+    "DB-MTL",
+    "GradNorm",
+    "IMTL",
+    "MTAdam",
+    "MetaBalance",
+    "MoCo",
+    "MoDo",
+    "SDMGrad",
+]
+"""Their references are transcriptions (test_transcriptions.py), not TorchJD's aggregators."""
+GRADIENT_POLICIES = [*GRAMIAN_POLICIES, *JACOBIAN_POLICIES, *OWN_GRADIENT_POLICIES]
+NAMES = sorted([*LOSS_POLICIES, *GRADIENT_POLICIES, "stl"])
+MULTI_TASK = [name for name in NAMES if name != "stl"]
+NEEDED = {"Constant": {"weights": 0.7}, "COSMOS": {"lambda_": 1.5}}
+BUSY_AGENT = {
+    "random_epochs": 1,
+    "baseline_epoch": 0,
+    "learning_epoch": 1,
+    "learn_every": 2,
+    "batch_size": 6,
+    "replay_size": 3,
+}
+"""IGBv2 that learns within a few steps."""
+SHORT = {"Nash-MTL": {"optim_niter": 3}}
+"""Arguments that keep a test short."""
+
+
+def make(name, num_tasks=3, *, seed=0, gradients="parameters", log_losses=False, **arguments):
+    arguments = {**NEEDED.get(name, {}), **SHORT.get(name, {}), **arguments}
+    config = PolicyConfig(
+        name=name, arguments=arguments, gradients=gradients, log_losses=log_losses
+    )
+    return policies.build(config, task_names(1 if name == "stl" else num_tasks), seed=seed)
+
+
+def test_names():
+    assert policies.names() == tuple(NAMES)
+
+
+RESUMED = [
+    *((name, {}) for name in MULTI_TASK),
+    ("STCH", {"warmup_epochs": 1}),
+    ("GradNorm", {"initial_losses": "epoch"}),
+    ("IGBv2", BUSY_AGENT),
+    ("MoCo", {"projection": "euclidean", "length": "own"}),
+    ("SDMGrad", {"num_parts": 2}),
+    ("DB-MTL", {"beta_sigma": 0.5}),
+    ("STCH", {"warmup_epochs": 0, "sum_to": "one"}),
+    ("ExcessMTL", {"n_warmup_steps": 2}),
+    ("Nash-MTL", {"update_weights_every": 2}),
+    *((name, {"momentum_of_weights": 0.9}) for name in ("MGDA", "UPGrad", "GradVac", "RGW")),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), RESUMED)
+def test_a_policy_resumes_bit_by_bit(name, arguments):
+    assert_resumes(lambda: make(name, **arguments), 3, moments=(0, 1, 3, 4, 5), absent_at=(0, 2, 6))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["UW", "FAMO", "STCH", "PCD", "Nash-MTL", "GradVac", "GO4Align", "IGBv2"],
+        *OWN_GRADIENT_POLICIES,
+    ],
+)
+def test_a_checkpoint_of_other_tasks_is_refused(name):
+    policy = make(name, 3)
+    drive(policy, range(2), 3)
+    with pytest.raises(ValueError, match=rf"policy '{name}'.*resume with the tasks that wrote it"):
+        make(name, 2).load_state_dict(policy.state_dict())
+
+
+def test_a_checkpoint_of_another_policy_is_refused():
+    with pytest.raises(ValueError, match=r"policy 'DWA' remembers .*found .*cosines"):
+        make("DWA").load_state_dict(make("GradVac").state_dict())
+    with pytest.raises(ValueError, match="keeps no state"):
+        make("EW").load_state_dict(make("GradVac").state_dict())
+
+
+@pytest.mark.parametrize("name", [name for name in MULTI_TASK if name != "MTAdam"])
+def test_the_penalty_is_added(name):  # MTAdam's is a term of its own: test_transcriptions.py
+    assert_penalty_is_added(lambda: make(name), 3)
+
+
+@pytest.mark.parametrize("name", [*GRAMIAN_POLICIES, "IMTL", "GradDrop"])
+def test_the_penalty_is_added_at_the_representation(name):
+    assert_penalty_is_added(lambda: make(name, gradients="representation"), 3)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MULTI_TASK if n not in ("Mean", "RLW", "RGW", "Krum", "IGBv2")]
+)
+def test_an_absent_task_is_left_out(name):
+    arguments = {"TrimmedMean": {"trim_number": 0}, "STCH": {"warmup_epochs": 1}}.get(name, {})
+
+    def make_for(tasks):
+        return make(name, len(tasks), **arguments)
+
+    assert_absent_task_is_left_out(make_for)
+
+
+@pytest.mark.parametrize("name", MULTI_TASK)
+@pytest.mark.parametrize("absent", [[0], [0, 1], [0, 1, 2]])
+def test_any_task_may_be_absent(name, absent):
+    policy = make(name)
+    for step in range(3):
+        toy = toy_pass(3, seed=step, absent=absent)
+        policy.begin_epoch(step)
+        policy.backward(toy.task_pass)
+        assert_finite(toy)
+        if policy.needs_second_look:
+            policy.second_look(toy.task_pass.plain_losses)
+        policy.end_epoch()
+    assert all(value == value for value in policy.metrics().values())
+
+
+@pytest.mark.parametrize("name", ["RLW", "RGW", "PCGrad", "GradVac", "GradDrop", "IGBv2"])
+def test_draws_depend_on_seed_and_step_alone(name):
+    assert_draws_by_seed_and_step(lambda seed: make(name, 10, seed=seed), 10)
+
+
+@pytest.mark.parametrize("name", MULTI_TASK)
+@pytest.mark.parametrize("num_tasks", [2, 10, 40])
+def test_other_numbers_of_tasks(name, num_tasks):
+    arguments = {"TrimmedMean": {"trim_number": 0}}.get(name, {})
+    if name == "Krum" and num_tasks == 2:
+        pytest.skip("needs three tasks")
+    policy = make(name, num_tasks, **arguments)
+    for gradients in drive(policy, range(2), num_tasks):
+        assert all(gradient.isfinite().all() for gradient in gradients)
+    assert policy.metrics().get("solver_failures", 0) == 0
+
+
+def test_single_task_learning_is_the_gradient_of_its_loss():
+    toy = toy_pass(1)
+    make("stl").backward(toy.task_pass)
+    for got, expected in zip(toy.finished(), toy.gradients_of(toy.losses[0]), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+REFUSED = [
+    ({"name": "cagrad"}, 3, "policy.name is 'cagrad', which is no policy; here it is 'CAGrad'"),
+    ({"name": "nash_mtl"}, 3, "here it is 'Nash-MTL'"),
+    ({"name": "nashmtl"}, 3, "here it is 'Nash-MTL'"),
+    ({"name": "imtl_g"}, 3, "here it is 'IMTL-G'"),
+    ({"name": "aligned_mtl"}, 3, "here it is 'Aligned-MTL'"),
+    ({"name": "equal"}, 3, "here it is 'EW'"),
+    ({"name": "ew"}, 3, "here it is 'EW'"),
+    ({"name": "uncertainty"}, 3, "here it is 'UW'"),
+    ({"name": "mgda-ub"}, 3, "here it is 'MGDA' with gradients=\"representation\""),
+    ({"name": "CR-MOGM"}, 3, "here it is the argument momentum_of_weights"),
+    ({"name": "imtl"}, 3, "here it is 'IMTL'"),
+    ({"name": "igb"}, 3, "here it is 'IGBv2'"),
+    ({"name": "db_mtl"}, 3, "here it is 'DB-MTL'"),
+    ({"name": "SDMGrad", "arguments": {"num_parts": 4}}, 3, "an integer >= 2 and <= 3"),
+    ({"name": "MoCo", "arguments": {"projection": "l2"}}, 3, "one of 'softmax', 'euclidean'"),
+    ({"name": "MetaBalance", "arguments": {"relax": 1.5}}, 3, "a finite number >= 0 and <= 1"),
+    ({"name": "MTAdam", "arguments": {"anchor": "x"}}, 3, "is 'x'; expected a task's name"),
+    ({"name": "MTAdam", "arguments": {"ranks": [1, 0, 1]}}, 3, "one finite number a task"),
+    ({"name": "GO4Align", "arguments": {"num_groups": 0}}, 3, "expected an integer >= 1"),
+    ({"name": "MoDo", "gradients": "representation"}, 3, "needs task gradients at the parameters"),
+    ({"name": "zzz"}, 3, "known names: Aligned-MTL, CAGrad"),
+    ({"name": "UPGrad"}, 1, r"weighs tasks .*found 1 \(a\); take policy 'stl' for one task"),
+    ({"name": "EW"}, 1, "take policy 'stl' for one task"),
+    ({"name": "stl"}, 2, r"policy 'stl' trains one task, found 2 \(a, b\)"),
+    (
+        {"name": "CAGrad", "arguments": {"C": 1}},
+        3,
+        r"policy.arguments.C is 1, but policy 'CAGrad' takes no argument 'C'; did you mean 'c'\? "
+        r"Allowed: c, scale, norm_eps, momentum_of_weights\.",
+    ),
+    ({"name": "EW", "arguments": {"c": 1}}, 3, "Allowed: none"),
+    (
+        {"name": "CAGrad", "arguments": {"c": -1}},
+        3,
+        "policy 'CAGrad' is -1; expected a finite number >= 0",
+    ),
+    ({"name": "CAGrad", "arguments": {"c": "0.4"}}, 3, "arguments.c of policy 'CAGrad' is '0.4'"),
+    ({"name": "CAGrad", "arguments": {"c": float("nan")}}, 3, "is nan; expected a finite number"),
+    ({"name": "MGDA", "arguments": {"momentum_of_weights": 1}}, 3, "a finite number >= 0 and < 1"),
+    (
+        {"name": "Nash-MTL", "arguments": {"optim_niter": 2.5}},
+        3,
+        "is 2.5; expected an integer >= 1",
+    ),
+    ({"name": "Nash-MTL", "arguments": {"optim_niter": True}}, 3, "expected an integer >= 1"),
+    ({"name": "FairGrad", "arguments": {"max_iters": 0}}, 3, "an integer >= 1 or None"),
+    (
+        {"name": "MGDA", "arguments": {"normalization": "l1"}},
+        3,
+        "one of 'none', 'l2', 'loss', 'loss\\+'",
+    ),
+    ({"name": "MGDA", "arguments": {"normalization": "loss"}}, 3, "'loss' with log_losses on"),
+    ({"name": "Constant"}, 3, "policy.arguments.weights is missing; policy 'Constant' needs it"),
+    (
+        {"name": "Constant", "arguments": {"weights": [1, 2]}},
+        3,
+        r"one finite number a task .*tasks: a, b, c",
+    ),
+    ({"name": "Constant", "arguments": {"weights": {"a": 1, "x": 2}}}, 2, "mapping by task"),
+    ({"name": "Constant", "arguments": {"weights": [0, 0]}}, 2, "not all 0"),
+    ({"name": "Constant", "arguments": {"weights": [-1, 2]}}, 2, ">= 0"),
+    ({"name": "PBI", "arguments": {"weights": [0, 2]}}, 2, "> 0"),
+    ({"name": "GradDrop", "arguments": {"leak": 2}}, 2, "<= 1"),
+    ({"name": "PCD", "arguments": {"primary": "x"}}, 2, "is 'x'; expected a task's name, or None"),
+    (
+        {"name": "Krum"},
+        2,
+        "policy 'Krum': n_byzantine=0 and n_selected=1 need at least 3 tasks, found 2",
+    ),
+    ({"name": "Krum", "arguments": {"n_selected": 4}}, 3, "at least 4 tasks, found 3"),
+    (
+        {"name": "TrimmedMean"},
+        2,
+        "policy 'TrimmedMean': trim_number=1 needs at least 3 tasks, found 2",
+    ),
+    (
+        {"name": "UW", "gradients": "representation"},
+        3,
+        "policy 'UW' cannot use it: it weighs losses",
+    ),
+    ({"name": "EW", "gradients": "representation"}, 3, "take one of Aligned-MTL, CAGrad"),
+    (
+        {"name": "ExcessMTL", "gradients": "representation"},
+        3,
+        "needs task gradients at the parameters",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "num_tasks", "message"), REFUSED)
+def test_a_wrong_configuration_is_refused_before_training(fields, num_tasks, message):
+    with pytest.raises(ValueError, match=message):
+        policies.check(PolicyConfig(**fields), task_names(num_tasks))
+
+
+def test_clipping_is_refused_where_there_is_no_gradient_to_clip():
+    config = PolicyConfig(name="MTAdam")
+    policies.check(config, task_names(2))
+    with pytest.raises(ValueError, match=r"max_gradient_norm is 1\.0, but policy 'MTAdam' makes"):
+        policies.check(config, task_names(2), max_gradient_norm=1.0)
+
+
+def test_arguments_by_task_may_be_a_mapping():
+    policy = make("Constant", 2, weights={"b": 2, "a": 1})
+    toy = toy_pass(2)
+    policy.backward(toy.task_pass)
+    assert policy.metrics() == {"weight/a": 1.0, "weight/b": 2.0}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"name": "cagrad"}, {"name": "zzz"}, {"name": "CAGrad", "arguments": {"C": 1}}]
+)
+def test_a_wrong_name_is_refused_when_the_configuration_is_made(fields):
+    with pytest.raises(ValueError, match=r"policy\.(name|arguments\.C) is"):
+        PolicyConfig(**fields)
+
+
+def test_the_table_of_names_agrees_with_the_policies():
+    signatures = {name: tuple(entry.signature) for name, entry in policies._POLICIES.items()}
+    assert signatures == dict(policy_names.ARGUMENTS)
+
+
+def test_every_other_name_leads_to_a_policy():
+    for name, here in policy_names.OTHER_NAMES.items():
+        with pytest.raises(ValueError, match="here it is"):
+            PolicyConfig(name=name)
+        assert policy_names.letters_of(name) == name
+        assert here.startswith("the argument") or here.split("'")[1] in NAMES
+
+
+def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults():
+    page = ROOT / "docs" / "methods.md"
+    cells = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+    # Reversed: the last table of the page, of costs, names the policies too.
+    rows = {row[0].removeprefix("| "): " | ".join(row[1:]) for row in reversed(cells)}
+    for name in policies.names():
+        for argument, kind in policies._POLICIES[name].signature.items():
+            if argument != "momentum_of_weights":  # named once for all
+                assert f"{argument}={kind.default!r}" in rows[name], name
+
+
+def test_task_adam_is_adam():
+    torch.manual_seed(0)
+    ours = TaskAdam(3, learning_rate=0.1, weight_decay=0.2)
+    numbers = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    theirs = torch.optim.Adam([numbers], lr=0.1, weight_decay=0.2)
+    for _ in range(4):
+        numbers.grad = torch.randn(3, dtype=torch.float64)
+        ours.step(numbers.grad, torch.arange(3))
+        theirs.step()
+    torch.testing.assert_close(ours.values, numbers.detach())
+    before = ours.values
+    ours.step(torch.ones(1, dtype=torch.float64), torch.tensor([1]))
+    assert torch.equal(ours.values[[0, 2]], before[[0, 2]])
+    assert ours.values[1] != before[1]

@@ -1,0 +1,258 @@
+"""Pictures, exponents and times: the numbers behind them, and the recipes that show them."""
+
+import csv
+import itertools
+import math
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipelines import pictures as pictures_recipe
+from pipelines import powerlaw as powerlaw_recipe
+from pipelines import timing as timing_recipe
+from repmtl_ray.collectives import ALONE
+from repmtl_ray.config import DataConfig, ModelConfig, RegularizerConfig, replace
+from repmtl_ray.protocols import best_epoch
+from repmtl_ray.regularizers import tsr_loss
+from repmtl_ray.report import figures
+from repmtl_ray.report.pictures import affinity, look, shares
+from repmtl_ray.runs import checkpoint, final, loop
+from repmtl_ray.runs.evaluate import evaluate
+from repmtl_ray.runs.keeper import Keeper
+from repmtl_ray.studies import powerlaw, timing
+from repmtl_ray.studies.methods import methods
+from tests.helpers.checkpoints import described_otherwise, small_experiment, split_of, trained
+from tests.helpers.layouts import make_office
+
+
+@pytest.fixture(scope="module")
+def saved(scenes_cache, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    trained(small_experiment(), directory)
+    return directory
+
+
+def test_shares_are_equations_4_and_5_and_their_mean_entropy_is_tsr():
+    saliency = torch.randn(3, 2, 5, 4, 6, dtype=torch.float64)
+    magnitude, distribution, entropy = shares(saliency)
+    for t, b, i, j in itertools.product(range(3), range(2), range(4), range(6)):
+        own = [abs(float(saliency[k, b, :, i, j].mean())) for k in range(3)]
+        assert float(magnitude[t, b, i, j]) == pytest.approx(own[t])
+        assert float(distribution[t, b, i, j]) == pytest.approx(own[t] / sum(own))
+    assert float(entropy.mean()) == pytest.approx(float(tsr_loss(saliency)))
+
+
+def test_a_position_without_saliency_has_no_entropy():
+    saliency = torch.ones(2, 1, 3, 2)
+    saliency[:, 0, :, 1] = 0
+    _, distribution, entropy = shares(saliency)
+    assert distribution[:, 0, 1].tolist() == [0, 0]
+    assert math.isnan(entropy[0, 1])
+    assert float(entropy[0, 0]) == pytest.approx(math.log(2))
+
+
+def test_affinity_is_the_cosine_of_the_channel_matrices_as_printed():
+    saliency = torch.randn(3, 4, 5, 7, dtype=torch.float64) * 1e-6
+    literal = torch.zeros(3, 3, dtype=torch.float64)
+    for s, t, b in itertools.product(range(3), range(3), range(4)):
+        one, other = (saliency[k, b] @ saliency[k, b].T for k in (s, t))
+        literal[s, t] += (one * other).sum() / (one.norm() * other.norm()) / 4
+    torch.testing.assert_close(affinity(saliency), literal)
+
+
+def test_a_task_without_saliency_has_no_affinity():
+    saliency = torch.randn(2, 3, 4)
+    saliency[1] = 0
+    found = affinity(saliency)
+    assert float(found[0, 0]) == pytest.approx(1)
+    assert torch.isnan(found[1]).all()
+
+
+def test_a_look_has_the_models_own_predictions_and_shares_that_sum_to_one(saved):
+    seen = look(saved, num_images=2)
+    images = torch.from_numpy(seen.images["depth"]).permute(0, 3, 1, 2)
+    predictions = checkpoint.read_model(saved)(images)
+    for task in ("segmentation", "depth"):
+        np.testing.assert_allclose(
+            seen.predictions[task], predictions[task].detach().numpy(), rtol=1e-4, atol=1e-5
+        )
+    assert seen.saliency.shape == (2, 2, 4, 8)
+    np.testing.assert_allclose(seen.distribution.sum(axis=0), 1)
+    assert np.diag(seen.affinity) == pytest.approx([1, 1])
+
+
+def test_saliency_is_that_of_the_losses_the_run_trained_on(saved, tmp_path):
+    """log L has the derivative of L over L; P of plain and of log losses differ."""
+    described_otherwise(saved, tmp_path / "plain", "policy", log_losses=False)
+    log, plain = look(saved, num_images=3), look(tmp_path / "plain", num_images=3)
+    ratio = plain.saliency.reshape(2, -1).max(axis=1) / log.saliency.reshape(2, -1).max(axis=1)
+    model = checkpoint.read_model(saved)
+    split = split_of(small_experiment(), "val")
+    batches = [next(iter(loop.eval_batches(
+        split.streams, split.rows, tasks=["segmentation", "depth"], batch_size=3, workers=ALONE,
+        dtype=torch.float32)))]  # fmt: skip
+    losses = evaluate(model, batches, loop.selected_tasks(small_experiment()))
+    wanted = [losses["segmentation/loss"], losses["depth/loss"]]
+    np.testing.assert_allclose(ratio, wanted, rtol=1e-3)
+
+
+def run_recipe(monkeypatch, recipe, *arguments):
+    monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
+    recipe.main()
+
+
+def test_the_pictures_recipe_leaves_pngs_and_a_tensorboard_log(
+    saved, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_recipe(
+        monkeypatch,
+        pictures_recipe,
+        *(saved, "--out", tmp_path / "p", "--images", 2, "--tensorboard", tmp_path / "log"),
+    )
+    names = {"predictions", "saliency", "affinity"}
+    assert {path.stem for path in (tmp_path / "p").iterdir()} == names
+    for path in (tmp_path / "p").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    log = EventAccumulator(str(tmp_path / "log")).Reload()
+    assert set(log.Tags()["images"]) == names
+
+
+def test_office_has_pictures_too(tmp_path):
+    root = make_office(
+        tmp_path / "office",
+        per_class={"amazon": 6, "dslr": 5, "webcam": 5},
+        classes={"back_pack": 0, "bike": 1},
+    )
+    experiment = small_experiment(
+        data=DataConfig(name="office31", path=str(root), height=32, width=32),
+        model=ModelConfig(
+            encoder="test_efficientnet", features="pooled", output_stride=None, head="linear"
+        ),
+        regularizer=RegularizerConfig(lambda_tsr=0.0, lambda_csa=0.0),
+        batch_size=2,
+    )
+    trained(experiment, tmp_path / "saved")
+    seen = look(tmp_path / "saved", num_images=2)
+    assert seen.saliency.shape == (3, 2)
+    assert {name: len(images) for name, images in seen.images.items()} == {
+        "amazon": 2,
+        "dslr": 2,
+        "webcam": 2,
+    }
+    assert len(figures.save(seen, tmp_path / "p")) == 3
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(saved, tmp_path):
+    described_otherwise(saved, tmp_path / "other", "model", encoder="test_resnet")
+    with pytest.raises(ValueError, match="holds the weights of another configuration"):
+        look(tmp_path / "other")
+    with pytest.raises(ValueError, match="is not a checkpoint"):
+        look(tmp_path)
+
+
+def matrix_with(exponent, size=300):
+    """Its squared singular values are the quantiles of a density ~ x^-exponent."""
+    rng = np.random.default_rng(0)
+    eigenvalues = (1 - (np.arange(size) + 0.5) / size) ** (-1 / (exponent - 1))
+    left, right = (np.linalg.qr(rng.standard_normal((size, size)))[0] for _ in range(2))
+    return torch.tensor(left @ np.diag(np.sqrt(eigenvalues)) @ right, dtype=torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
+@pytest.mark.parametrize(("exponent", "well_trained"), [(2.5, "yes"), (6.0, "no")])
+def test_a_matrix_of_known_exponent_has_it(exponent, well_trained):
+    pytest.importorskip("weightwatcher")
+    layer = nn.Linear(300, 300)
+    with torch.no_grad():
+        layer.weight.copy_(matrix_with(exponent))
+    part = powerlaw.exponents("head", nn.Sequential(layer, nn.ReLU(), nn.Linear(300, 3)))
+    assert part.exponent == pytest.approx(exponent, abs=0.05)
+    assert (len(part.layers), part.num_small) == (1, 1)
+    assert powerlaw.text([part]).endswith(f" {well_trained}")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
+def test_the_exponents_recipe_has_the_encoder_and_every_head(saved, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("weightwatcher")
+    run_recipe(monkeypatch, powerlaw_recipe, saved, "--out", tmp_path)
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in ("encoder", "segmentation", "depth"))
+    rows = list(csv.DictReader((tmp_path / "powerlaw.csv").read_text().splitlines()))
+    assert rows
+    assert {row["part"] for row in rows} <= {"encoder", "segmentation", "depth"}
+    assert "n/a" in printed, "a head of one pixel's channels is too small for a fit"
+
+
+def test_exponents_of_different_models_are_not_compared(saved, tmp_path, monkeypatch):
+    described_otherwise(saved, tmp_path / "other", "model", dropout=0.25)
+    with pytest.raises(ValueError, match=r"another configuration.*dropout was 0.0, is 0.25"):
+        run_recipe(monkeypatch, powerlaw_recipe, saved, tmp_path / "other", "--out", tmp_path)
+
+
+def test_times_are_ratios_to_ew_and_a_failed_method_says_why(scenes_cache):
+    chosen = {**methods(["Rep-MTL"]), "wild": {"optimizer.learning_rate": 1e30}}
+    experiment = small_experiment(regularizer=RegularizerConfig(lambda_tsr=0.0, lambda_csa=0.0))
+    found = {t.method: t for t in timing.time_methods(experiment, chosen, rounds=2)}
+    assert list(found) == ["EW", "Rep-MTL", "wild"]
+    assert found["EW"].ratio == 1
+    assert len(found["Rep-MTL"].seconds) == 2
+    assert min(found["Rep-MTL"].seconds) > 0
+    assert "loss is" in found["wild"].error
+    assert found["wild"].ratio is None
+    assert "failed: task" in timing.text(list(found.values()))
+
+
+def test_the_timing_recipe_writes_its_table(scenes_cache, tmp_path, monkeypatch, capsys):
+    small = [
+        *("--set", "data.height=32", "--set", "data.width=64", "--set", "data.num_train=8"),
+        *("--set", "data.num_val=3", "--batch-size", "4"),
+    ]
+    out = ["--out", tmp_path, "--rounds", 1, "--methods", "UW"]
+    run_recipe(monkeypatch, timing_recipe, "scenes", *small, *out)
+    rows = list(csv.DictReader((tmp_path / "timing.csv").read_text().splitlines()))
+    assert [row["method"] for row in rows] == ["EW", "UW"]
+    assert float(rows[1]["ratio_to_ew"]) == pytest.approx(
+        float(rows[1]["median_s"]) / float(rows[0]["median_s"])
+    )
+
+
+def test_the_final_split_is_read_with_the_best_epochs_weights(scenes_cache, tmp_path):
+    experiment = replace(
+        small_experiment(epochs=4),
+        {"data.holdout": 0.4, "data.eval_split": "holdout", "data.num_train": 12},
+    )
+    keeper = Keeper(str(tmp_path))
+    weights = []
+
+    def report(metrics, write):
+        epoch, step = int(metrics["epoch"]), int(metrics["global_step"])
+        location = keeper.write(write, epochs_done=epoch, step_in_epoch=0, global_step=step)
+        weights.append(checkpoint.read_state(location)["model"])
+
+    parts, progress = loop.run(
+        experiment,
+        train=split_of(experiment, "train"),
+        evaluation=split_of(experiment, "holdout"),
+        report=report,
+    )
+    best = best_epoch(progress.history)
+    options = {
+        "directory": str(tmp_path),
+        "best": keeper.best(),
+        "workers": ALONE,
+        "device": torch.device("cpu"),
+    }
+    found = final.evaluate_best(experiment, parts.model, split_of(experiment, "val"), **options)
+    assert found["epoch"] == best
+    kept = parts.model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in weights[best - 1].items())
+    shutil.rmtree(keeper.best())
+    again = final.evaluate_best(experiment, parts.model, split_of(experiment, "val"), **options)
+    assert again == found, "read once, kept beside the run"

@@ -1,0 +1,171 @@
+"""What the workers of a run agree on, with Ray's own parts replaced; and ASHA and Tune's state after
+an interruption."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ray.tune.schedulers import TrialScheduler
+
+from repmtl_ray import cluster, storage
+from repmtl_ray.cluster import Available, Placement
+from repmtl_ray.collectives import Workers
+from repmtl_ray.config import DataConfig, Experiment, ExperimentError
+from repmtl_ray.runs import guard
+from repmtl_ray.runs.guard import Guard, is_out_of_memory
+from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.search import trial
+from repmtl_ray.search.asha import ResumableASHA
+from tests.unit.runs.test_keeper import places, saving
+
+NEVER = Checkpoints(every_minutes=None)
+
+
+@pytest.fixture
+def notice(monkeypatch):
+    """What Ray has told this process of preemption; broadcasts go to oneself."""
+    told = SimpleNamespace(preemption_info=None)
+    context = SimpleNamespace(preemption_context=told)
+    monkeypatch.setattr(
+        "ray.train.v2._internal.execution.context.get_train_context", lambda: context
+    )
+    monkeypatch.setattr(guard, "broadcast_from_rank_zero", lambda found: found)
+    return told
+
+
+def step_of(guard_, step):
+    given = saving(0, step)
+    guard_.after_step(0, step, step, given["save"])
+
+
+def test_after_a_notice_every_step_is_saved_until_the_node_goes(tmp_path, notice):
+    kept = Guard(str(tmp_path), NEVER, Workers())
+    step_of(kept, 1)
+    assert not tmp_path.exists() or places(tmp_path) == []
+    notice.preemption_info = SimpleNamespace(deadline_ms=1000 * (time.time() + 60))
+    for step in (2, 3, 4):
+        step_of(kept, step)
+        assert places(tmp_path)[-1] == (0, step)
+    kept._notice_ends = time.time() - 1
+    step_of(kept, 5)
+    assert places(tmp_path)[-1] == (0, 4)
+
+
+def test_only_the_first_worker_writes(tmp_path, notice):
+    notice.preemption_info = SimpleNamespace(deadline_ms=None)
+    step_of(Guard(str(tmp_path), NEVER, Workers(rank=1, size=2)), 1)
+    assert places(tmp_path) == []
+    step_of(Guard(str(tmp_path), NEVER, Workers(rank=0, size=2)), 1)
+    assert places(tmp_path) == [(0, 1)]
+
+
+def test_a_storage_that_fails_is_left_alone_until_the_epoch_ends_the_run(tmp_path, notice, caplog):
+    kept = Guard(str(tmp_path), Checkpoints(every_steps=1), Workers())
+    tries = []
+
+    def full(location):
+        tries.append(location)
+        raise storage.StorageError("the disk is full")
+
+    for step in (1, 2, 3):
+        kept.after_step(0, step, step, full)
+    assert len(tries) == 1
+    assert "no checkpoint at step 1: the disk is full" in caplog.text
+    with pytest.raises(ExperimentError, match="the disk is full"):
+        kept.after_epoch(1, 4, full)
+    kept.after_epoch(1, 4, saving(1)["save"])
+    assert places(tmp_path) == [(1, 0)]
+
+
+def test_out_of_memory_on_one_worker_is_what_all_of_the_next_attempt_end_with(tmp_path, notice):
+    experiment = Experiment(data=DataConfig(name="cityscapes"))
+    kept = Guard(str(tmp_path), NEVER, Workers(rank=1, size=2))
+    kept.out_of_memory(torch.OutOfMemoryError("Tried to allocate 20 GiB\nmore"), experiment)
+    with pytest.raises(ExperimentError, match=r"batch_size 64 over 2 workers \(Tried.*20 GiB\)"):
+        Guard(str(tmp_path), NEVER, Workers(rank=0, size=2)).start()
+    assert Guard(str(tmp_path), NEVER, Workers(rank=0, size=2)).start() is None, "told once"
+
+
+def test_what_is_out_of_memory():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "cpus", "runs"), [((1, 2), 1, 1), ((1, 2), 5, 2), ((2, 3), 1, 0), (2, 5, 2)]
+)
+def test_an_elastic_run_needs_its_least_and_takes_its_most(monkeypatch, num_workers, cpus, runs):
+    has = Available(cpus, 0)
+    monkeypatch.setattr("repmtl_ray.cluster.nodes", lambda: [has])
+    monkeypatch.setattr("repmtl_ray.cluster.available", lambda: has)
+    monkeypatch.setattr("repmtl_ray.cluster.reachable", lambda: has)
+    assert Placement(num_workers=num_workers).concurrent() == runs
+
+
+def scheduler(path):
+    made = ResumableASHA(
+        str(path),
+        time_attr="epoch",
+        max_t=9,
+        grace_period=2,
+        reduction_factor=2,
+        metric="m",
+        mode="max",
+    )
+    for name in "abcd":
+        made.on_trial_add(None, SimpleNamespace(trial_id=name))
+    return made
+
+
+def decisions(made, reports):
+    return [
+        made.on_trial_result(None, SimpleNamespace(trial_id=name), {"epoch": epoch, "m": value})
+        for name, epoch, value in reports
+    ]
+
+
+def test_asha_goes_on_where_it_was(tmp_path):
+    """Interrupted after any report, its decisions are those of the scheduler that never was."""
+    reports = [("a", 2, 0.9), ("b", 2, 0.1), ("c", 2, 0.95), ("a", 4, 0.8), ("d", 2, 0.5)]
+    reports += [("c", 4, 0.2)]
+    expected = decisions(scheduler(tmp_path / "unbroken.json"), reports)
+    assert expected.count(TrialScheduler.STOP) == 3
+    for cut in range(len(reports) + 1):
+        path = tmp_path / f"{cut}.json"
+        first = decisions(scheduler(path), reports[:cut])
+        resumed = scheduler(path)
+        assert first + decisions(resumed, reports[cut:]) == expected
+    again = decisions(scheduler(path), [("b", 3, 1.0)])
+    assert again == [TrialScheduler.STOP], "a trial that was stopped stays so"
+
+
+def test_a_torn_state_of_tune_gives_way_to_the_one_before(tmp_path, caplog):
+    (tmp_path / "tuner.pkl").write_bytes(b"kept")
+    assert not trial._has_state(str(tmp_path)), "no state at all"
+    whole = tmp_path / "experiment_state-2026-01-01_00-00-00.json"
+    whole.write_text(json.dumps({"trial_data": []}))
+    torn = tmp_path / "experiment_state-2026-01-02_00-00-00.json"
+    torn.write_bytes(b'{"trial_data": ["\xff')
+    assert trial._has_state(str(tmp_path))
+    assert whole.exists()
+    assert not torn.exists()
+    assert "2026-01-02_00-00-00.json is torn" in caplog.text
+    (tmp_path / "tuner.pkl").unlink()
+    assert not trial._has_state(str(tmp_path))
+
+
+def test_a_ray_started_here_listens_on_loopback_alone(monkeypatch):
+    given = {}
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: given.update(options))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    for name in cluster.LOCAL_ENVIRONMENT:
+        monkeypatch.setenv(name, "1")  # put back afterwards
+    cluster.connect()
+    assert (given["include_dashboard"], given["dashboard_host"]) == (True, "127.0.0.1")

@@ -1,0 +1,236 @@
+"""Checkpoints in a run's storage: which are whole, which stay, when one is due; and a run that is
+killed at every step is the run that never was."""
+
+import logging
+import math
+
+import pytest
+
+from repmtl_ray import storage
+from repmtl_ray.runs import checkpoint, keeper, loop
+from repmtl_ray.runs.keeper import MARKER_FILE, Checkpoints, Keeper, Marker, describe, marker_text
+from tests.helpers.asserts import assert_same
+from tests.helpers.training import small_experiment, split, state_of
+
+STATE = b"the state of a run" * 20
+
+
+class KilledError(Exception):
+    pass
+
+
+def saving(epochs_done, step_in_epoch=0, errors=(), step=None):
+    """What `Keeper.write` is given, for a small state; `errors`, of every epoch done."""
+    files = {"state.pt": STATE, "experiment.json": b"{}"}
+    history = [{"depth/abs_error": error} for error in errors or [1.0] * epochs_done]
+    at = {
+        "epochs_done": epochs_done,
+        "step_in_epoch": step_in_epoch,
+        "global_step": 4 * epochs_done + step_in_epoch if step is None else step,
+    }
+
+    def save(location):
+        for name, data in files.items():
+            storage.write(f"{location}/{name}", data)
+        marker = Marker(files=describe(files), history=history, **at)
+        storage.write(f"{location}/{MARKER_FILE}", marker_text(marker).encode())
+
+    return {"save": save, **at}
+
+
+def places(folder):
+    """(epochs done, step in epoch) of what lies there."""
+    found = [keeper.NAME.fullmatch(path.name) for path in folder.iterdir()]
+    return sorted((int(match[1]), int(match[2])) for match in found if match)
+
+
+def test_the_last_two_and_the_best_stay(tmp_path):
+    found = Keeper(str(tmp_path))
+    errors = [0.9, 0.5, 0.7, 0.6, 0.8]
+    for epoch in range(1, 6):
+        found.write(**saving(epoch, errors=errors[:epoch]))
+        found.write(**saving(epoch, 2, errors=errors[:epoch]))
+    assert places(tmp_path) == [(2, 0), (5, 0), (5, 2)]
+    assert found.best().startswith(f"{tmp_path}/checkpoint_000002_00000000")
+    assert Keeper(str(tmp_path)).best() == found.best(), "also for a new process"
+    assert Keeper(str(tmp_path)).newest().startswith(f"{tmp_path}/checkpoint_000005_00000002")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def change(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", ["state.pt", "experiment.json", MARKER_FILE])
+@pytest.mark.parametrize("damage", [cut, change, lambda path: path.unlink()])
+def test_a_torn_checkpoint_is_passed_over_by_name(tmp_path, file, damage, caplog):
+    found = Keeper(str(tmp_path))
+    before, last = (found.write(**saving(1, step)) for step in (2, 3))
+    damage(tmp_path / last.rpartition("/")[2] / file)
+    with caplog.at_level(logging.WARNING):
+        again = Keeper(str(tmp_path))
+        if (file, damage) == (MARKER_FILE, cut):  # its last character is a new line
+            assert again.newest() == last
+            return
+        assert again.newest() == before
+    (message,) = again.notes
+    assert last in message
+    assert f"going on from {before}" in message
+    assert message in caplog.text
+    again.write(**saving(1, 3))
+    assert places(tmp_path) == [(1, 2), (1, 3)], "the torn one is gone, the one before it is not"
+    assert Keeper(str(tmp_path)).newest() not in (before, last)
+
+
+def test_without_any_whole_checkpoint_a_run_starts_anew_and_says_so(tmp_path):
+    last = Keeper(str(tmp_path)).write(**saving(1))
+    (tmp_path / last.rpartition("/")[2] / "state.pt").write_bytes(b"")
+    found = Keeper(str(tmp_path))
+    assert found.newest() is None
+    assert "there is none before it: starting anew" in found.notes[0]
+    assert Keeper(str(tmp_path / "never")).newest() is None
+
+
+def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(tmp_path, monkeypatch):
+    Keeper(str(tmp_path)).write(**saving(1))
+    monkeypatch.setattr(storage, "WAITS_S", ())
+
+    def gone(_location):
+        raise OSError("the bucket is gone")
+
+    monkeypatch.setattr(storage, "open_location", gone)
+    with pytest.raises(storage.StorageError, match="the bucket is gone"):
+        Keeper(str(tmp_path)).newest()
+
+
+def test_nothing_stored_is_touched_when_a_write_fails(tmp_path):
+    found = Keeper(str(tmp_path))
+    found.write(**saving(1))
+    found.write(**saving(2))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(location):
+        storage.write(f"{location}/state.pt", STATE)
+        raise storage.StorageError("full")
+
+    with pytest.raises(storage.StorageError):
+        found.write(**{**saving(3), "save": full})
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before.items() <= after.items()
+    assert "checkpoint_000002" in Keeper(str(tmp_path)).newest()
+    found.write(**saving(3, 1))
+    assert places(tmp_path) == [(1, 0), (2, 0), (3, 1)], "what was half written is gone"
+
+
+def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path):
+    now = [0.0]
+    by_steps = Keeper(str(tmp_path), Checkpoints(every_steps=3, every_minutes=None))
+    due = []
+    for step in range(1, 10):
+        if by_steps.due(step):
+            due.append(step)
+            by_steps.write(**saving(0, step))
+    assert due == [3, 6, 9]
+    by_time = Keeper(str(tmp_path), Checkpoints(every_minutes=2), clock=lambda: now[0])
+    assert not by_time.due(1)
+    now[0] = 119.0
+    assert not by_time.due(2)
+    now[0] = 120.0
+    assert by_time.due(3)
+    by_time.write(**saving(0, 3))
+    assert not by_time.due(4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every_steps": 0}, "every_steps is 0; expected at least 1"),
+        ({"every_minutes": 0.0}, "every_minutes is 0.0; expected above 0"),
+        ({"every_minutes": math.nan}, "every_minutes is nan"),
+        ({"keep": 1}, "keep is 1; expected at least 2"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Checkpoints(**settings)
+
+
+def attempt(experiment, folder, *, die_at=None, before_saving=False, seen=None):
+    """Goes on from what is there, with a checkpoint after every step, until it is killed."""
+    kept = Keeper(str(folder), Checkpoints(every_steps=1))
+
+    def after_step(epochs_done, step_in_epoch, global_step, write):
+        if seen is not None:
+            seen.append((global_step, before_saving and global_step == die_at))
+        if global_step == die_at and before_saving:
+            raise KilledError
+        kept.write(
+            write, epochs_done=epochs_done, step_in_epoch=step_in_epoch, global_step=global_step
+        )
+        if global_step == die_at:
+            raise KilledError
+
+    def report(metrics, write):
+        kept.write(
+            write,
+            epochs_done=metrics["epoch"],
+            step_in_epoch=0,
+            global_step=metrics["global_step"],
+        )
+
+    return loop.run(
+        experiment,
+        train=split(experiment, "train"),
+        evaluation=split(experiment, "val"),
+        report=report,
+        after_step=after_step,
+        resume_from=kept.newest(),
+    )
+
+
+@pytest.mark.usefixtures("scenes_cache")
+def test_killed_at_every_step_it_is_the_unbroken_run(tmp_path, monkeypatch):
+    """DWA remembers losses inside an epoch; samples are compared by their numbers."""
+    experiment = small_experiment(
+        policy__name="DWA",
+        policy__log_losses=False,
+        data__num_train=12,
+        epochs=2,
+        regularizer__lambda_csa=0.1,
+    )
+    samples = []
+    original = loop.Stepper.step
+
+    def watched(self, batch, *, global_step):
+        samples.append((global_step + 1, batch.sample_ids.tolist()))
+        return original(self, batch, global_step=global_step)
+
+    monkeypatch.setattr(loop.Stepper, "step", watched)
+    unbroken, progress = attempt(experiment, tmp_path / "unbroken")
+    expected = list(samples)
+    samples.clear()
+    for step in range(1, 7):
+        with pytest.raises(KilledError):
+            attempt(experiment, tmp_path / "killed", die_at=step, before_saving=step % 3 == 0)
+    survivor, survived = attempt(experiment, tmp_path / "killed")
+    assert survived == progress
+    assert_same(state_of(survivor), state_of(unbroken))
+    again = [entry for entry in samples if samples.count(entry) > 1]
+    assert {step for step, _ in again} == {3, 6}, "only steps that were lost are taken again"
+    assert sorted(map(str, samples)) == sorted(map(str, [*expected, expected[2], expected[5]]))
+
+
+@pytest.mark.usefixtures("scenes_cache")
+def test_checkpoints_of_two_runs_of_one_name_do_not_overwrite_each_other(tmp_path):
+    first, second = Keeper(str(tmp_path)), Keeper(str(tmp_path))
+    paths = {first.write(**saving(1)), second.write(**saving(1))}
+    assert len(paths) == 2
+    for path in paths:
+        assert keeper.read_file(path, "state.pt", keeper.read_marker(path)) == STATE
+    with pytest.raises(ValueError, match="damaged, or not of this project"):
+        checkpoint.read_state(path)

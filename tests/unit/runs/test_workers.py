@@ -1,0 +1,108 @@
+"""The promise: one worker with a batch, or several with a part each, make the same update; every
+policy, real gloo workers."""
+
+import pytest
+import torch
+
+from repmtl_ray import policies
+from repmtl_ray.collectives import ALONE
+from tests.helpers.runs import OFFICE, parameters_after, policy_config
+
+MULTI_TASK = [name for name in policies.names() if name != "stl"]
+AT_REPRESENTATION = [
+    name for name in MULTI_TASK if "representation" in policies.gradient_places(name)
+]
+
+
+def needed_tasks(name):
+    return {"tasks": OFFICE} if name == "Krum" else {}  # Krum compares at least three
+
+
+def three(name):
+    """What the policy needs for three tasks where two need something else."""
+    return {"arguments": {"weights": [0.7, 1.6, 1.1]}} if name == "Constant" else {}
+
+
+def assert_workers_agree(pool, policy, options, steps=3):
+    start = parameters_after(ALONE, policy, options, steps=0)
+    expected = parameters_after(ALONE, policy, options, steps)
+    change = (expected - start).norm()
+    assert change > 0
+    for found in pool.run(parameters_after, policy, options, steps):
+        assert (found - expected).norm() <= 1e-6 * change
+
+
+@pytest.mark.parametrize("regularizer", [(0.0, 0.0), (0.9, 0.7)], ids=["plain", "rep_mtl"])
+@pytest.mark.parametrize("name", MULTI_TASK)
+def test_two_workers_equal_one(pool_of, name, regularizer):
+    assert_workers_agree(
+        pool_of(2), policy_config(name), {"regularizer": regularizer, **needed_tasks(name)}
+    )
+
+
+@pytest.mark.parametrize("name", ["EW", "UW", "FAMO", "PCGrad", "UPGrad"])
+def test_plain_losses_too(pool_of, name):
+    assert_workers_agree(
+        pool_of(2), policy_config(name, log_losses=False), {"regularizer": (0.9, 0.7)}
+    )
+
+
+@pytest.mark.parametrize("name", AT_REPRESENTATION)
+def test_gradients_at_the_representation_too(pool_of, name):
+    policy = policy_config(name, gradients="representation")
+    assert_workers_agree(pool_of(2), policy, {"regularizer": (0.9, 0.7), **needed_tasks(name)})
+
+
+@pytest.mark.parametrize("name", MULTI_TASK)
+def test_four_workers_equal_one(pool_of, name):
+    """One of them has no valid depth at all."""
+    options = {"regularizer": (0.9, 0.7), **needed_tasks(name)}
+    assert_workers_agree(pool_of(4), policy_config(name), options)
+
+
+@pytest.mark.parametrize("name", MULTI_TASK)
+def test_a_batch_without_any_label_of_a_task_too(pool_of, name):
+    if name == "Krum":
+        pytest.skip("needs three tasks, and the dense batches have two")
+    options = {"regularizer": (0.9, 0.7), "no_depth_at": (1,)}
+    assert_workers_agree(pool_of(2), policy_config(name), options)
+
+
+@pytest.mark.parametrize("name", MULTI_TASK)
+def test_office_domains_too(pool_of, name):
+    options = {"tasks": OFFICE, "regularizer": (0.9, 0.7)}
+    assert_workers_agree(pool_of(2), policy_config(name, **three(name)), options)
+
+
+@pytest.mark.parametrize("name", MULTI_TASK)
+def test_office_domains_of_unequal_batch_size_too(pool_of, name):
+    """Without penalties: they pair the domains' rows by number, which is the worker's own."""
+    options = {"tasks": OFFICE, "office_sizes": (4, 2, 6)}
+    assert_workers_agree(pool_of(2), policy_config(name, **three(name)), options)
+
+
+@pytest.mark.parametrize("name", ["EW", "Aligned-MTL"])
+def test_a_representation_inside_the_encoder_too(pool_of, name):
+    options = {"regularizer": (0.9, 0.7), "representation": "encoder.2"}
+    assert_workers_agree(pool_of(2), policy_config(name), options)
+
+
+def test_the_mean_of_each_workers_losses_would_be_another_number(pool_of):
+    """The batches are such that the test above can fail: valid pixels differ between the
+    workers."""
+    from tests.helpers.runs import dense_batch
+
+    first, second = (dense_batch(0, workers) for workers in pool_of(2).run(which_workers))
+    counts = [(batch.targets["segmentation"] >= 0).sum().item() for batch in (first, second)]
+    assert counts[0] > 1.5 * counts[1]
+
+
+def which_workers(workers):
+    return workers
+
+
+def test_the_random_state_of_the_process_does_not_matter(pool_of):
+    torch.manual_seed(123)
+    first = parameters_after(ALONE, policy_config("PCGrad"), {})
+    torch.manual_seed(321)
+    assert torch.equal(first, parameters_after(ALONE, policy_config("PCGrad"), {}))

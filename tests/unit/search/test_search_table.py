@@ -1,0 +1,322 @@
+"""The table of a search, its picture and its files; single-task experiments."""
+
+import csv
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas
+import pytest
+import ray
+from PIL import Image
+from ray import tune as ray_tune
+
+from repmtl_ray import cluster, search
+from repmtl_ray.cli import results as cli_results
+from repmtl_ray.cluster import Placement
+from repmtl_ray.config import Experiment, digest, from_dict, replace
+from repmtl_ray.report import heatmap
+from repmtl_ray.report.heatmap import MAX_CELLS, delta_p_heatmap
+from repmtl_ray.report.table import results_text
+from repmtl_ray.search import SearchResult, results_table, trial
+from repmtl_ray.search.baseline import single_task
+from tests.helpers.searches import (
+    BASE,
+    BASELINE,
+    CSA,
+    METRICS,
+    POLICY,
+    RATE,
+    RESULTS,
+    TAU,
+    TSR,
+    metrics_of,
+    result,
+)
+
+
+def test_a_single_task_experiment_is_one_plain_loss_of_the_same_protocol():
+    alone = single_task(BASE, "depth")
+    assert alone.tasks == ("depth",)
+    assert (alone.policy.name, alone.policy.log_losses) == ("stl", False)
+    assert not alone.regularizer.active
+    for part in ("data", "optimizer", "epochs", "batch_size", "seed", "precision", "protocol"):
+        assert getattr(alone, part) == getattr(BASE, part)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {POLICY: "CAGrad", "policy.arguments": {"c": 0.2}, "policy.gradients": "representation"},
+        {TSR: 0.1, CSA: 0.0},
+        {TAU: 2.0},
+        {"model.representation": "encoder.layer3"},
+        {"tasks": ["depth", "segmentation"]},
+    ],
+    ids=str,
+)
+def test_baselines_are_shared_by_experiments_with_other_policies_and_penalties(overrides):
+    assert single_task(replace(BASE, overrides), "depth") == single_task(BASE, "depth")
+
+
+@pytest.fixture
+def table():
+    return results_table(RESULTS, BASE)
+
+
+def test_the_table_is_sorted_by_delta_p_with_failed_trials_last(table):
+    assert list(table["rank"]) == [1, 2, 3, 4, 5, 6]
+    assert list(table["policy"]) == ["GLS", "DWA", "EW", "RLW", "UW", "UWW"]
+    assert list(table["status"]) == ["stopped", "done", "done", "stopped", "failed", "failed"]
+    assert list(table["delta_p_task"][:3]) == [3.0, 1.25, -2.5]
+    assert table["error"].tolist() == ["", "", "", "", "loss is nan", "no such policy"]
+    assert list(table.index) == list(range(6))
+
+
+def test_a_row_says_what_was_searched_and_what_came_out(table):
+    row = table.iloc[1]
+    assert row["lambda_tsr"] == 0.7
+    assert (row["lambda_csa"], row["tau"]) == (0.9, 0.5)
+    assert row["learning_rate"] == BASE.optimizer.learning_rate
+    assert bool(row["log_losses"]) is True
+    assert (row["segmentation/miou"], row["depth/abs_error"], row["epoch"]) == (42.0, 0.05, 10)
+    assert row["checkpoint"] == "/runs/1.25"
+    assert row["config"] == {TSR: 0.7, POLICY: "DWA"}
+    assert row["digest"] == digest(replace(BASE, row["config"]))
+    assert (row["protocol"], row["seed"]) == ("libmtl", 0)
+    assert "time_total_s" not in table
+
+
+def test_delta_p_is_seen_when_a_wide_table_is_printed(table):
+    assert list(table.columns[:2]) == ["rank", "delta_p_task"]
+    with pandas.option_context("display.width", 80, "display.max_columns", 0):
+        assert "delta_p_task" in str(table)
+
+
+def test_a_combination_that_no_experiment_allows_keeps_its_row():
+    """Each of its values passed `check_space`; together they fail, and must not take the table
+    along."""
+    refused = result(
+        {"batch_size": 1, CSA: 0.5}, error=ValueError("batch_size is 1 with CSA"), epoch=0
+    )
+    table = results_table([refused, RESULTS[0]], BASE)
+    assert list(table["status"]) == ["done", "failed"]
+    assert table["lambda_csa"].tolist() == [0.9, 0.5]
+    assert table["digest"][1] == ""
+    assert "batch_size is 1" in table["error"][1]
+
+
+def test_a_table_without_any_finished_epoch():
+    table = results_table([RESULTS[1], RESULTS[1]], BASE)
+    assert list(table["rank"]) == [1, 2]
+    assert table["delta_p_task"].isna().all()
+    text = results_text(table, BASELINE, METRICS)
+    assert text.count("no such policy") == 2
+
+
+def test_the_best_experiment_is_not_a_failed_one(monkeypatch, capsys):
+    """From the table that a search returns: a trial that diverged after a lucky epoch is not best."""
+    found = tune_without_ray(monkeypatch, RESULTS)
+    assert found.best == replace(BASE, {TSR: 0.3, POLICY: "GLS"})
+    assert tune_without_ray(monkeypatch, RESULTS[1:3]).best is None
+
+
+def test_of_an_epoch_reported_twice_after_a_restart_the_last_counts():
+    one = result({}, **metrics_of(1.0))
+    reports = ((1, 0.5), (2, 0.4), (2, 0.3), (3, 0.2))
+    one.metrics_dataframe = pandas.DataFrame(
+        [metrics_of(1.0, epoch=epoch, abs_error=error) for epoch, error in reports]
+    )
+    found = trial.histories_of([one])["trial-1.0"]
+    assert [(row["epoch"], row["depth/abs_error"]) for row in found] == [
+        (1, 0.5),
+        (2, 0.3),
+        (3, 0.2),
+    ]
+
+
+def tune_without_ray(monkeypatch, results):
+    space = {TSR: ray_tune.uniform(0, 2), POLICY: ray_tune.choice(["EW", "UW"])}
+    nothing = SimpleNamespace()
+    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(search, "preflight", lambda *_: None)
+    monkeypatch.setattr(search, "cache_data", lambda *_: nothing)
+    monkeypatch.setattr(search, "_check_name", lambda *_: None)
+    monkeypatch.setattr(search, "single_task_baseline", lambda *_, **__: BASELINE)
+    monkeypatch.setattr(Placement, "concurrent", lambda _: 2)
+    monkeypatch.setattr(ray_tune, "with_parameters", lambda driver, **_: driver)
+    monkeypatch.setattr(search, "claim", lambda *_: None)
+    monkeypatch.setattr(search.alike, "check_nodes", lambda _: None)
+    monkeypatch.setattr(search, "make_tuner", lambda *_, **__: nothing)
+    monkeypatch.setattr(search, "finish", lambda *_, **__: results)
+    return search.tune(BASE, space, num_samples=6)
+
+
+def ray_error(cause):
+    return ray.exceptions.RayTaskError("_trial", f"Traceback ...\n{cause}", cause)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("plain"), "plain"),
+        (ValueError("several\n\n  lines  \n\n"), "lines"),
+        (ray_error(ValueError("wrapped once")), "wrapped once"),
+        (ray_error(ray_error(ValueError("wrapped twice"))), "wrapped twice"),
+        (ray_error(ValueError("as its cause")).as_instanceof_cause(), "as its cause"),
+        (KeyError(), "KeyError"),
+    ],
+    ids=["plain", "lines", "once", "twice", "cause", "empty"],
+)
+def test_the_reason_of_a_failure_is_the_users_own_error(error, reason):
+    assert trial.reason(error) == reason
+
+
+def lines_of(table, **options):
+    return results_text(table, BASELINE, METRICS, **options).splitlines()
+
+
+def test_the_text_is_aligned_with_a_single_task_row_and_reasons_at_the_end(table):
+    lines = lines_of(table)
+    assert len(lines) == 2 + 6 + 1 + 2
+    assert len({len(line) for line in lines[:9]}) == 1, "all rows are equally long"
+    headings = lines[0].split()
+    assert headings[:4] == ["rank", "delta_p", "%", "policy"]
+    for heading in ("log losses", "lambda_tsr", "lambda_csa", "tau", "mIoU %", "abs. err."):
+        assert heading in lines[0]
+    assert set(lines[1]) == {"-", " "}
+    assert [line.split()[1] for line in lines[2:5]] == ["+3.00", "+1.25", "-2.50"]
+    assert lines[2].split() == (
+        ["1", "+3.00", "GLS", "yes", "0.3", "0.9", "0.5", "4", "stopped", "41.50", "0.0500"]
+    )
+    assert lines[8].split() == ["-", "0.00", "single-task", "40.00", "0.0500"]
+    assert lines[9:] == ["rank 5: loss is nan", "rank 6: no such policy"]
+
+
+def test_columns_that_say_nothing_are_left_out():
+    done = results_table([RESULTS[0], RESULTS[4]], BASE)
+    heading = lines_of(done)[0]
+    assert "status" not in heading
+    assert "epoch" not in heading
+    assert "lr" not in heading
+    rates = [result({RATE: rate}, **metrics_of(1.0)) for rate in (1e-4, 2.5e-4)]
+    lines = lines_of(results_table(rates, BASE))
+    assert "lr" in lines[0]
+    assert "0.00025" in lines[3]
+
+
+def test_markdown_is_a_table_followed_by_a_list(table):
+    lines = lines_of(table, markdown=True)
+    cells = [line.split(" | ") for line in lines[:9]]
+    assert len({len(row) for row in cells}) == 1
+    assert all(line.startswith("| ") and line.endswith(" |") for line in lines[:9])
+    assert set(lines[1]) <= set("| -")
+    assert lines[9:] == ["", "- rank 5: loss is nan", "- rank 6: no such policy"]
+    done = results_table([RESULTS[0]], BASE)
+    assert len(lines_of(done, markdown=True)) == 4
+
+
+def searched(values, delta_ps=None):
+    """A table of trials at pairs (lambda_tsr, lambda_csa)."""
+    delta_ps = delta_ps or [float(index) - 1 for index in range(len(values))]
+    results = [
+        result({TSR: tsr, CSA: csa}, **metrics_of(delta_p))
+        for (tsr, csa), delta_p in zip(values, delta_ps, strict=True)
+    ]
+    return results_table(results, BASE)
+
+
+def many_values():
+    draws = np.random.default_rng(0).uniform(0, 2, (MAX_CELLS + 3, 2))
+    return [(float(tsr), float(csa)) for tsr, csa in draws]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [(tsr, csa) for tsr in (0.7, 0.9, 1.1) for csa in (0.7, 0.9)],
+        [(0.1, 0.9), (0.5, 0.1), (0.1, 0.9)],
+        many_values(),
+        [(0.9, 0.9)],
+    ],
+    ids=["grid", "some cells", "scatter", "one"],
+)
+def test_the_heatmap_is_a_png_with_something_on_it(tmp_path, values):
+    path = delta_p_heatmap(searched(values), tmp_path / "delta_p.png", title="scenes")
+    assert path == tmp_path / "delta_p.png"
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        width, height = image.size
+        pixels = np.asarray(image.convert("RGB"))
+    assert width >= 800
+    assert height >= 600
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100, "colours of a scale"
+
+
+def test_each_cell_shows_its_best_trial_that_did_not_fail(tmp_path, monkeypatch):
+    shown = {}
+    draw = heatmap._cells
+
+    def watched(axes, rows, xs, ys, color):
+        image = draw(axes, rows, xs, ys, color)
+        for text in axes.texts:
+            x, y = text.get_position()
+            shown[xs[int(x)], ys[int(y)]] = text.get_text()
+        return image
+
+    monkeypatch.setattr(heatmap, "_cells", watched)
+    results = [
+        result({TSR: 0.1, CSA: 0.1, POLICY: "EW"}, **metrics_of(1.0)),
+        result({TSR: 0.1, CSA: 0.1, POLICY: "UW"}, **metrics_of(2.0)),
+        result({TSR: 0.5, CSA: 0.1, POLICY: "GLS"}, **metrics_of(-3.0)),
+        result({TSR: 0.5, CSA: 0.1, POLICY: "DWA"}, error=ValueError("x"), **metrics_of(8.0)),
+    ]
+    delta_p_heatmap(results_table(results, BASE), tmp_path / "p.png", title="")
+    assert shown == {(0.1, 0.1): "+2.0\nUW", (0.5, 0.1): "-3.0\nGLS"}
+
+
+def test_a_search_without_results_still_has_a_picture(tmp_path):
+    table = results_table([RESULTS[1]], BASE)
+    path = delta_p_heatmap(table, tmp_path / "delta_p.png", title="nothing")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 2_000
+
+
+def written(tmp_path, results, best):
+    found = SearchResult(
+        table=results_table(results, BASE),
+        baseline=BASELINE,
+        best=best,
+        directory="/storage/tune-x",
+        experiment=BASE,
+    )
+    cli_results.write_results(found, tmp_path / "out", metrics=METRICS, title="scenes")
+    return tmp_path / "out"
+
+
+def test_results_are_a_csv_a_table_a_picture_and_a_configuration(tmp_path, capsys):
+    best = replace(BASE, {TSR: 0.3, POLICY: "GLS", "policy.arguments": {}})
+    out = written(tmp_path, RESULTS, best)
+    names = {"results.csv", "results.md", "delta_p.png", "best.json", "report.html"}
+    assert {path.name for path in out.iterdir()} == names
+    rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    assert [row["policy"] for row in rows] == ["GLS", "DWA", "EW", "RLW", "UW", "UWW"]
+    assert "config" not in rows[0]
+    assert float(rows[0]["delta_p_task"]) == 3.0
+    assert (out / "results.md").read_text().startswith("scenes\n\n| rank | delta_p % | policy |")
+    read = from_dict(Experiment, json.loads((out / "best.json").read_text()))
+    assert read == best
+    assert digest(read) == digest(best)
+    printed = capsys.readouterr().out
+    assert "single-task" in printed
+    assert f"python pipelines/train.py {out / 'best.json'}" in printed
+    assert "--resume tune-x" in printed
+
+
+def test_without_a_best_trial_an_earlier_searchs_best_is_not_left(tmp_path, capsys):
+    out = written(tmp_path, RESULTS, BASE)
+    assert (out / "best.json").exists()
+    written(tmp_path, RESULTS[1:2], None)
+    assert not (out / "best.json").exists()
+    assert "no trial finished an epoch" in capsys.readouterr().err

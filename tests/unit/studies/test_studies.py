@@ -1,0 +1,140 @@
+"""The commands that compare methods: their options, their cells, what they print; runs are made up."""
+
+import csv
+import re
+import sys
+
+import pytest
+
+from pipelines import ablation as ablation_recipe
+from pipelines import benchmark as benchmark_recipe
+from pipelines import sensitivity as sensitivity_recipe
+from repmtl_ray.cli import benchmark as cli_benchmark
+from repmtl_ray.config import digest, replace, to_dict
+from repmtl_ray.report.records import data_source
+from repmtl_ray.studies.benchmark import BenchmarkResult, code_version
+from repmtl_ray.studies.methods import ablation
+from tests.unit.report.test_benchmark_table import record, single
+
+GAIN = {"log": 2.0, "TSR": 1.0, "CSA": -0.5}
+"""Points of mIoU that the made-up ablation books on each factor."""
+
+
+@pytest.fixture
+def compared(monkeypatch, tmp_path):
+    """What was asked of `benchmark`, which answers with made-up records."""
+    calls = []
+
+    def benchmark(experiment, methods, *, seeds, **options):
+        calls.append((experiment, methods, list(seeds), options))
+        records = []
+        for name, changes in methods.items():
+            bonus = sum(gain for factor, gain in GAIN.items() if f"+ {factor}" in name)
+            for seed in seeds:
+                own = replace(experiment, {**changes, "seed": seed})
+                made = record(name, seed, (50 + bonus, 80, 0.03, 0.3))
+                extra = {"history": [], "checkpoint": "/nowhere", "digest": digest(own)}
+                records.append({**made, **extra, "experiment": to_dict(own)})
+        base = [run for seed in seeds for run in single(seed, (50, 80, 0.03, 0.3))]
+        return BenchmarkResult(records=records, baseline=base, failures={}, directory="/s/name")
+
+    monkeypatch.setattr(cli_benchmark, "benchmark", benchmark)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def run(monkeypatch, recipe, *arguments):
+    monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
+    recipe.main()
+
+
+def test_the_ablation_books_every_gain_on_its_factor(monkeypatch, capsys, compared, tmp_path):
+    run(monkeypatch, ablation_recipe, "scenes", "--pictures", 0)
+    rows = list(csv.DictReader((tmp_path / "results/ablation.csv").read_text().splitlines()))
+    assert len(rows) == 1 + 8
+    printed = capsys.readouterr().out
+    for factor, gain in GAIN.items():  # 1 point of 50 is 2 %, a quarter of delta_p
+        assert re.search(rf"{factor}( +{re.escape(f'{gain * 2 / 4:+.2f}')}){{3}}\n", printed)
+    assert (tmp_path / "results/report.html").exists()
+
+
+def test_a_missing_cell_leaves_no_factors(monkeypatch, capsys, compared, tmp_path):
+    cells = ablation()
+    cells.pop("EW + TSR")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/factors.csv").write_text("of an earlier run")
+    monkeypatch.setattr(ablation_recipe, "ablation", lambda: cells)
+    run(monkeypatch, ablation_recipe, "scenes", "--pictures", 0)
+    assert "points of delta_p by factor: n/a (a cell is missing)" in capsys.readouterr().out
+    assert not (tmp_path / "results/factors.csv").exists()
+
+
+def test_the_sensitivity_study_varies_one_value_at_a_time(monkeypatch, compared, tmp_path):
+    run(monkeypatch, sensitivity_recipe, "scenes", "--seeds", 1, "--pictures", 0)
+    _, cells, seeds, _ = compared[0]
+    assert (len(cells), seeds) == (10 + 10 + 9, [0])
+    run(
+        monkeypatch, sensitivity_recipe, "scenes", "--pictures", 0, "--vary", "csa", "--values", 0.3
+    )
+    assert [changes["regularizer.lambda_csa"] for changes in compared[1][1].values()] == [0.3]
+    with pytest.raises(ValueError, match="--values needs one study"):
+        run(monkeypatch, sensitivity_recipe, "scenes", "--values", 0.3)
+
+
+def test_a_checkpoint_that_is_not_here_costs_the_pictures_and_nothing_else(
+    monkeypatch, capsys, compared, tmp_path
+):
+    run(monkeypatch, benchmark_recipe, "scenes", "--methods", "EW", "Rep-MTL")
+    assert "pictures   none of EW, seed 0" in capsys.readouterr().err
+    assert "What the model sees" not in (tmp_path / "results/report.html").read_text()
+
+
+def test_presets_protocols_and_options_make_the_experiment(monkeypatch, compared):
+    quiet = ("--pictures", 0, "--methods", "EW", "--no-published")
+    run(monkeypatch, benchmark_recipe, "cityscapes", "--data", "/d", *quiet)
+    run(monkeypatch, benchmark_recipe, "scenes", "--protocol", "last10", *quiet)
+    run(monkeypatch, benchmark_recipe, "office_31", "--data", "/d", "--weights", "/w.pth", *quiet)
+    run(
+        monkeypatch, benchmark_recipe, "scenes", "--epochs", 3, "--set", "precision=float64", *quiet
+    )
+    paper, last, office, small = (call[0] for call in compared)
+    assert (paper.model.encoder, paper.epochs, paper.model.pretrained) == ("resnet50", 200, True)
+    assert (last.protocol, last.epochs, last.data.augment) == ("last10", 10, True)
+    assert (office.model.weights, office.model.pretrained) == ("/w.pth", False)
+    assert (small.epochs, small.precision, small.model.encoder) == (
+        3,
+        "float64",
+        "test_efficientnet",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("citiscapes",), "did you mean 'cityscapes'"),
+        (("scenes", "--data", "/d"), "is rendered and takes no folder"),
+        (("cityscapes",), "--data DIR is missing"),
+        (("scenes", "--protocol", "last11"), "did you mean 'last10'"),
+        (("scenes", "--seeds", 0), "--seeds is 0"),
+        (("scenes", "--set", "epochs"), "expected PATH=VALUE"),
+        (("scenes", "--set", "epoch=1"), "did you mean 'epochs'"),
+        (("scenes", "--methods", "EW", "EW"), "named twice"),
+        (("office_31", "--data", "/d", "--protocol", "last10"), "not for 'office31'"),
+    ],
+)
+def test_wrong_options_are_refused_with_their_remedy(monkeypatch, compared, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(monkeypatch, benchmark_recipe, *arguments)
+    assert not compared
+
+
+def test_the_source_says_that_rendered_data_is_not_the_real_one(monkeypatch, compared):
+    run(monkeypatch, benchmark_recipe, "scenes", "--pictures", 0, "--methods", "EW")
+    source = data_source(compared[0][0].data)
+    assert source == (
+        "rendered street scenes (not cityscapes), 192 to train and 64 to evaluate on, at 64 x 128"
+    )
+
+
+def test_records_name_the_commit_of_the_code():
+    assert len(code_version().rstrip("+")) >= 7
