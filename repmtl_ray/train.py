@@ -62,6 +62,7 @@ class FitResult:
             before.
         best_checkpoint: of the best epoch (`protocols.best_epoch`).
         final: metrics of the data's final split, if it has one, and the "epoch" chosen for it.
+        notes: on the data, one sentence each, for example that its splits are this project's own.
     """
 
     metrics: dict[str, float]
@@ -70,6 +71,7 @@ class FitResult:
     epochs_now: int
     best_checkpoint: str = ""
     final: dict[str, float] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def cache_data(
@@ -88,16 +90,15 @@ def cache_data(
     }
     check_one_size(opened)
     held: list[HeldSplit] = []
-    notes: dict[str, None] = {}
     for split in ("train", experiment.data.eval_split, final_split):
         if split is not None:
             streams = opened[split]
-            notes.update(dict.fromkeys(note for stream in streams for note in stream.notes))
             kept = sum(part.num_bytes for part in held if isinstance(part, CachedSplit))
             held.append(hold_streams(streams, taken=kept))
-    for note in notes:
+    data = CachedData(train=held[0], evaluation=held[1], final=held[2] if len(held) > 2 else None)
+    for note in data.notes:
         print(f"note: {note}", flush=True)
-    return CachedData(train=held[0], evaluation=held[1], final=held[2] if len(held) > 2 else None)
+    return data
 
 
 def cache_custom(experiment: Experiment, data: CustomData) -> CachedData:
@@ -307,6 +308,7 @@ def train(
         best_checkpoint=outcome["best_checkpoint"],
         epochs_now=outcome["epochs_now"],
         final=outcome["final"],
+        notes=data.notes,
     )
 
 
@@ -355,4 +357,5 @@ def finished(folder: str, experiment: Experiment, data: CachedData) -> FitResult
         best_checkpoint=keeper.best() or newest,
         epochs_now=0,
         final=final,
+        notes=data.notes,
     )

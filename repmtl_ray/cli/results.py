@@ -28,7 +28,8 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
     table = result.table.drop(columns="config")
     table.to_csv(out / "results.csv", index=False)
     markdown = results_text(result.table, result.baseline, metrics, markdown=True)
-    (out / "results.md").write_text(f"{title}\n\n{markdown}\n")
+    notes = "".join(f"- {note}\n" for note in result.notes)
+    (out / "results.md").write_text(f"{title}\n\n{markdown}\n" + (notes and f"\n{notes}"))
     delta_p_heatmap(result.table, out / "delta_p.png", title=title)
     print(
         f"table      {out / 'results.csv'}, {out / 'results.md'}\npicture    {out / 'delta_p.png'}"
@@ -49,6 +50,7 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
         result.experiment,
         title=title,
         histories=result.histories,
+        notes=result.notes,
         pictures=pictures_of(shown, NUM_PICTURES),
     )
     (out / "report.html").write_text(report, encoding="utf-8")

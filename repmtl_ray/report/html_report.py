@@ -91,6 +91,7 @@ def search_report(
     title: str,
     histories: Mapping[str, Sequence[Mapping[str, float]]],
     pictures: Sequence[Pictures] = (),
+    notes: Sequence[str] = (),
 ) -> str:
     """The report of a search.
 
@@ -101,6 +102,7 @@ def search_report(
         title: of the page; says which data.
         histories: by trial, one row an epoch.
         pictures: of checkpoints.
+        notes: on the data.
     """
     metrics = list(directions(baseline))
     runs = [run_of_row(row, metrics, baseline, histories) for _, row in table.iterrows()]
@@ -112,7 +114,7 @@ def search_report(
         title="Search of Rep-MTL's coefficients and policy",
         subtitle=title,
         chips=chips,
-        first=page.section("Trials", page.notes([baseline_row, _SEARCH_NOTE])),
+        first=page.section("Trials", page.notes([baseline_row, _SEARCH_NOTE, *notes])),
         runs=runs,
         metrics=metrics,
         pictures=pictures,

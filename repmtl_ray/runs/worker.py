@@ -46,6 +46,13 @@ class CachedData:
         final = "" if self.final is None else self.final.fingerprint
         return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of results must know of the samples, one sentence each."""
+        splits = (split for split in (self.train, self.evaluation, self.final) if split is not None)
+        notes = (note for split in splits for stream in split.streams for note in stream.notes)
+        return tuple(dict.fromkeys(notes))
+
 
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""

@@ -7,6 +7,7 @@ small cluster: a driver takes no CPU, and no more trials start than there is roo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -50,6 +51,7 @@ class SearchResult:
         directory: path or URI of everything the search wrote.
         experiment: what was not searched.
         histories: by trial, the metrics of every epoch that it reported.
+        notes: on the data, one sentence each.
     """
 
     table: pandas.DataFrame
@@ -58,6 +60,7 @@ class SearchResult:
     directory: str
     experiment: Experiment
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def tune(
@@ -163,7 +166,8 @@ def tune(
         resume=resume,
     )
     grid = finish(tuner, may_stop=scheduler != "none")
-    return _found(grid, experiment, baseline, directory, whole)
+    result = _found(grid, experiment, baseline, directory, whole)
+    return dataclasses.replace(result, notes=data.notes)
 
 
 def results_table(

@@ -347,15 +347,7 @@ def _common(experiment: Experiment, data: CachedData) -> dict[str, Any]:
         "changes": differences(official, experiment),
         "reported_split": protocols.final_split(experiment.protocol, experiment.data)
         or experiment.data.eval_split,
-        "notes": list(
-            dict.fromkeys(
-                note
-                for split in (data.train, data.evaluation, data.final)
-                if split is not None
-                for stream in split.streams
-                for note in stream.notes
-            )
-        ),
+        "notes": list(data.notes),
         "commit": code_version(),
         "version": repmtl_ray.__version__,
     }

@@ -138,7 +138,7 @@ def test_of_an_epoch_reported_twice_after_a_restart_the_last_counts():
 
 def tune_without_ray(monkeypatch, results):
     space = {TSR: ray_tune.uniform(0, 2), POLICY: ray_tune.choice(["EW", "UW"])}
-    nothing = SimpleNamespace()
+    nothing = SimpleNamespace(notes=())
     monkeypatch.setattr(cluster, "connect", lambda: None)
     monkeypatch.setattr(search, "preflight", lambda *_: None)
     monkeypatch.setattr(search, "cache_data", lambda *_: nothing)
@@ -283,13 +283,14 @@ def test_a_search_without_results_still_has_a_picture(tmp_path):
     assert path.stat().st_size > 2_000
 
 
-def written(tmp_path, results, best):
+def written(tmp_path, results, best, notes=()):
     found = SearchResult(
         table=results_table(results, BASE),
         baseline=BASELINE,
         best=best,
         directory="/storage/tune-x",
         experiment=BASE,
+        notes=notes,
     )
     cli_results.write_results(found, tmp_path / "out", metrics=METRICS, title="scenes")
     return tmp_path / "out"
@@ -312,6 +313,12 @@ def test_results_are_a_csv_a_table_a_picture_and_a_configuration(tmp_path, capsy
     assert "single-task" in printed
     assert f"python pipelines/train.py {out / 'best.json'}" in printed
     assert "--resume tune-x" in printed
+
+
+def test_notes_on_the_data_are_in_the_table_and_in_the_report(tmp_path):
+    out = written(tmp_path, RESULTS, BASE, notes=("office31: the splits are our own.",))
+    for name in ("results.md", "report.html"):
+        assert "office31: the splits are our own." in (out / name).read_text()
 
 
 def test_without_a_best_trial_an_earlier_searchs_best_is_not_left(tmp_path, capsys):
