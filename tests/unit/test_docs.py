@@ -2,6 +2,7 @@
 fields are complete."""
 
 import dataclasses
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -181,3 +182,28 @@ def test_the_guide_lists_every_space():
 
     text = GUIDE.read_text()
     assert all(f"| `{name}` |" in text for name in search_spaces.__all__)
+
+
+GLOSSARY = ROOT / "docs" / "glossary.md"
+
+
+@pytest.mark.parametrize("name", re.findall(r"`(repmtl_ray\.[\w.]+)`", GLOSSARY.read_text()))
+def test_the_glossary_names_code_that_exists(name: str) -> None:
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        break
+    for attribute in parts[length:]:
+        fields = getattr(value, "__dataclass_fields__", {})
+        assert attribute in fields or hasattr(value, attribute), f"{name} does not exist"
+        value = getattr(value, attribute, None)
+
+
+def test_the_glossary_explains_every_word_once() -> None:
+    words = re.findall(r"^\| ([^|]+) \| [A-Z]", GLOSSARY.read_text(), re.MULTILINE)
+    assert len(words) == len(set(words))
+    for word in ("own", "replicated", "saliency", "representation", "policy", "plain loss"):
+        assert word in words
