@@ -17,8 +17,8 @@ from repmtl_ray.collectives import ALONE, Workers, current
 from repmtl_ray.config import NonFiniteLossError
 from repmtl_ray.models.batch_norm import use_global_statistics
 from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
-from tests.unit._gloo import Pool
-from tests.unit._literal import literal_csa, literal_tsr
+from tests.helpers.gloo import Pool
+from tests.helpers.literal import literal_csa, literal_tsr
 
 
 def losses_at(representation: Tensor) -> list[Tensor]:
