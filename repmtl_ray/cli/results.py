@@ -13,7 +13,8 @@ from pathlib import Path
 from repmtl_ray.config import digest, to_dict
 from repmtl_ray.report.heatmap import delta_p_heatmap
 from repmtl_ray.report.html_report import Pictures, search_report
-from repmtl_ray.report.table import results_text
+from repmtl_ray.report.runs import conclusion, search_runs
+from repmtl_ray.report.search_table import search_text
 from repmtl_ray.search import SearchResult
 
 NUM_PICTURES = 3
@@ -24,13 +25,15 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
     """Prints the table and writes results.csv, results.md, delta_p.png, report.html and best.json into
     `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    print(f"\n{title}\n\n{results_text(result.table, result.baseline, metrics)}\n")
+    print(f"\n{title}\n\n{search_text(result.table, result.baseline, metrics)}\n")
     table = result.table.drop(columns="config")
     table.to_csv(out / "results.csv", index=False)
-    markdown = results_text(result.table, result.baseline, metrics, markdown=True)
+    markdown = search_text(result.table, result.baseline, metrics, markdown=True)
     notes = "".join(f"- {note}\n" for note in result.notes)
     (out / "results.md").write_text(f"{title}\n\n{markdown}\n" + (notes and f"\n{notes}"))
-    delta_p_heatmap(result.table, out / "delta_p.png", title=title)
+    runs = search_runs(result.table, result.baseline, result.histories)
+    delta_p_heatmap(runs, out / "delta_p.png", title=title)
+    print(f"{conclusion(runs)}\n")
     print(
         f"table      {out / 'results.csv'}, {out / 'results.md'}\npicture    {out / 'delta_p.png'}"
     )

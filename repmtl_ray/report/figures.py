@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from repmtl_ray.report.heatmap import draw_heat_map
 from repmtl_ray.report.pictures import Array, Look
 
 TASK_COLORS = np.array(
@@ -233,14 +234,17 @@ def affinity(look: Look) -> Figure:
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Axes = figure.subplots()
-    image = axes.imshow(look.affinity, cmap="viridis", vmin=0, vmax=1)
-    axes.set_xticks(range(tasks), look.tasks, rotation=30, ha="right")
-    axes.set_yticks(range(tasks), look.tasks)
-    for row in range(tasks):
-        for column in range(tasks):
-            value = look.affinity[row, column]
-            dark = not value > 0.6
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center",
-                      color="white" if dark else "black")  # fmt: skip
+    texts = [[f"{value:.2f}" for value in row] for row in look.affinity]
+    image = draw_heat_map(
+        axes,
+        look.affinity,
+        texts,
+        rows=look.tasks,
+        columns=look.tasks,
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
+    )
+    axes.tick_params(axis="x", rotation=30)
     figure.colorbar(image, ax=axes, label="cosine of channel affinities")
     return figure

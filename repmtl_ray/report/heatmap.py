@@ -1,80 +1,105 @@
-"""delta_p over (lambda_tsr, lambda_csa) as a picture.
-
-Owns one figure. Grid searches give full cells; random ones give the cells they visited, each with
-its best trial.
-"""
+"""Heat maps by matplotlib: numbers on colours, and delta_p over (lambda_tsr, lambda_csa) as a PNG."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from repmtl_ray.report.runs import Run, best_by_penalties
 
 MAX_CELLS = 12
+"""Values per axis up to which a heat map has cells; searches over ranges have a scatter plot."""
 
 
-def delta_p_heatmap(table: pandas.DataFrame, path: str | Path, *, title: str) -> Path:
-    """Writes a PNG: the best delta_p of all trials at each (lambda_tsr, lambda_csa).
+def draw_heat_map(
+    axes: Axes,
+    values: NDArray[np.float64],
+    texts: Sequence[Sequence[str]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    **colors: Any,
+) -> AxesImage:
+    """Draws a matrix as coloured cells with a text on each.
 
     Args:
-        table: from `repmtl_ray.search`; failed trials and those without a delta_p are left out.
-        path: of the PNG.
-        title: above the figure; says which data.
-
-    Returns:
-        `path`. Continuous searches (more than 12 values an axis) become a scatter plot.
+        axes: to draw on.
+        values: [rows, columns]; NaN leaves a cell empty.
+        texts: [rows][columns].
+        rows, columns: names at the axes.
+        colors: `cmap`, `vmin`, `vmax`, `origin` of `imshow`.
     """
-    rows = table[(table["status"] != "failed") & table["delta_p_task"].notna()]
+    image = axes.imshow(values, aspect="auto", **colors)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    for row, column in np.ndindex(values.shape):
+        red, green, blue, _ = image.to_rgba(values[row, column])
+        is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5  # perceived brightness
+        axes.text(
+            column,
+            row,
+            texts[row][column],
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if is_dark and np.isfinite(values[row, column]) else "black",
+        )
+    return image
+
+
+def delta_p_heatmap(runs: Sequence[Run], path: str | Path, *, title: str) -> None:
+    """Writes a PNG: the best delta_p at each (lambda_tsr, lambda_csa).
+
+    A search over ranges (more than `MAX_CELLS` values on an axis) has a scatter plot instead of cells.
+
+    Args:
+        runs: of a search; those without a result are left out.
+        path: of the PNG.
+        title: above the figure; names the data.
+    """
+    best = best_by_penalties(runs)
+    tsr_values = sorted({tsr for tsr, _ in best})
+    csa_values = sorted({csa for _, csa in best})
     figure = Figure(figsize=(7.2, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    limit = max(1e-9, float(rows["delta_p_task"].abs().max())) if len(rows) else 1.0
-    color: dict[str, Any] = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
-    xs, ys = sorted(rows["lambda_tsr"].unique()), sorted(rows["lambda_csa"].unique())
-    if max(len(xs), len(ys)) > MAX_CELLS:
+    values = np.full((max(1, len(csa_values)), max(1, len(tsr_values))), np.nan)
+    texts = np.full(values.shape, "", dtype=object)
+    for (tsr, csa), run in best.items():
+        cell = csa_values.index(csa), tsr_values.index(tsr)
+        values[cell] = run.delta_p
+        texts[cell] = f"{run.delta_p:+.1f}\n{run.method}"
+    limit = max(1e-9, float(np.nanmax(np.abs(values)))) if best else 1.0
+    colors: dict[str, Any] = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
+    if max(values.shape) > MAX_CELLS:
+        places = np.array(list(best))
+        delta_p = np.array([run.delta_p for run in best.values()])
         image: ScalarMappable = axes.scatter(
-            rows["lambda_tsr"],
-            rows["lambda_csa"],
-            c=rows["delta_p_task"],
-            s=110,
-            edgecolors="black",
-            **color,
+            places[:, 0], places[:, 1], c=delta_p, s=110, edgecolors="black", **colors
         )
     else:
-        image = _cells(axes, rows, xs, ys, color)
+        image = draw_heat_map(
+            axes,
+            values,
+            texts.tolist(),
+            rows=[f"{value:g}" for value in csa_values],
+            columns=[f"{value:g}" for value in tsr_values],
+            origin="lower",
+            **colors,
+        )
     axes.set_xlabel("lambda_tsr")
     axes.set_ylabel("lambda_csa")
     axes.set_title(title, fontsize=10)
     figure.colorbar(
         image, ax=axes, label="delta_p over tasks, % against single-task (best trial of the cell)"
     )
-    path = Path(path)
     figure.savefig(path, dpi=150)
-    return path
-
-
-def _cells(
-    axes: Axes, rows: pandas.DataFrame, xs: list[float], ys: list[float], color: dict[str, Any]
-) -> AxesImage:
-    best = np.full((max(1, len(ys)), max(1, len(xs))), np.nan)
-    label = {}
-    for _, row in rows.sort_values("delta_p_task").iterrows():
-        cell = ys.index(row["lambda_csa"]), xs.index(row["lambda_tsr"])
-        best[cell] = row["delta_p_task"]
-        label[cell] = f"{row['delta_p_task']:+.1f}\n{row['policy']}"
-    image = axes.imshow(best, origin="lower", aspect="auto", **color)
-    axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
-    axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
-    for (y, x), text in label.items():
-        strong = abs(best[y, x]) > 0.6 * color["vmax"]
-        axes.text(
-            x, y, text, ha="center", va="center", fontsize=8, color="white" if strong else "black"
-        )
-    return image

@@ -1,18 +1,18 @@
-"""The report of a benchmark or a search as one HTML file.
+"""The report of a benchmark or a search as one HTML file that opens offline.
 
-Owns what is shown and in which order: the table, every run, delta_p, curves, the tasks against each
-other with their Pareto front, penalties, parallel coordinates, pictures of a checkpoint, the
-configuration and the environment. How it looks is in `page.py` and `svg.py`.
+Owns what is shown and in which order: the conclusion, the table of methods, charts, the table of
+runs, pictures of a checkpoint, the configuration and the environment. What a chart shows is in
+`charts.py`; the template, the style and the script are in `page/`.
 """
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
-import itertools
 import json
-import math
 import os
 import platform
+import struct
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,18 +22,61 @@ import pandas
 
 from repmtl_ray.config import Experiment, to_dict
 from repmtl_ray.delta import directions
-from repmtl_ray.report import benchmark_table, page, svg
-from repmtl_ray.report.page import Field
-from repmtl_ray.report.records import SINGLE_TASK, Record, Summary
-from repmtl_ray.report.runs import PARAMETERS, Run, pareto_front, run_of_record, run_of_row
+from repmtl_ray.report import benchmark_table
+from repmtl_ray.report.charts import Chart, make_charts
+from repmtl_ray.report.records import Record, Summary
+from repmtl_ray.report.runs import PARAMETERS, Run, benchmark_runs, conclusion, search_runs
+from repmtl_ray.report.table import headings, number
+
+WIDE_PICTURE = 900
+"""Pixels above which a picture scrolls sideways on a phone and is not shrunk."""
+SEARCH_NOTES = (
+    "delta_p is over tasks, in percent, against single-task training with the same protocol; metrics "
+    "are those of a trial's last epoch.",
+    "The best of many trials was chosen by the numbers that are shown, so its delta_p is optimistic.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """PNGs of a checkpoint by title, and what they are of."""
+    """Pictures of one checkpoint.
+
+    Args:
+        of: which checkpoint.
+        images: PNGs by title.
+    """
 
     of: str
     images: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One cell of a table on the page.
+
+    Args:
+        text: what is read.
+        value: what the column is sorted by; None takes the text.
+        lines: smaller lines below the text.
+        kind: "best", "second" or nothing.
+    """
+
+    text: str
+    value: float | None = None
+    lines: tuple[str, ...] = ()
+    kind: str = ""
+
+    @property
+    def sort_key(self) -> str:
+        return self.text if self.value is None else repr(self.value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table on the page: headings, and rows of as many cells."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[TableCell]]
 
 
 def benchmark_report(
@@ -50,36 +93,29 @@ def benchmark_report(
         title: of the page.
         pictures: of checkpoints.
     """
-    base = {name: summary.rows[0].values[name].mean for name in summary.metrics}
-    runs = [run_of_record(record, base) for record in records]
-    chips = [
-        f"protocol {summary.protocol}",
-        f"{summary.reported_split} split",
-        f"{len(records)} runs",
-        *({f"commit {record['commit']}" for record in records}),
-    ]
-    first = page.section(
-        "Methods", page.notes(benchmark_table.notes(summary)), _summary_table(summary)
-    )
-    experiment = dict(records[0]["experiment"]) | {
-        "seed": "by run",
-        "policy": "by method",
-        "regularizer": "by method",
-    }
-    failures = [
-        Run(name=name, method=name, parameters={}, metrics={}, delta=None, gains={},
-            status="failed", reason=reason)
+    baseline = {name: summary.rows[0].values[name].mean for name in summary.metrics}
+    failed_runs = [
+        Run(name=name, method=name, configuration=name, parameters=dict.fromkeys(PARAMETERS),
+            metrics={}, delta_p=None, gains={}, status="failed", reason=reason)
         for name, reason in summary.failures.items()
     ]  # fmt: skip
-    return _report(
+    by_run = dict.fromkeys(("seed", "policy", "regularizer"), "see the table of runs")
+    commits = sorted({str(record["commit"]) for record in records})
+    return _render(
         title=title,
         subtitle=benchmark_table.title(summary),
-        chips=chips,
-        first=first,
-        runs=[*runs, *failures],
+        facts=[
+            f"protocol {summary.protocol}",
+            f"{summary.reported_split} split",
+            f"{len(records)} runs",
+            *(f"commit {commit}" for commit in commits),
+        ],
+        notes=benchmark_table.notes(summary),
+        methods=_methods_table(summary),
+        runs=[*benchmark_runs(records, baseline), *failed_runs],
         metrics=summary.metrics,
         pictures=pictures,
-        experiment=experiment,
+        experiment=dict(records[0]["experiment"]) | by_run,
     )
 
 
@@ -99,250 +135,150 @@ def search_report(
         table: of the search's result.
         baseline: single-task metrics.
         experiment: what was not searched.
-        title: of the page; says which data.
-        histories: by trial, one row an epoch.
+        title: names the data.
+        histories: by trial, one row per epoch.
         pictures: of checkpoints.
         notes: on the data.
     """
     metrics = list(directions(baseline))
-    runs = [run_of_row(row, metrics, baseline, histories) for _, row in table.iterrows()]
-    chips = [f"{len(runs)} trials", f"protocol {experiment.protocol}", f"seed {experiment.seed}"]
-    baseline_row = "Single-task: " + ", ".join(
-        f"{benchmark_table.heading(name)} {baseline[name]:.4g}" for name in metrics
+    single_task = ", ".join(
+        f"{heading} {number(name, baseline[name])}"
+        for name, heading in zip(metrics, headings(metrics), strict=True)
     )
-    return _report(
+    return _render(
         title="Search of Rep-MTL's coefficients and policy",
         subtitle=title,
-        chips=chips,
-        first=page.section("Trials", page.notes([baseline_row, _SEARCH_NOTE, *notes])),
-        runs=runs,
+        facts=[
+            f"{len(table)} trials",
+            f"protocol {experiment.protocol}",
+            f"{experiment.epochs} epochs",
+        ],
+        notes=[f"Single-task training: {single_task}.", *SEARCH_NOTES, *notes],
+        methods=None,
+        runs=search_runs(table, baseline, histories),
         metrics=metrics,
         pictures=pictures,
         experiment=to_dict(experiment),
     )
 
 
-_SEARCH_NOTE = (
-    "Every trial's last epoch, best delta_p first. delta_p is over tasks, against single-task "
-    "training with the same protocol. One seed a trial: small differences mean nothing."
-)
+def _render(
+    *, runs: Sequence[Run], metrics: Sequence[str], pictures: Sequence[Pictures],
+    experiment: Mapping[str, Any], **context: Any,
+) -> str:  # fmt: skip
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
 
-
-def _report(
-    *,
-    title: str,
-    subtitle: str,
-    chips: Sequence[str],
-    first: str,
-    runs: Sequence[Run],
-    metrics: Sequence[str],
-    pictures: Sequence[Pictures],
-    experiment: Mapping[str, Any],
-) -> str:
-    done = [run for run in runs if run.status != "failed" and run.delta is not None]
-    methods = list(dict.fromkeys(run.method for run in done))
-    color = {method: n for n, method in enumerate(methods)}
-    figures = [
-        page.figure(
-            "delta_p by method",
-            svg.strips(
-                [
-                    (
-                        m,
-                        color[m],
-                        [run.delta for run in done if run.method == m and run.delta is not None],
-                    )
-                    for m in methods
-                ],
-                x="delta_p over tasks, %",
-            ),
-            "A dot a run, a bar at their mean; 0 is single-task training.",
-        ),
-        _pareto(done, color),
-        _curves(done, metrics, color),
-        _penalties(done),
-        _parallel(done, metrics, color),
-    ]
-    sections = [
-        first,
-        page.section("Pictures of the numbers", page.legend(methods), page.charts(*figures)),
-        page.section("Every run", _runs_table(runs, metrics)),
-    ]
-    for seen in pictures:
-        shown = [page.picture(name, png) for name, png in seen.images.items()]
-        sections.append(page.section(f"What the model sees: {seen.of}", page.charts(*shown)))
-    sections.append(
-        page.section(
-            "Configuration and environment",
-            page.details("Configuration", json.dumps(experiment, indent=2)),
-            page.details("Environment", json.dumps(environment(), indent=2)),
-        )
+    templates = Environment(
+        loader=PackageLoader("repmtl_ray.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return page.page(title, subtitle, chips, sections)
+    charts = make_charts(runs, metrics)
+    run_table, same_in_all = _runs_table(runs, metrics)
+    return templates.get_template("report.html").render(
+        **context,
+        conclusion=conclusion(runs),
+        charts=charts,
+        chart_data=Markup(_chart_json(charts)),
+        run_table=run_table,
+        same_in_all=same_in_all,
+        pictures=[
+            (group.of, [_picture(*item) for item in group.images.items()]) for group in pictures
+        ],
+        details={
+            "Configuration": json.dumps(experiment, indent=2),
+            "Environment": json.dumps(environment(), indent=2),
+        },
+        plotly=Markup(get_plotlyjs()) if charts else "",
+    )
 
 
-def _summary_table(summary: Summary) -> str:
+def _chart_json(charts: Sequence[Chart]) -> str:
+    """By chart the figures of its choices, in order; safe inside a script element."""
+    lists = (f"[{','.join(figure.to_json() for figure in c.figures.values())}]" for c in charts)
+    return f"[{','.join(lists)}]".replace("<", r"\u003c")
+
+
+def _methods_table(summary: Summary) -> Table:
     names = benchmark_table.columns(summary)
     rows = []
     for row, cells in zip(summary.rows, benchmark_table.cells(summary), strict=True):
-        name = "single-task" if row.method == SINGLE_TASK else row.method
-        count = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
-        fields = [Field(name, below=count if row.seeds else "published")]
-        for column in names:
-            cell = cells[column]
-            value = row.values[column].mean if column in row.values else ""
+        seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}" if row.seeds else ""
+        line = [TableCell(benchmark_table.method_name(row), None, (seeds,) if seeds else ())]
+        for name in names:
+            cell = cells[name]
+            lines = [f"± {cell.deviation}"] if cell.deviation else []
+            lines += [f"[{cell.published}]"] if cell.published else []
+            value = row.values[name].mean if name in row.values else None
             kind = {1: "best", 2: "second"}.get(cell.place, "")
-            below = f"published {cell.beside}" if cell.beside else ""
-            fields.append(Field(cell.text, value, below, kind))
-        rows.append(fields)
-    return page.table(["method", *(benchmark_table.heading(name) for name in names)], rows)
+            line.append(TableCell(cell.mean, value, tuple(lines), kind))
+        rows.append(line)
+    return Table(["method", *headings(names)], rows)
 
 
-def _runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> str:
-    headings = [
-        *("run", "status", *PARAMETERS, "seed"),
-        *(benchmark_table.heading(name) for name in metrics),
-        *("delta_p %", "configuration"),
-    ]
-    failed = any(run.reason for run in runs)
-    rows = []
-    for run in runs:
-        fields = [Field(run.name), Field(run.status)]
-        fields += [_number(run.parameters.get(name)) for name in PARAMETERS]
-        fields.append(Field(str(run.seed)))
-        fields += [_number(run.metrics.get(name)) for name in metrics]
-        fields += [_number(run.delta, "{:+.2f}"), Field(run.digest)]
-        rows.append([*fields, Field(run.reason, kind="text")] if failed else fields)
-    return page.table([*headings, "reason"] if failed else headings, rows)
+def _runs_table(runs: Sequence[Run], metrics: Sequence[str]) -> tuple[Table, list[str]]:
+    """Every run with the columns that tell runs apart, and the parameters that all runs share."""
+    columns: dict[str, list[TableCell]] = {
+        "run": [TableCell(run.name, None, _run_lines(run)) for run in runs],
+        "delta_p %": [_number_cell("delta_p_task", run.delta_p) for run in runs],
+    }
+    for name, heading in zip(metrics, headings(metrics), strict=True):
+        columns[heading] = [_number_cell(name, run.metrics.get(name)) for run in runs]
+    same_in_all = []
+    for name in (*PARAMETERS, "seed"):
+        values = [run.seed if name == "seed" else run.parameters[name] for run in runs]
+        if len(set(values)) > 1:
+            columns[name] = [
+                TableCell(value) if isinstance(value, str) else _number_cell(name, value)
+                for value in values
+            ]
+        elif values and values[0] is not None:
+            same_in_all.append(f"{name} {values[0]}")
+    return Table(list(columns), list(zip(*columns.values(), strict=True))), same_in_all
 
 
-def _number(value: Any, form: str = "{:.4g}") -> Field:
+def _run_lines(run: Run) -> tuple[str, ...]:
+    """The digest of a run's configuration, and its status unless it is done."""
+    status = f"{run.status}: {run.reason}" if run.reason else run.status
+    lines = (run.digest, "" if status == "done" else status)
+    return tuple(line for line in lines if line)
+
+
+def _number_cell(name: str, value: float | None) -> TableCell:
     if value is None:
-        return Field("")
-    return Field(value) if isinstance(value, str) else Field(form.format(value), float(value))
+        return TableCell("")
+    text = str(value) if isinstance(value, int) else number(name, value)
+    return TableCell(text, float(value))
 
 
-def _pareto(runs: Sequence[Run], color: Mapping[str, int]) -> str:
-    tasks = list(runs[0].gains) if runs else []
-    whole = [run for run in runs if len(run.gains) == len(tasks)]
-    on_front = pareto_front([[run.gains[task] for task in tasks] for run in whole])
-    by_pair = {}
-    for one, other in itertools.combinations(tasks, 2):
-        dots = [
-            svg.Dot(
-                color[run.method],
-                f"{run.name}: {one} {run.gains[one]:+.2f} %, {other} {run.gains[other]:+.2f} %",
-                run.gains[one],
-                run.gains[other],
-                marked,
-            )
-            for run, marked in zip(whole, on_front, strict=True)
-        ]
-        by_pair[f"{one} and {other}"] = svg.scatter(
-            dots,
-            x=f"{one}: gain over single-task, %",
-            y=f"{other}: gain, %",
-            origin="single-task",
-            front=len(tasks) == 2,
-        )
-    if not by_pair:
-        return page.figure("Tasks against each other", svg.scatter([], x="", y=""))
-    return page.chosen(
-        "Tasks against each other",
-        by_pair,
-        "Outlined: the Pareto front over all tasks, where no run is better in one and as good in all.",
-    )
-
-
-def _curves(runs: Sequence[Run], metrics: Sequence[str], color: Mapping[str, int]) -> str:
-    names = list(metrics)
-    for run in runs:
-        for row in run.history:
-            extra = [
-                n for n in row if n.endswith(("/train_loss", "/loss")) or n.startswith("rep_mtl/")
-            ]
-            names += [name for name in extra if name not in names]
-    by_metric = {}
-    for name in names:
-        curves = []
-        for run in runs:
-            points = [
-                (float(row["epoch"]), float(row[name]))
-                for row in run.history
-                if name in row and _is_number(row[name])
-            ]
-            if points:
-                curves.append(svg.Line(color[run.method], run.name, points))
-        if curves:
-            by_metric[benchmark_table.heading(name)] = svg.lines(
-                curves, x="epoch", y=benchmark_table.heading(name)
-            )
-    if not by_metric:
-        return page.figure("Curves", svg.lines([], x="", y=""))
-    return page.chosen("Curves", by_metric, "A line a run, over the split that is evaluated on.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _penalties(runs: Sequence[Run]) -> str:
-    """The best delta_p at each (lambda_tsr, lambda_csa)."""
-    cells: dict[tuple[float, float], tuple[float, str]] = {}
-    for run in runs:
-        at = run.parameters["lambda_tsr"], run.parameters["lambda_csa"]
-        if run.delta is not None and (at not in cells or run.delta > cells[at][0]):
-            cells[at] = run.delta, f"{run.name}: delta_p {run.delta:+.2f} %"
-    if len(cells) == 1:
-        return page.figure("Penalties", "", "All runs have the same lambda_tsr and lambda_csa.")
-    return page.figure(
-        "Penalties",
-        svg.heat_map(cells, x="lambda_tsr", y="lambda_csa", unit="best delta_p, %"),
-        "The best run of each cell, whatever its policy; empty cells were not tried.",
-    )
-
-
-def _parallel(runs: Sequence[Run], metrics: Sequence[str], color: Mapping[str, int]) -> str:
-    better = directions(dict.fromkeys(metrics, 0.0))
-    varied = [name for name in PARAMETERS if len({run.parameters[name] for run in runs}) > 1]
-    axes = ["method", *varied, *(benchmark_table.heading(name) for name in metrics), "delta_p %"]
-    rows = [
-        (
-            run.name,
-            color[run.method],
-            [
-                run.method,
-                *(run.parameters[name] for name in varied),
-                *(run.metrics.get(name) for name in metrics),
-                run.delta,
-            ],
-        )
-        for run in runs
-    ]
-    down = [False] * (1 + len(varied)) + [not better[name] for name in metrics] + [False]
-    return page.figure(
-        "Parallel coordinates",
-        svg.parallel(axes, rows, down),
-        "A line a run; metrics and delta_p are better above.",
-        full=True,
-    )
+def _picture(title: str, png: bytes) -> dict[str, Any]:
+    width, height = struct.unpack(">II", png[16:24])  # of the PNG's first chunk
+    return {
+        "title": title,
+        "width": width,
+        "height": height,
+        "is_wide": width > WIDE_PICTURE,
+        "data": base64.b64encode(png).decode(),
+    }
 
 
 def environment() -> dict[str, str]:
-    """What the report was made with: versions, processor, accelerators."""
+    """The versions, the processor and the accelerators that the report was made with."""
     import torch
 
-    found = {
+    gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    values = {
         "python": sys.version.split()[0],
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "accelerators": ", ".join(
-            torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())
-        )
-        or "none",
+        "accelerators": ", ".join(gpus) or "none",
     }
     for name in ("repmtl_ray", "torch", "timm", "torchjd", "ray", "numpy"):
         try:
-            found[name] = importlib.metadata.version(name)
+            values[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            values[name] = "not installed"
+    return values

@@ -1,12 +1,16 @@
-"""One training run as reports show it, whether a benchmark's record or a search's row.
+"""Training runs as the report shows them, from the records of a benchmark or the table of a search.
 
-Owns that common form, the gains by task, and the Pareto front.
+Owns that common form, gains by task, the Pareto front, and the conclusion: which configuration is
+best, and whether the numbers allow to say so.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas
@@ -14,32 +18,38 @@ import pandas
 from repmtl_ray.delta import delta_p, directions
 from repmtl_ray.report.records import Record
 
-PARAMETERS = ("log losses", "lambda_tsr", "lambda_csa", "tau", "learning rate")
+PARAMETERS = ("losses", "lambda_tsr", "lambda_csa", "tau", "learning rate")
+CLEAR_DIFFERENCE = 3.0
+"""Standard errors from which on a difference is called clear; with three seeds each, about 95 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training run, from a benchmark or a search.
+    """One training run of a benchmark or a search.
 
     Args:
         name: of this run alone.
-        method: what it shares its colour with.
-        parameters: by the names of `PARAMETERS`.
-        metrics: by `task/metric`, as reported.
-        delta: delta_p over tasks in percent; None without one.
-        gains: by task, percent.
-        history: one row an epoch.
-        status: "done", "stopped" or "failed".
+        method: of a benchmark, or the policy of a search's trial; runs of one have one colour.
+        configuration: what runs that differ in nothing but the seed have in common.
+        parameters: by the names of `PARAMETERS`; None where the method does not use it.
+        metrics: by "<task>/<metric>", as reported.
+        delta_p: over tasks, in percent; None without a result.
+        gains: mean relative gain over single-task training by task, in percent.
+        is_reference: whether it is EW without penalties, which other configurations are held against.
+        history: one row per epoch.
+        status: "done", "stopped" (early), "failed", ...
         reason: of a failure.
-        seed, digest: of its configuration.
+        seed, digest: of the experiment.
     """
 
     name: str
     method: str
+    configuration: str
     parameters: Mapping[str, Any]
     metrics: Mapping[str, float]
-    delta: float | None
+    delta_p: float | None
     gains: Mapping[str, float]
+    is_reference: bool = False
     history: Sequence[Mapping[str, float]] = ()
     status: str = "done"
     reason: str = ""
@@ -47,63 +57,94 @@ class Run:
     digest: str = ""
 
 
-def run_of_record(record: Record, base: Mapping[str, float]) -> Run:
-    """A benchmark's record, with its gains over the baseline's metrics."""
-    experiment = record["experiment"]
-    metrics = {name: float(record["metrics"][name]) for name in base}
-    return Run(
-        name=f"{record['method']}, seed {record['seed']}",
-        method=record["method"],
-        parameters=_parameters(
-            experiment["policy"]["log_losses"],
-            experiment["regularizer"]["lambda_tsr"],
-            experiment["regularizer"]["lambda_csa"],
-            experiment["regularizer"]["temperature"],
-            experiment["optimizer"]["learning_rate"],
-        ),
-        metrics=metrics,
-        delta=delta_p(metrics, base).task,
-        gains=gains(metrics, base),
-        history=record["history"],
-        seed=record["seed"],
-        digest=record["digest"],
-    )
+def benchmark_runs(records: Sequence[Record], baseline: Mapping[str, float]) -> list[Run]:
+    """The runs of a benchmark.
+
+    Args:
+        records: of the methods.
+        baseline: single-task metrics that gains are relative to.
+    """
+    runs = []
+    for record in records:
+        policy, regularizer = record["experiment"]["policy"], record["experiment"]["regularizer"]
+        parameters = _parameters(
+            policy["log_losses"],
+            regularizer["lambda_tsr"],
+            regularizer["lambda_csa"],
+            regularizer["temperature"],
+            record["experiment"]["optimizer"]["learning_rate"],
+        )
+        metrics = {name: float(record["metrics"][name]) for name in baseline}
+        runs.append(
+            Run(
+                name=f"{record['method']}, seed {record['seed']}",
+                method=record["method"],
+                configuration=record["method"],
+                parameters=parameters,
+                metrics=metrics,
+                delta_p=delta_p(metrics, baseline).task,
+                gains=gains_by_task(metrics, baseline),
+                is_reference=_is_reference(policy["name"], parameters),
+                history=record["history"],
+                seed=record["seed"],
+                digest=record["digest"],
+            )
+        )
+    return runs
 
 
-def run_of_row(
-    row: Any,
-    metrics: Sequence[str],
+def search_runs(
+    table: pandas.DataFrame,
     baseline: Mapping[str, float],
     histories: Mapping[str, Sequence[Mapping[str, float]]],
-) -> Run:
-    """A row of a search's table, with its trial's history."""
-    own = {name: float(row[name]) for name in metrics if name in row and pandas.notna(row[name])}
-    whole = len(own) == len(metrics)
-    delta = row["delta_p_task"]
-    return Run(
-        name=f"trial {row['rank']}: {row['policy']}",
-        method=row["policy"],
-        parameters=_parameters(
+) -> list[Run]:
+    """The trials of a search.
+
+    Args:
+        table: of the search's result.
+        baseline: single-task metrics that gains are relative to.
+        histories: by trial, one row per epoch.
+    """
+    runs = []
+    for _, row in table.iterrows():
+        parameters = _parameters(
             row["log_losses"],
             row["lambda_tsr"],
             row["lambda_csa"],
             row["tau"],
             row["learning_rate"],
-        ),
-        metrics=own,
-        delta=float(delta) if pandas.notna(delta) else None,
-        gains=gains(own, baseline) if whole else {},
-        history=histories.get(row["trial"], ()),
-        status=row["status"],
-        reason=row["error"],
-        seed=int(row["seed"]),
-        digest=row["digest"],
-    )
+        )
+        metrics = {
+            name: float(row[name])
+            for name in directions(baseline)
+            if name in row and pandas.notna(row[name])
+        }
+        is_complete = len(metrics) == len(directions(baseline))
+        delta = row["delta_p_task"]
+        runs.append(
+            Run(
+                name=f"trial {row['rank']}: {row['policy']}",
+                method=row["policy"],
+                configuration=row["policy"],
+                parameters=parameters,
+                metrics=metrics,
+                delta_p=float(delta) if pandas.notna(delta) else None,
+                gains=gains_by_task(metrics, baseline) if is_complete else {},
+                is_reference=_is_reference(row["policy"], parameters),
+                history=histories.get(row["trial"], ()),
+                status=row["status"],
+                reason=row["error"],
+                seed=int(row["seed"]),
+                digest=row["digest"],
+            )
+        )
+    varied = [name for name in PARAMETERS if len({run.parameters[name] for run in runs}) > 1]
+    return [dataclasses.replace(run, configuration=_configuration(run, varied)) for run in runs]
 
 
-def _parameters(log: Any, tsr: Any, csa: Any, tau: Any, rate: Any) -> dict[str, Any]:
+def _parameters(log_losses: Any, tsr: Any, csa: Any, tau: Any, rate: Any) -> dict[str, Any]:
     return {
-        "log losses": "log" if log else "plain",
+        "losses": "log" if log_losses else "plain",
         "lambda_tsr": float(tsr),
         "lambda_csa": float(csa),
         "tau": float(tau) if csa else None,
@@ -111,12 +152,30 @@ def _parameters(log: Any, tsr: Any, csa: Any, tau: Any, rate: Any) -> dict[str, 
     }
 
 
-def gains(metrics: Mapping[str, float], base: Mapping[str, float]) -> dict[str, float]:
+def _is_reference(policy: str, parameters: Mapping[str, Any]) -> bool:
+    return policy == "EW" and parameters["lambda_tsr"] == parameters["lambda_csa"] == 0
+
+
+def _configuration(run: Run, varied: Sequence[str]) -> str:
+    """A trial's policy and the parameters that differ among the trials: "UW (log losses, tau 0.5)"."""
+    texts = []
+    for name in varied:
+        value = run.parameters[name]
+        if name == "losses":
+            texts.append(f"{value} losses")
+        elif value or not name.startswith("lambda"):
+            texts += [] if value is None else [f"{name} {value:.3g}"]
+    if run.parameters["lambda_tsr"] == run.parameters["lambda_csa"] == 0:
+        texts.append("no penalties")
+    return f"{run.method} ({', '.join(texts)})" if texts else run.method
+
+
+def gains_by_task(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
     """By task, the mean relative gain of its metrics over the baseline, in percent."""
-    tasks: dict[str, dict[str, float]] = {}
+    metrics_by_task: dict[str, dict[str, float]] = {}
     for name in directions(metrics):
-        tasks.setdefault(name.rpartition("/")[0], {})[name] = metrics[name]
-    return {task: delta_p(own, base).task for task, own in tasks.items()}
+        metrics_by_task.setdefault(name.rpartition("/")[0], {})[name] = metrics[name]
+    return {task: delta_p(own, baseline).task for task, own in metrics_by_task.items()}
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
@@ -128,3 +187,81 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
         )
         for point in points
     ]
+
+
+def best_by_penalties(runs: Sequence[Run]) -> dict[tuple[float, float], Run]:
+    """The run with the largest delta_p at each (lambda_tsr, lambda_csa)."""
+    best: dict[tuple[float, float], Run] = {}
+    for run in finished(runs):
+        place = run.parameters["lambda_tsr"], run.parameters["lambda_csa"]
+        if place not in best or _delta_p(run) > _delta_p(best[place]):
+            best[place] = run
+    return best
+
+
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have a result and did not fail."""
+    return [run for run in runs if run.status != "failed" and run.delta_p is not None]
+
+
+def _delta_p(run: Run) -> float:
+    assert run.delta_p is not None, "only of finished runs"
+    return run.delta_p
+
+
+def conclusion(runs: Sequence[Run]) -> str:
+    """The answer of a benchmark or a search in one sentence.
+
+    It names the configuration with the largest mean delta_p, compares it with the best reference (EW
+    without penalties; without one, with the second best), and says whether the deviation over seeds
+    allows a conclusion: a difference is clear from `CLEAR_DIFFERENCE` standard errors on.
+    """
+    values: dict[str, list[float]] = {}
+    references = set()
+    for run in finished(runs):
+        values.setdefault(run.configuration, []).append(_delta_p(run))
+        if run.is_reference:
+            references.add(run.configuration)
+    if not values:
+        return "No run has a result, so nothing can be concluded; the reasons are in the table of runs."
+    ordered = sorted(values, key=lambda name: fmean(values[name]), reverse=True)
+    best = ordered[0]
+    if len(ordered) == 1:
+        return (
+            f"{best} has delta_p {_mean(values[best])}; nothing can be concluded, because there is "
+            "no other configuration to compare it with."
+        )
+    if best in references:
+        other, role, note = ordered[1], "the second best", ", itself a reference,"
+    else:
+        other = next((name for name in ordered if name in references), ordered[1])
+        role = "the best reference" if other in references else "the second best"
+        note = ""
+    difference = fmean(values[best]) - fmean(values[other])
+    return (
+        f"{best}{note} has the largest delta_p, {_mean(values[best])}; that is {difference:.2f} points "
+        f"more than {role}, {other}, with {_mean(values[other])}; "
+        f"{_verdict(difference, values[best], values[other])}."
+    )
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean = f"{fmean(values):+.2f}"
+    return f"{mean} %" if len(values) == 1 else f"{mean} ± {stdev(values):.2f} %"
+
+
+def _verdict(difference: float, best: Sequence[float], other: Sequence[float]) -> str:
+    if min(len(best), len(other)) < 2:
+        return (
+            "with one seed the deviation over seeds is unknown, so nothing can be concluded until both "
+            "are repeated with other seeds"
+        )
+    variance = sum(stdev(values) ** 2 / len(values) for values in (best, other))
+    ratio = difference / math.sqrt(variance) if variance > 0 else math.inf
+    errors = "many" if math.isinf(ratio) else f"{ratio:.1f}"
+    if ratio >= CLEAR_DIFFERENCE:
+        return f"this difference is {errors} standard errors, so it is clear"
+    return (
+        f"this difference is only {errors} standard errors, so it may come from the seeds and nothing "
+        "can be concluded"
+    )

@@ -1,96 +1,117 @@
-"""The results table as text: for the terminal and for Markdown.
+"""The table writer: rows of texts for the terminal, Markdown and LaTeX.
 
-Owns which columns are shown, under which names and with how many digits.
+Also owns how every table of this project heads a column and rounds a number. Which columns a table
+has is decided in `search_table.py` and `benchmark_table.py`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import pandas
-
 HEADINGS = {
-    "rank": "rank",
-    "status": "status",
-    "policy": "policy",
-    "log_losses": "log losses",
-    "lambda_tsr": "lambda_tsr",
-    "lambda_csa": "lambda_csa",
-    "tau": "tau",
-    "learning_rate": "lr",
-    "epoch": "epoch",
-    "segmentation/miou": "mIoU %",
-    "segmentation/pixel_accuracy": "pixel acc. %",
-    "depth/abs_error": "abs. err.",
-    "depth/rel_error": "rel. err.",
     "delta_p_task": "delta_p %",
     "delta_p_metric": "delta_p (metrics) %",
+    "delta_m": "delta_m %",
+    "mean_rank": "mean rank",
+    "log_losses": "log losses",
+    "learning_rate": "lr",
+    "miou": "mIoU %",
+    "pixel_accuracy": "pixel acc. %",
+    "abs_error": "abs. err.",
+    "rel_error": "rel. err.",
+    "mean_angle": "mean angle",
+    "median_angle": "median angle",
+    "within_11.25": "within 11.25",
+    "within_22.5": "within 22.5",
+    "within_30": "within 30",
+    "accuracy": "acc. %",
 }
-DIGITS = {"abs_error": 4, "miou": 2, "pixel_accuracy": 2, "rel_error": 2, "accuracy": 2}
+DECIMALS = {
+    "abs_error": 4,
+    "rel_error": 4,
+    **dict.fromkeys(("miou", "pixel_accuracy", "accuracy", "mean_angle", "median_angle"), 2),
+    **dict.fromkeys(("within_11.25", "within_22.5", "within_30", "delta_m", "mean_rank"), 2),
+    **dict.fromkeys(("delta_p_task", "delta_p_metric"), 2),
+}
+"""Digits after the decimal point; other metrics have four significant digits."""
 
 
-def results_text(
-    table: pandas.DataFrame,
-    baseline: Mapping[str, float],
-    metrics: Sequence[str],
-    *,
-    markdown: bool = False,
-) -> str:
-    """A search's table with its single-task row below, and the reasons of failed trials.
+def headings(names: Sequence[str]) -> list[str]:
+    """Column headings: a metric's own name, with its task in front where two tasks have that metric.
 
     Args:
-        table: from `repmtl_ray.search`.
-        baseline: single-task metrics.
-        metrics: which of them to show, in order.
-        markdown: pipes between the cells instead of aligned columns.
+        names: of columns; metrics are "<task>/<metric>".
     """
-    settings = ["rank", "delta_p_task", "policy", "log_losses", "lambda_tsr", "lambda_csa", "tau"]
-    if table["learning_rate"].nunique() > 1:
-        settings.append("learning_rate")
-    if (table["status"] != "done").any():
-        settings += ["epoch", "status"]
-    columns = [*settings, *metrics]
-    table = table.reindex(columns=[*columns, "error"])
-    table["tau"] = table["tau"].astype(object).where(table["lambda_csa"] > 0, None)  # of CSA alone
-    cells = [[_cell(column, row[column]) for column in columns] for _, row in table.iterrows()]
-    single = dict.fromkeys(columns, "")
-    single |= {"rank": "-", "policy": "single-task", "delta_p_task": "0.00"}
-    single |= {name: _cell(name, baseline.get(name)) for name in metrics}
-    cells.append([single[column] for column in columns])
-    text = _layout([HEADINGS.get(column, column) for column in columns], cells, markdown)
-    failures = [
-        f"rank {row['rank']}: {row['error']}" for _, row in table.iterrows() if row["error"]
-    ]
-    if markdown and failures:  # without the empty line they would be rows of the table
-        failures = ["", *(f"- {failure}" for failure in failures)]
-    return "\n".join([text, *failures])
+    count = Counter(name.rpartition("/")[2] for name in names)
+    texts = []
+    for name in names:
+        task, _, metric = name.rpartition("/")
+        text = HEADINGS.get(metric, metric)
+        texts.append(f"{task} {text}" if task and count[metric] > 1 else text)
+    return texts
 
 
-def _cell(column: str, value: object) -> str:
-    if value is None or (isinstance(value, float) and pandas.isna(value)):
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float) and column not in ("epoch", "rank"):
-        if column.startswith("delta_p"):
-            return f"{value:+.2f}"
-        digits = DIGITS.get(column.rsplit("/", 1)[-1])
-        return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"
-    return str(int(value)) if isinstance(value, float) else str(value)
+def number(name: str, value: float, *, signed: bool | None = None) -> str:
+    """A number of a column with the digits of that column.
+
+    Args:
+        name: of the column.
+        value: finite or not.
+        signed: with a sign also above 0; None signs delta_p and delta_m.
+    """
+    if signed is None:
+        signed = name.startswith("delta_")
+    sign = "+" if signed else ""
+    decimals = DECIMALS.get(name.rpartition("/")[2])
+    return f"{value:{sign}.4g}" if decimals is None else f"{value:{sign}.{decimals}f}"
 
 
-def aligned(headings: list[str], cells: list[list[str]]) -> str:
-    """Rows of cells under their headings, in columns of equal width."""
-    return _layout(headings, cells, markdown=False)
-
-
-def _layout(headings: list[str], cells: list[list[str]], markdown: bool) -> str:
-    if markdown:
-        rows = [headings, ["---"] * len(headings), *cells]
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    widths = [max(len(row[i]) for row in [headings, *cells]) for i in range(len(headings))]
+def aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal: columns of equal width, right-aligned, under a ruled heading."""
+    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
     lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in [headings, *cells]
+        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+        for row in [headings, *rows]
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; "|" in a text is escaped."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(
+        "| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines
+    )
+
+
+def latex(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A `tabular` for the LaTeX package booktabs.
+
+    Args:
+        headings, rows: already LaTeX; plain texts go through `escape_latex` first.
+    """
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+            r"\toprule",
+            " & ".join(headings) + r" \\",
+            r"\midrule",
+            *(" & ".join(row) + r" \\" for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+_LATEX: Mapping[str, str] = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
+
+
+def escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

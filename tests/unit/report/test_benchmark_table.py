@@ -93,12 +93,12 @@ def test_published_values_stand_beside_ours_with_the_difference():
     theirs = published("cityscapes")["Rep-MTL (EW)"]
     cell = tables.cells(summarise(runs, base))[1]["segmentation/miou"]
     miou = theirs["segmentation/miou"]
-    assert cell.beside == f"{miou:.2f}, {70 - miou:+.2f}"
+    assert cell.published == f"{miou:.2f}, {70 - miou:+.2f}"
     row = list(csv.DictReader(io.StringIO(tables.comma_separated(summarise(runs, base)))))[1]
     assert float(row["segmentation/miou_published"]) == miou
     assert float(row["segmentation/miou_difference"]) == pytest.approx(70 - miou)
     plain = tables.cells(summarise(runs, base, with_published=False))[1]["segmentation/miou"]
-    assert plain.beside == ""
+    assert plain.published == ""
 
 
 def test_rendered_data_has_no_published_column():

@@ -18,7 +18,8 @@ from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.report import heatmap
 from repmtl_ray.report.heatmap import MAX_CELLS, delta_p_heatmap
-from repmtl_ray.report.table import results_text
+from repmtl_ray.report.runs import Run, search_runs
+from repmtl_ray.report.search_table import search_text
 from repmtl_ray.search import SearchResult, results_table, trial
 from repmtl_ray.search.baseline import single_task
 from tests.helpers.searches import (
@@ -111,7 +112,7 @@ def test_a_table_without_any_finished_epoch():
     table = results_table([RESULTS[1], RESULTS[1]], BASE)
     assert list(table["rank"]) == [1, 2]
     assert table["delta_p_task"].isna().all()
-    text = results_text(table, BASELINE, METRICS)
+    text = search_text(table, BASELINE, METRICS)
     assert text.count("no such policy") == 2
 
 
@@ -174,7 +175,7 @@ def test_the_reason_of_a_failure_is_the_users_own_error(error, reason):
 
 
 def lines_of(table, **options):
-    return results_text(table, BASELINE, METRICS, **options).splitlines()
+    return search_text(table, BASELINE, METRICS, **options).splitlines()
 
 
 def test_the_text_is_aligned_with_a_single_task_row_and_reasons_at_the_end(table):
@@ -243,8 +244,8 @@ def many_values():
     ids=["grid", "some cells", "scatter", "one"],
 )
 def test_the_heatmap_is_a_png_with_something_on_it(tmp_path, values):
-    path = delta_p_heatmap(searched(values), tmp_path / "delta_p.png", title="scenes")
-    assert path == tmp_path / "delta_p.png"
+    path = tmp_path / "delta_p.png"
+    delta_p_heatmap(runs_of(searched(values)), path, title="scenes")
     with Image.open(path) as image:
         assert image.format == "PNG"
         width, height = image.size
@@ -254,31 +255,33 @@ def test_the_heatmap_is_a_png_with_something_on_it(tmp_path, values):
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100, "colours of a scale"
 
 
+def runs_of(table: pandas.DataFrame) -> list[Run]:
+    return search_runs(table, BASELINE, {})
+
+
 def test_each_cell_shows_its_best_trial_that_did_not_fail(tmp_path, monkeypatch):
-    shown = {}
-    draw = heatmap._cells
+    drawn = {}
+    draw = heatmap.draw_heat_map
 
-    def watched(axes, rows, xs, ys, color):
-        image = draw(axes, rows, xs, ys, color)
-        for text in axes.texts:
-            x, y = text.get_position()
-            shown[xs[int(x)], ys[int(y)]] = text.get_text()
-        return image
+    def recorded(axes, values, texts, **options):
+        drawn["texts"], drawn["rows"], drawn["columns"] = texts, options["rows"], options["columns"]
+        return draw(axes, values, texts, **options)
 
-    monkeypatch.setattr(heatmap, "_cells", watched)
+    monkeypatch.setattr(heatmap, "draw_heat_map", recorded)
     results = [
         result({TSR: 0.1, CSA: 0.1, POLICY: "EW"}, **metrics_of(1.0)),
         result({TSR: 0.1, CSA: 0.1, POLICY: "UW"}, **metrics_of(2.0)),
         result({TSR: 0.5, CSA: 0.1, POLICY: "GLS"}, **metrics_of(-3.0)),
         result({TSR: 0.5, CSA: 0.1, POLICY: "DWA"}, error=ValueError("x"), **metrics_of(8.0)),
     ]
-    delta_p_heatmap(results_table(results, BASE), tmp_path / "p.png", title="")
-    assert shown == {(0.1, 0.1): "+2.0\nUW", (0.5, 0.1): "-3.0\nGLS"}
+    delta_p_heatmap(runs_of(results_table(results, BASE)), tmp_path / "p.png", title="")
+    assert (drawn["rows"], drawn["columns"]) == (["0.1"], ["0.1", "0.5"])
+    assert drawn["texts"] == [["+2.0\nUW", "-3.0\nGLS"]]
 
 
 def test_a_search_without_results_still_has_a_picture(tmp_path):
-    table = results_table([RESULTS[1]], BASE)
-    path = delta_p_heatmap(table, tmp_path / "delta_p.png", title="nothing")
+    path = tmp_path / "delta_p.png"
+    delta_p_heatmap(runs_of(results_table([RESULTS[1]], BASE)), path, title="nothing")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 2_000
 
