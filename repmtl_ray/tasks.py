@@ -18,8 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from repmtl_ray import metrics
+from repmtl_ray.conversion import check, check_types
 from repmtl_ray.data.columns import IGNORE_LABEL
+from repmtl_ray.data.stream import Kind
 
+MAX_CLASSES = 65_536
 NORMAL_EPSILON = 1e-4
 """Predicted normals v are scaled by 1 / sqrt(|v|^2 + epsilon^2): no pole at zero, derivatives of
 any order exist.
@@ -48,10 +51,15 @@ class Task(ABC):
     """Predicts a map [rows, num_outputs, H, W] at image size; otherwise a vector [rows,
     num_outputs].
     """
+    kind: ClassVar[Kind]
+    """What the task's column holds."""
     metric_directions: ClassVar[Mapping[str, bool]]
     """By metric: whether higher is better."""
 
     def __post_init__(self) -> None:
+        check(isinstance(self.name, str), "task name", self.name, "a string")
+        if type(self).__module__ == __name__:
+            check_types(self, f"task {self.name!r}")
         if not self.name.isidentifier():
             raise ValueError(
                 f"task name {self.name!r}: expected letters, digits, underscores; no digit first."
@@ -129,10 +137,9 @@ class _ClassTask(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_classes < 2:
-            raise ValueError(
-                f"task {self.name!r}: num_classes is {self.num_classes}; expected at least 2."
-            )
+        where = f"task {self.name!r}: num_classes"
+        check(self.num_classes >= 2, where, self.num_classes, "at least 2")
+        check(self.num_classes <= MAX_CLASSES, where, self.num_classes, f"at most {MAX_CLASSES}")
 
     @property
     @final
@@ -156,6 +163,7 @@ class Segmentation(_ClassTask):
     """
 
     dense: ClassVar[bool] = True
+    kind: ClassVar[Kind] = "label"
     metric_directions: ClassVar[Mapping[str, bool]] = _directions("miou", "pixel_accuracy")
 
     @property
@@ -182,6 +190,7 @@ class Classification(_ClassTask):
     """
 
     dense: ClassVar[bool] = False
+    kind: ClassVar[Kind] = "class"
     metric_directions: ClassVar[Mapping[str, bool]] = _directions("accuracy")
 
     @property
@@ -234,6 +243,8 @@ class _DepthTask(Task):
 class Depth(_DepthTask):
     """Metres for every pixel; 0 where not measured."""
 
+    kind: ClassVar[Kind] = "depth"
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +255,8 @@ class InverseDepth(_DepthTask):
     augmentation scales it the other way round.
     """
 
+    kind: ClassVar[Kind] = "inverse_depth"
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +266,7 @@ class Normals(Task):
     """
 
     dense: ClassVar[bool] = True
+    kind: ClassVar[Kind] = "normal"
     metric_directions: ClassVar[Mapping[str, bool]] = _directions(
         "mean_angle", "median_angle", "within_11.25", "within_22.5", "within_30"
     )
@@ -278,3 +292,13 @@ class Normals(Task):
 
     def _metrics(self, statistics: Tensor) -> dict[str, float]:
         return metrics.angle_metrics(statistics)
+
+
+TASK_CLASSES: tuple[type[Task], ...] = (
+    Segmentation,
+    Classification,
+    Depth,
+    InverseDepth,
+    Normals,
+)
+"""The tasks of this project; a stored model names them."""

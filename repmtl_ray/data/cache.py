@@ -17,19 +17,28 @@ import itertools
 import logging
 import math
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.data.block import BlockAccessor
 
+from repmtl_ray.data import contract
+from repmtl_ray.data.blocks import (
+    StoredStream,
+    Summary,
+    contents_of,
+    fingerprint_of,
+    index_of,
+    over_blocks,
+    views_of,
+)
 from repmtl_ray.data.columns import SAMPLE_ID
-from repmtl_ray.data.stream import Stream
+from repmtl_ray.data.stream import Kind, Stream
 
 # `batches` needs torch, which reading tasks do not: they start several times as fast without it.
 if TYPE_CHECKING:
@@ -43,23 +52,10 @@ STORE_SHARE = 0.8
 """Of the object store of the cluster's smallest node: what the samples of a run may take."""
 _ERROR = "error"
 _CONTENT = "content"  # no task has this name: only a column of checksums that `_load_block` made
+_LABELLED = (
+    "labelled"  # likewise; bit k of it: whether the sample has a label of its stream's task k
+)
 _ERRORS_SHOWN = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Cached:
-    """One stream in the object store.
-
-    Args:
-        blocks: references to Arrow tables.
-        block_of, row_of: [num_samples]; where each sample lies.
-        contents: [num_samples]; a checksum of each sample's columns.
-    """
-
-    blocks: tuple[ray.ObjectRef[Any], ...]
-    block_of: NDArray[np.int32]
-    row_of: NDArray[np.int32]
-    contents: NDArray[np.uint32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +70,14 @@ class CachedSplit:
     """
 
     streams: tuple[Stream, ...]
-    cached: Mapping[str, _Cached]
+    cached: Mapping[str, StoredStream]
     num_bytes: int
     fingerprint: str
+
+    @property
+    def labelled(self) -> frozenset[str]:
+        """The tasks of which at least one sample has a label that losses read."""
+        return frozenset().union(*(part.labelled for part in self.cached.values()))
 
     def rows(self, stream: Stream) -> Rows:
         """The samples of one of the streams, for use in this process."""
@@ -90,6 +91,7 @@ class StreamedSplit:
     streams: tuple[Stream, ...]
     num_bytes: int
     fingerprint: str
+    labelled: frozenset[str]
 
     def rows(self, stream: Stream) -> Rows:
         """The samples of one of the streams, for use in this process."""
@@ -101,8 +103,29 @@ class StreamedSplit:
 HeldSplit: TypeAlias = CachedSplit | StreamedSplit
 
 
+def check_labels(split: str, held: HeldSplit, tasks: Sequence[str]) -> None:
+    """Refuses a split in which a task has no label at all: nothing could be learned or measured.
+
+    Args:
+        split: its name, for the message.
+        held: its samples.
+        tasks: names of those that are trained.
+
+    Raises:
+        ValueError: names the task and what counts as a label.
+    """
+    for stream in held.streams:
+        for task in tasks:
+            if task in stream.kinds and task not in held.labelled:
+                raise ValueError(
+                    f"{split}: task {task!r} has no valid label in any of its {stream.num_samples} "
+                    "samples: every value is the one that is ignored (class -1, depth 0, normal 0). "
+                    "Correct the labels, or leave the task out (`tasks`)."
+                )
+
+
 class _CachedRows:
-    def __init__(self, cached: _Cached) -> None:
+    def __init__(self, cached: StoredStream) -> None:
         self._cached = cached
         self._views: dict[int, dict[str, NDArray[Any]]] = {}
 
@@ -136,13 +159,6 @@ class _CachedRows:
             self._views[block] = views_of(table)
 
 
-def views_of(table: Any) -> dict[str, NDArray[Any]]:
-    """A table's columns, without copying."""
-    views = BlockAccessor.for_block(table).to_numpy(table.column_names)
-    assert isinstance(views, dict)
-    return views
-
-
 def hold_streams(streams: Sequence[Stream], *, taken: int = 0) -> HeldSplit:
     """`cache_streams` if the samples fit the object store, else `check_streams`.
 
@@ -166,12 +182,15 @@ def check_streams(streams: Sequence[Stream]) -> StreamedSplit:
     """Reads every sample of the streams once, as `cache_streams` does, and keeps none."""
     sizes = _sizes(streams)
     with quiet():
-        contents = {
-            stream.name: _read(stream, size, 0, keep=False).contents
+        read = {
+            stream.name: _read(stream, size, 0, keep=False)
             for stream, size in zip(streams, sizes, strict=True)
         }
     return StreamedSplit(
-        streams=tuple(streams), num_bytes=sum(sizes), fingerprint=fingerprint_of(contents)
+        streams=tuple(streams),
+        num_bytes=sum(sizes),
+        fingerprint=fingerprint_of({name: part.contents for name, part in read.items()}),
+        labelled=frozenset().union(*(part.labelled for part in read.values())),
     )
 
 
@@ -207,11 +226,6 @@ def cache_streams(streams: Sequence[Stream], *, num_cpus_per_task: float = 0) ->
     )
 
 
-def fingerprint_of(contents: Mapping[str, NDArray[np.uint32]]) -> str:
-    sums = [(name, zlib.crc32(part.tobytes())) for name, part in sorted(contents.items())]
-    return f"{zlib.crc32(repr(sums).encode()):08x}"
-
-
 def _sizes(streams: Sequence[Stream]) -> list[int]:
     """Bytes of each, about: as if every sample were like the first."""
     return [
@@ -222,7 +236,7 @@ def _sizes(streams: Sequence[Stream]) -> list[int]:
 
 def _read(
     stream: Stream, num_bytes: int, num_cpus_per_task: float, *, keep: bool = True
-) -> _Cached:
+) -> StoredStream:
     """Loads all samples; without `keep`, what it returns has the checksums alone."""
     num_readers = max(1, int(ray.cluster_resources().get("CPU", 1)))
     num_blocks = max(
@@ -239,7 +253,7 @@ def _read(
         compute=ray.data.TaskPoolStrategy(size=min(num_readers, num_blocks)),
     )
     blocks = tuple(dataset.materialize().to_arrow_refs())
-    summaries = over_blocks(_summary, blocks)
+    summaries = over_blocks(partial(_summary, kinds=stream.kinds), blocks)
     _raise_errors(stream, [error for summary in summaries for error in summary.errors])
     return index_of(stream, blocks, summaries)
 
@@ -261,51 +275,32 @@ def _load_block(
     if errors:
         return {_ERROR: np.array(errors)}
     stacked = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-    return stacked if keep else {SAMPLE_ID: stacked[SAMPLE_ID], _CONTENT: contents_of(stacked)}
+    if keep:
+        return stacked
+    bits = [2 ** np.arange(len(stream.kinds)) @ _labels_of(s, stream.kinds) for s in samples]
+    return {
+        SAMPLE_ID: stacked[SAMPLE_ID],
+        _CONTENT: contents_of(stacked),
+        _LABELLED: np.array(bits, dtype=np.int64),
+    }
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What the index needs to know of a block: sample ids and checksums in order; errors."""
-
-    ids: NDArray[np.int64]
-    contents: NDArray[np.uint32]
-    errors: list[str]
+def _labels_of(columns: Mapping[str, NDArray[Any]], kinds: Mapping[str, Kind]) -> list[bool]:
+    return [contract.is_labelled(columns[name], kind) for name, kind in kinds.items()]
 
 
-def over_blocks(function: Callable[[Any], T], blocks: Sequence[ray.ObjectRef[Any]]) -> list[T]:
-    """What a function makes of each block, in order; as many tasks as the cluster has CPUs."""
-    size = math.ceil(len(blocks) / max(1, int(ray.cluster_resources().get("CPU", 1)))) or 1
-    shares = [list(blocks[first : first + size]) for first in range(0, len(blocks), size)]
-    found: list[list[T]] = ray.get([_apply.remote(cast(Any, function), share) for share in shares])
-    return list(itertools.chain.from_iterable(found))
-
-
-@ray.remote(num_cpus=0)
-def _apply(function: Callable[[Any], T], blocks: list[ray.ObjectRef[Any]]) -> list[T]:
-    """Many blocks a task: of tasks without a CPU, Ray would start any number at once."""
-    return [function(ray.get(block)) for block in blocks]
-
-
-def _summary(table: Any) -> Summary:
+def _summary(table: Any, *, kinds: Mapping[str, Kind]) -> Summary:
     if _ERROR in table.column_names:
         nothing = np.array([], dtype=np.int64)
         return Summary(nothing, nothing.astype(np.uint32), table.column(_ERROR).to_pylist())
     columns = views_of(table)
     known = columns.get(_CONTENT)
-    return Summary(columns[SAMPLE_ID], contents_of(columns) if known is None else known, [])
-
-
-def contents_of(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
-    """A checksum of each sample's columns."""
-    contents = np.zeros(len(columns[SAMPLE_ID]), dtype=np.uint32)
-    for name, values in sorted(columns.items()):
-        for row, value in enumerate(values):
-            contents[row] = zlib.crc32(
-                np.ascontiguousarray(value).tobytes(),
-                zlib.crc32(f"{name} {value.dtype} {value.shape}".encode(), int(contents[row])),
-            )
-    return contents
+    if known is None:
+        known, has_labels = contents_of(columns), _labels_of(columns, kinds)
+    else:
+        bits = int(np.bitwise_or.reduce(columns[_LABELLED]))
+        has_labels = [bool(bits >> place & 1) for place in range(len(kinds))]
+    return Summary(columns[SAMPLE_ID], known, [], frozenset(itertools.compress(kinds, has_labels)))
 
 
 def _raise_errors(stream: Stream, errors: list[str]) -> None:
@@ -318,42 +313,6 @@ def _raise_errors(stream: Stream, errors: list[str]) -> None:
     raise ValueError(
         f"{stream.name}: {len(errors)} of {stream.num_samples} samples cannot be used:\n"
         + "\n".join([*errors[:_ERRORS_SHOWN], *more])
-    )
-
-
-def index_of(
-    stream: Stream,
-    blocks: tuple[ray.ObjectRef[Any], ...],
-    summaries: Sequence[Summary],
-    *,
-    any_ids: bool = False,
-) -> _Cached:
-    """Where each sample is, whatever the order and the size of the blocks.
-
-    Sample ids are the numbers from 0 on, or, with `any_ids`, integers in whose order the samples
-    are numbered.
-    """
-    ids = [summary.ids for summary in summaries]
-    all_ids = np.concatenate(ids)
-    found, counts = np.unique(all_ids, return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(
-            f"{stream.name}: sample_id {found[counts > 1][0]} came {counts.max()} times; a "
-            "stream's sample ids are unique."
-        )
-    if not any_ids and not np.array_equal(found, np.arange(stream.num_samples)):
-        raise ValueError(
-            f"{stream.name}: sample ids are {found.min()} to {found.max()} over {len(found)} "
-            f"samples; expected the numbers 0 to {stream.num_samples - 1}."
-        )
-    order = np.argsort(all_ids)
-    block_of = np.repeat(np.arange(len(ids)), [len(part) for part in ids])[order]
-    row_of = np.concatenate([np.arange(len(part)) for part in ids])[order]
-    return _Cached(
-        blocks=blocks,
-        block_of=block_of.astype(np.int32),
-        row_of=row_of.astype(np.int32),
-        contents=np.concatenate([summary.contents for summary in summaries])[order],
     )
 
 

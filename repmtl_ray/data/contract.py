@@ -121,6 +121,18 @@ def _content(values: NDArray[Any], kind: Kind, num_classes: int | None) -> list[
     return []
 
 
+def is_labelled(values: NDArray[Any], kind: Kind) -> bool:
+    """Whether any value of a target is one that losses read.
+
+    Args:
+        values: of one sample, or of several along a first axis.
+        kind: of the target.
+    """
+    if kind in ("label", "class"):
+        return bool((values != IGNORE_LABEL).any())
+    return bool(values.any())
+
+
 @dataclass
 class Contents:
     """What columns hold, added up over samples.

@@ -7,44 +7,40 @@ object store. What the columns must hold is in `stream.Kind`; single samples are
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+import pyarrow
+import ray
 from numpy.typing import NDArray
+from ray.data import Dataset
 
+from repmtl_ray.conversion import check, shown
 from repmtl_ray.data import contract
-from repmtl_ray.data.cache import (
-    CachedSplit,
+from repmtl_ray.data.blocks import (
     Summary,
     contents_of,
     fingerprint_of,
     index_of,
     over_blocks,
-    quiet,
     views_of,
-    warn_if_large,
 )
+from repmtl_ray.data.cache import CachedSplit, quiet, warn_if_large
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 
 if TYPE_CHECKING:
-    from ray.data import Dataset
-
     from repmtl_ray.tasks import Task
 
 NAME = "custom"
 _SHOWN = 5
-KINDS: Mapping[str, Kind] = {
-    "Segmentation": "label",
-    "Depth": "depth",
-    "InverseDepth": "inverse_depth",
-    "Normals": "normal",
-    "Classification": "class",
-}
-"""What the column of each kind of task holds."""
+_NO_VALUE = "give a sample without a label the ignore value everywhere (-1, depth 0, normal 0)"
+_MADE_BY = "for example ray.data.from_pandas(frame), from_items(rows) or read_parquet(folder)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +62,15 @@ class CustomData:
     evaluation: Dataset
     tasks: tuple[Task, ...]
     normalize: Normalization | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "evaluation"):
+            rows = getattr(self, name)
+            check(
+                isinstance(rows, Dataset), f"CustomData.{name}", rows, f"a Ray Dataset, {_MADE_BY}"
+            )
+        object.__setattr__(self, "tasks", _checked_tasks(self.tasks))
+        object.__setattr__(self, "normalize", _checked_normalization(self.normalize))
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,7 @@ def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int,
     Raises:
         ValueError: everything that is wrong with tasks and rows, in one message.
     """
-    wrong = _wrong_tasks(data.tasks)
-    if wrong:
-        raise ValueError("\n".join(["the tasks of the data cannot work:", *wrong]))
+    wrong: list[str] = []
     splits, sizes = [], []
     for name, dataset in (("train", data.train), ("evaluation", data.evaluation)):
         split, size, found = _cache(name, dataset, data)
@@ -101,14 +104,9 @@ def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int,
     if not wrong and sizes[0] != sizes[1]:
         wrong = [f"image: {sizes[0]} in train, {sizes[1]} in evaluation; expected one size"]
     if wrong:
-        raise ValueError(
-            "\n".join(
-                [
-                    f"the data breaks the column contract in {len(wrong)} ways (docs/guide.md, data of your own):",
-                    *wrong,
-                ]
-            )
-        )
+        ways = "one way" if len(wrong) == 1 else f"{len(wrong)} ways"
+        begin = f"the data breaks the column contract in {ways} (docs/guide.md, data of your own):"
+        raise ValueError((" " if len(wrong) == 1 else "\n").join([begin, *wrong]))
     train, evaluation = splits
     assert train is not None, "without problems there is a split"
     assert evaluation is not None, "without problems there is a split"
@@ -116,33 +114,89 @@ def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int,
     return train, evaluation, sizes[0]
 
 
-def _wrong_tasks(tasks: Sequence[Task]) -> list[str]:
-    names = [task.name for task in tasks]
-    wrong = [] if tasks else ["tasks: none; expected at least one of repmtl_ray.tasks"]
-    wrong += [f"tasks: {name!r} comes {n} times" for name, n in Counter(names).items() if n > 1]
-    return wrong + [
-        f"tasks: {name!r} is the name of another column; choose a different one"
-        for name in names
-        if name in (IMAGE, SAMPLE_ID)
-    ]
+def _checked_tasks(tasks: Any) -> tuple[Task, ...]:
+    """The tasks of custom data as a tuple.
+
+    Raises:
+        ValueError: something else than tasks, a name twice or one of another column, a class of the
+            user's own that says too little.
+    """
+    from repmtl_ray.tasks import Task
+
+    if isinstance(tasks, Task):
+        tasks = (tasks,)
+    expected = 'tasks of repmtl_ray.tasks, for example (Depth(name="depth"),)'
+    check(isinstance(tasks, list | tuple) and bool(tasks), "CustomData.tasks", tasks, expected)
+    for task in tasks:
+        check(isinstance(task, Task), "CustomData.tasks: an entry", task, expected)
+        _check_task_class(task)
+    for name, count in Counter(task.name for task in tasks).items():
+        if count > 1:
+            raise ValueError(f"CustomData.tasks: {name!r} comes {count} times; names must differ.")
+        if name in (IMAGE, SAMPLE_ID):
+            raise ValueError(
+                f"CustomData.tasks: {name!r} is the name of another column; choose a different one."
+            )
+    return tuple(tasks)
+
+
+def _check_task_class(task: Task) -> None:
+    """Refuses a class of the user's own that does not say what its column and its metrics are."""
+    from repmtl_ray.metrics import HIGHER_IS_BETTER  # needs torch, which reading tasks do not
+
+    where, kinds = f"task {task.name!r}: {type(task).__name__}", get_args(Kind)[1:]
+    for name in ("kind", "dense", "metric_directions"):
+        if not hasattr(task, name):
+            raise ValueError(
+                f"{where} has no attribute {name!r}; set it on the class as the tasks of "
+                "repmtl_ray.tasks do."
+            )
+    check(task.kind in kinds, f"{where}.kind", task.kind, "one of " + ", ".join(kinds))
+    unknown = sorted(set(task.metric_directions) - HIGHER_IS_BETTER.keys())
+    if unknown:
+        raise ValueError(
+            f"{where} has the metric {unknown[0]!r}, which delta_p and the choice of the best epoch "
+            f"do not know; name it as one of {', '.join(sorted(HIGHER_IS_BETTER))}."
+        )
+
+
+def _checked_normalization(given: Any) -> Normalization | None:
+    """Two times three numbers, or None.
+
+    Raises:
+        ValueError: something else, or a deviation that is not above 0.
+    """
+    if given is None:
+        return None
+    expected = "None, or Normalization(mean, std) with three finite numbers each and std above 0"
+    try:
+        mean, std = (tuple(float(value) for value in part) for part in given)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"CustomData.normalize is {shown(given)}; expected {expected}.") from None
+    is_right = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std)))
+    check(is_right and min(std) > 0, "CustomData.normalize", given, expected)
+    return Normalization(mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
 
 
 def _cache(
     name: str, dataset: Dataset, data: CustomData
 ) -> tuple[CachedSplit | None, tuple[int, int] | None, list[str]]:
     """One data set in the object store, or what is wrong with it."""
-    kinds = {task.name: KINDS[type(task).__name__] for task in data.tasks}
+    kinds = {task.name: task.kind for task in data.tasks}
     num_classes = {
         task.name: task.num_classes for task in data.tasks if hasattr(task, "num_classes")
     }
     with quiet():
-        there = set(dataset.columns() or [])
-        wanted = [column for column in (SAMPLE_ID, IMAGE, *kinds) if column in there]
-        if not wanted:
-            have = f"it has {', '.join(sorted(there))}" if there else "it is empty"
-            missing = ", ".join([SAMPLE_ID, IMAGE, *kinds])
-            return None, None, [f"{name}: expected the columns {missing}; {have}"]
-        blocks = tuple(dataset.select_columns(wanted).materialize().to_arrow_refs())
+        try:
+            there = set(dataset.columns() or [])
+            wanted = [column for column in (SAMPLE_ID, IMAGE, *kinds) if column in there]
+            if not wanted:
+                have = f"it has {', '.join(sorted(there))}" if there else "it is empty"
+                missing = ", ".join([SAMPLE_ID, IMAGE, *kinds])
+                return None, None, [f"{name}: expected the columns {missing}; {have}"]
+            blocks = tuple(dataset.select_columns(wanted).materialize().to_arrow_refs())
+        except (ray.exceptions.RayError, ValueError, TypeError, pyarrow.ArrowException) as error:
+            return None, None, [f"{name}: its rows cannot be read: {_reason(error)}"]
         reports = over_blocks(_Check(kinds, num_classes), blocks)
     wrong = [f"{name}: {text}" for text in _explained(reports, there)]
     if wrong:
@@ -169,6 +223,20 @@ def _cache(
     return split, size, []
 
 
+def _reason(error: BaseException) -> str:
+    """What a Dataset's own functions raised, without Ray's wrapping, and what can be done."""
+    cause: BaseException | None = error
+    while cause is not None:
+        error, cause = cause, getattr(cause, "cause", None) or cause.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if "both objects and tensors" in lines[-1]:
+        return (
+            f"some rows lack an array that others have ({lines[-1]}); give a sample without a label "
+            "the ignore value everywhere (-1, depth 0, normal 0)"
+        )
+    return f"{type(error).__name__}: {lines[-1]}"
+
+
 def _not_numbered(index: int) -> Sample:
     raise AssertionError("samples of a Ray Dataset are only in the object store")
 
@@ -181,7 +249,9 @@ class _Check:
     num_classes: Mapping[str, int]
 
     def __call__(self, table: Any) -> _Report:
-        columns = views_of(table) if table.num_rows else {}
+        empty = {name: table.column(name).is_null().to_pylist() for name in table.column_names}
+        empty = {name: rows for name, rows in empty.items() if any(rows)}
+        columns = views_of(table.drop_columns(list(empty))) if table.num_rows else {}
         count = table.num_rows
         ids = np.asarray(columns.get(SAMPLE_ID, np.arange(count)))
         problems: list[tuple[int | None, str]] = []
@@ -192,19 +262,29 @@ class _Check:
         ids = ids.astype(np.int64)
         forms: dict[str, Counter[str]] = {name: Counter() for name in (IMAGE, *self.kinds)}
         size = None
+        for name, is_empty in empty.items():
+            why = "it decides the sample's order and view" if name == SAMPLE_ID else _NO_VALUE
+            text = f"{name}: has no value (None); {why}"
+            numbered: list[int | None] = [None] * count if name == SAMPLE_ID else ids.tolist()
+            problems += [(numbered[row], text) for row in range(count) if is_empty[row]]
         for row in range(count):
             sample = {name: np.asarray(values[row]) for name, values in columns.items()}
-            found = contract.problems(sample, self.kinds, self.num_classes)
+            kinds = {name: kind for name, kind in self.kinds.items() if name not in empty}
+            found = [] if IMAGE in empty else contract.problems(sample, kinds, self.num_classes)
             problems += [(int(ids[row]), text) for text in found]
             for name, counts in forms.items():
                 if name in sample:
                     counts[f"{sample[name].dtype} {sample[name].shape}"] += 1
-            if not found:
+            if not found and IMAGE in sample:
                 size = sample[IMAGE].shape[0], sample[IMAGE].shape[1]
-        good = not problems and count > 0
-        contents: NDArray[np.uint32] = np.zeros(count, dtype=np.uint32)
+        if problems or SAMPLE_ID not in columns:
+            summary = Summary(ids, np.zeros(count, dtype=np.uint32), [])
+        else:
+            has_label = [contract.is_labelled(columns[n], kind) for n, kind in self.kinds.items()]
+            labelled = frozenset(itertools.compress(self.kinds, has_label))
+            summary = Summary(ids, contents_of(columns), [], labelled)
         return _Report(
-            Summary(ids, contents_of(columns) if good else contents, []),
+            summary,
             problems,
             forms,
             size,
@@ -230,9 +310,13 @@ def _explained(reports: Sequence[_Report], there: set[str]) -> list[str]:
     lines = []
     if SAMPLE_ID not in there:
         have = ", ".join(sorted(there))
-        lines.append(f"{SAMPLE_ID}: missing; expected unique integers; there are {have}")
+        lines.append(
+            f"{SAMPLE_ID}: missing; expected unique integers, for example those of enumerate(rows); "
+            f"there are {have}"
+        )
+    is_numbered = all(n is not None for report in reports for n, _ in report.problems)
     found, counts = np.unique(ids, return_counts=True)
-    if SAMPLE_ID in there and (counts > 1).any():
+    if SAMPLE_ID in there and is_numbered and (counts > 1).any():
         twice = ", ".join(map(str, found[counts > 1][:_SHOWN].tolist()))
         lines.append(f"{SAMPLE_ID}: {(counts > 1).sum()} ids come more than once: {twice}")
     groups: dict[str, list[tuple[int | None, str]]] = {}

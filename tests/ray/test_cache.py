@@ -162,10 +162,10 @@ def test_sample_ids_must_be_the_numbers(tmp_path):
     def index(*blocks: list[int]) -> None:
         checksums = [np.zeros(len(ids), dtype=np.uint32) for ids in blocks]
         summaries = [
-            cache.Summary(np.array(ids), contents, [])
+            blocks.Summary(np.array(ids), contents, [])
             for ids, contents in zip(blocks, checksums, strict=True)
         ]
-        cache.index_of(stream, (), summaries)
+        blocks.index_of(stream, (), summaries)
 
     (stream,) = cityscapes(tmp_path, num_train=4)
     with pytest.raises(ValueError, match=r"sample_id 2 came 2 times; .* unique"):

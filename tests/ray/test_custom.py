@@ -87,11 +87,8 @@ def test_every_violation_is_explained_in_one_message():
         assert expected in text, text
 
 
-def test_tasks_that_cannot_work_are_refused(experiment):
+def test_custom_data_and_their_configuration_go_together(experiment):
     one = dataset([row(1)], 1)
-    twice = (Depth(name="depth"), Depth(name="depth"), Normals(name="image"))
-    with pytest.raises(ValueError, match=r"'depth' comes 2 times\ntasks: 'image' is the name of"):
-        cache_custom(CustomData(train=one, evaluation=one, tasks=twice))
     with pytest.raises(ValueError, match=r"data\.name is 'cityscapes', but fit has data of your"):
         fit(experiment, data=CustomData(train=one, evaluation=one, tasks=TASKS))
     with pytest.raises(ValueError, match=r"handed over with fit\(experiment, data=CustomData"):

@@ -33,6 +33,7 @@ package's, which is of all that has none. `repmtl_ray` itself only hands out nam
 RAY = {
     "alike",
     "cluster",
+    "data.blocks",
     "data.cache",
     "data.custom",
     "data.prepare",
@@ -149,7 +150,7 @@ def test_ray_train_tune_and_data_have_one_user_each():
         *(name for name in NAMES if name == "search" or name.startswith("search.")),
         *("runs.relay", "studies.benchmark"),
     }
-    assert users_of("ray.data") == {"data.cache", "data.custom"}
+    assert users_of("ray.data") == {"data.blocks", "data.cache", "data.custom"}
 
 
 def test_only_policies_use_torchjd():

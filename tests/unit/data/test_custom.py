@@ -1,0 +1,153 @@
+"""Data of the user's own, without Ray's processes: what `CustomData` takes, and how blocks of rows are checked."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, get_args
+
+import numpy as np
+import pandas
+import pyarrow as pa
+import pytest
+import ray.data
+
+from repmtl_ray import CustomData
+from repmtl_ray.data import contract, custom
+from repmtl_ray.data.stream import Kind, Normalization
+from repmtl_ray.tasks import Depth, Segmentation, Task
+
+DATASET = object.__new__(ray.data.Dataset)
+"""Stands for rows: nothing here reads any."""
+DEPTH = Depth(name="depth")
+
+
+class Thickness(Depth):
+    """A task of the user's own that says all it must by its parent."""
+
+
+class Silent(Task):
+    """One that does not say what its column holds."""
+
+    dense: ClassVar[bool] = True
+    num_outputs: ClassVar[int] = 1  # type: ignore[assignment]
+    num_statistics: ClassVar[int] = 1  # type: ignore[assignment]
+    metric_directions: ClassVar[dict[str, bool]] = {"abs_error": False}
+
+    def loss_sum(self, prediction: Any, target: Any) -> Any:
+        raise AssertionError
+
+    def statistics(self, prediction: Any, target: Any) -> Any:
+        raise AssertionError
+
+    def _metrics(self, statistics: Any) -> Any:
+        raise AssertionError
+
+
+class Unranked(Silent):
+    """One with a metric that nothing knows the direction of."""
+
+    kind: ClassVar[Kind] = "depth"
+    metric_directions: ClassVar[dict[str, bool]] = {"f1": True}
+
+
+@pytest.mark.parametrize(
+    "rows", [None, "rows", [{"image": 1}], {"image": 1}, 3, pandas.DataFrame({"image": [1]})]
+)
+@pytest.mark.parametrize("which", ["train", "evaluation"])
+def test_rows_that_are_no_dataset_are_one_line(which: str, rows: Any) -> None:
+    given = {"train": DATASET, "evaluation": DATASET, "tasks": (DEPTH,), which: rows}
+    with pytest.raises(ValueError, match=rf"^CustomData\.{which} is .*a Ray Dataset.*$"):
+        CustomData(**given)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (None, "CustomData.tasks is None; expected tasks of repmtl_ray.tasks"),
+        ("depth", "CustomData.tasks is 'depth'"),
+        ((), r"CustomData.tasks is \(\)"),
+        (["depth"], "an entry is 'depth'; expected tasks"),
+        ([Depth], "an entry is <class"),
+        ((DEPTH, DEPTH), "'depth' comes 2 times"),
+        (Depth(name="image"), "'image' is the name of another column"),
+        (Silent(name="depth"), "Silent has no attribute 'kind'"),
+        (Unranked(name="depth"), "has the metric 'f1'.*abs_error"),
+    ],
+)
+def test_tasks_that_cannot_be_learned_are_one_line(tasks: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        CustomData(train=DATASET, evaluation=DATASET, tasks=tasks)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tasks", [DEPTH, [DEPTH], (DEPTH, Thickness(name="thickness"))])
+def test_one_task_a_list_and_classes_of_ones_own_are_taken(tasks: Any) -> None:
+    assert DEPTH in CustomData(train=DATASET, evaluation=DATASET, tasks=tasks).tasks
+
+
+@pytest.mark.parametrize(
+    "normalize",
+    [
+        5,
+        "mean",
+        (0.5,),
+        ((0, 0, 0), (1, 1, 0)),
+        ((0, 0), (1, 1)),
+        ((0, 0, 0), (1, 1, float("nan"))),
+    ],
+)
+def test_a_normalisation_that_divides_by_nothing_is_one_line(normalize: Any) -> None:
+    with pytest.raises(ValueError, match=r"^CustomData\.normalize is .*std above 0\.$"):
+        CustomData(train=DATASET, evaluation=DATASET, tasks=(DEPTH,), normalize=normalize)
+
+
+def test_a_normalisation_may_be_two_lists() -> None:
+    data = CustomData(
+        train=DATASET, evaluation=DATASET, tasks=(DEPTH,), normalize=([0, 0, 0], [1, 2, 3])
+    )
+    assert data.normalize == Normalization(mean=(0.0, 0.0, 0.0), std=(1.0, 2.0, 3.0))
+
+
+def table(**columns: Any) -> pa.Table:
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(images)
+    return pa.table({"sample_id": [7, 8, 9], "image": tensors, "scene": [0, 1, 2], **columns})
+
+
+def problems_of(block: pa.Table) -> list[tuple[int | None, str]]:
+    return custom._Check({"scene": "class"}, {"scene": 3})(block).problems
+
+
+def test_a_row_without_a_value_is_named_by_its_id() -> None:
+    assert problems_of(table(scene=[0, None, 2])) == [
+        (8, f"scene: has no value (None); {custom._NO_VALUE}")
+    ]
+
+
+def test_rows_without_ids_are_a_problem_and_not_an_error() -> None:
+    (problem,) = problems_of(table(sample_id=[7, None, 9]))
+    assert problem[0] is None
+    assert "sample_id: has no value" in problem[1]
+    report = custom._Check({"scene": "class"}, {"scene": 3})(table().drop_columns("sample_id"))
+    explained = custom._explained([report], {"image", "scene"})
+    assert "sample_id: missing; expected unique integers" in explained[0]
+
+
+def test_the_tasks_with_a_label_are_those_that_a_loss_could_read() -> None:
+    check = custom._Check({"scene": "class"}, {"scene": 3})
+    assert check(table()).summary.labelled == {"scene"}
+    assert check(table(scene=[-1, -1, -1])).summary.labelled == frozenset()
+
+
+@pytest.mark.parametrize("kind", get_args(Kind)[1:])
+def test_a_target_without_any_valid_value_is_not_labelled(kind: Kind) -> None:
+    empty = np.full((4, 4), -1) if kind in ("label", "class") else np.zeros((4, 4, 1), np.float32)
+    assert not contract.is_labelled(empty, kind)
+    one = empty.copy()
+    one[2, 3] = 1
+    assert contract.is_labelled(one, kind)
+
+
+def test_segmentation_refuses_numbers_of_classes_that_no_head_has() -> None:
+    for number in (1, 2**40, True, 2.0, "3", None):
+        with pytest.raises(ValueError, match="num_classes"):
+            Segmentation(name="parts", num_classes=number)  # type: ignore[arg-type]
