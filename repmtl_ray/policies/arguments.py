@@ -1,154 +1,208 @@
-"""The arguments a policy takes: defaults, what each may be, and messages for what it may not.
+"""The arguments of policies: which values each allows, read from the policies' constructors.
 
-Owns the checks of `PolicyConfig.arguments`. Owns no policy; imports no torch.
+Owns the rules, their messages and the reading. A policy is a dataclass. A field whose annotation
+holds a rule is an argument that a user sets (`PolicyConfig.arguments`); its default is the field's.
+Owns no policy; needs no torch.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 REQUIRED = "required"
+"""Stands for the default of an argument that has none."""
+
+
+class Rule:
+    """What an argument may be."""
+
+    @property
+    def expected(self) -> str:
+        """The end of the sentence "... is 3; expected ..."."""
+        raise NotImplementedError
+
+    def accept(self, value: Any, tasks: Sequence[str]) -> Any:
+        """The value as the policy takes it.
+
+        Raises:
+            ValueError, TypeError: without a message, if the rule does not allow the value.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number(Rule):
+    """A finite number between bounds."""
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+
+    @property
+    def bounds(self) -> str:
+        bounds = {">=": self.at_least, ">": self.above, "<=": self.at_most, "<": self.below}
+        return " and ".join(
+            f"{sign} {bound:g}" for sign, bound in bounds.items() if abs(bound) < math.inf
+        )
+
+    @property
+    def expected(self) -> str:
+        return f"a finite number {self.bounds}".rstrip()
+
+    def accept(self, value: Any, tasks: Sequence[str]) -> float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _require(is_number and math.isfinite(value))
+        _require(self.at_least <= value <= self.at_most and self.above < value < self.below)
+        return float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integer(Rule):
+    """A whole number between bounds, or None where that is allowed."""
+
+    at_least: int
+    at_most: float = math.inf
+    or_none: bool = False
+
+    @property
+    def expected(self) -> str:
+        upper = f" and <= {self.at_most}" if self.at_most < math.inf else ""
+        return f"an integer >= {self.at_least}{upper}" + " or None" * self.or_none
+
+    def accept(self, value: Any, tasks: Sequence[str]) -> int | None:
+        if value is None and self.or_none:
+            return None
+        _require(type(value) is int and self.at_least <= value <= self.at_most)
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Choice(Rule):
+    """One of a few words; the rule of every `Literal`."""
+
+    options: tuple[str, ...]
+
+    @property
+    def expected(self) -> str:
+        return "one of " + ", ".join(map(repr, self.options))
+
+    def accept(self, value: Any, tasks: Sequence[str]) -> str:
+        _require(value in self.options)
+        return str(value)
+
+
+class TaskName(Rule):
+    """The name of a task; None is the first task."""
+
+    expected = "a task's name, or None for the first"
+
+    def accept(self, value: Any, tasks: Sequence[str]) -> str:
+        _require(value is None or value in tasks)
+        return tasks[0] if value is None else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberPerTask(Number):
+    """One number per task: one for all, a list in the tasks' order, or a mapping by task name."""
+
+    not_all_zero: bool = False
+
+    @property
+    def expected(self) -> str:
+        text = "one finite number per task (a list in the tasks' order or a mapping by task)"
+        return text + f", {self.bounds}" * bool(self.bounds) + ", not all 0" * self.not_all_zero
+
+    def accept(self, value: Any, tasks: Sequence[str]) -> tuple[float, ...]:  # type: ignore[override]
+        if isinstance(value, Mapping):
+            _require(set(value) == set(tasks))
+            value = [value[name] for name in tasks]
+        elif not isinstance(value, (list, tuple)):
+            value = [value] * len(tasks)
+        _require(len(value) == len(tasks))
+        numbers = tuple(super(NumberPerTask, self).accept(number, tasks) for number in value)
+        _require(any(numbers) or not self.not_all_zero)
+        return numbers
+
+
+Positive = Annotated[float, Number(above=0)]
+NonNegative = Annotated[float, Number(at_least=0)]
+Fraction = Annotated[float, Number(at_least=0, at_most=1)]
+Decay = Annotated[float, Number(at_least=0, below=1)]
+"""The share of the old value in a moving average."""
+PositiveInt = Annotated[int, Integer(at_least=1)]
+NonNegativeInt = Annotated[int, Integer(at_least=0)]
+OneTask = Annotated[str | None, TaskName()]
+PerTask = float | Sequence[float] | Mapping[str, float]
+"""What a user may give for one number per task; the policy holds a tuple."""
+ScaleOfWeights = Literal["one", "tasks"]
+"""Whether weights sum to 1 or to the number of tasks."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a policy.
-
-    Args:
-        default: taken when the argument is not given; `REQUIRED` where there is none.
-        expected: the end of the sentence "... is 3; expected ...".
-        accept: (value, tasks) -> the value as the policy takes it; raises ValueError if it cannot.
-    """
+    """One argument of a policy: its default (`REQUIRED` if there is none) and its rule."""
 
     default: Any
-    expected: str
-    accept: Callable[[Any, Sequence[str]], Any]
+    rule: Rule
 
 
-Signature = Mapping[str, Argument]
-
-
-def number(
-    default: Any,
-    *,
-    at_least: float = -math.inf,
-    above: float = -math.inf,
-    at_most: float = math.inf,
-    below: float = math.inf,
-) -> Argument:
-    """A finite number between bounds."""
-    bounds = {">=": at_least, ">": above, "<=": at_most, "<": below}
-    wanted = " and ".join(
-        f"{sign} {bound:g}" for sign, bound in bounds.items() if abs(bound) < math.inf
-    )
-
-    def accept(value: Any, _tasks: Sequence[str]) -> float:
-        found = _finite(value)
-        _demand(at_least <= found <= at_most and above < found < below)
-        return found
-
-    return Argument(default, f"a finite number {wanted}".rstrip(), accept)
-
-
-def integer(default: Any, *, at_least: int, at_most: float = math.inf) -> Argument:
-    """A whole number; None is allowed where it is the default."""
-    bounds = f">= {at_least}" + f" and <= {at_most}" * (at_most < math.inf)
-
-    def accept(value: Any, _tasks: Sequence[str]) -> int | None:
-        if value is None and default is None:
-            return None
-        _demand(type(value) is int and at_least <= value <= at_most)
-        return int(value)
-
-    return Argument(default, f"an integer {bounds}" + " or None" * (default is None), accept)
-
-
-def choice(default: str, *others: str) -> Argument:
-    """One of a few words, the default first."""
-
-    def accept(value: Any, _tasks: Sequence[str]) -> str:
-        _demand(value in (default, *others))
-        return str(value)
-
-    return Argument(default, "one of " + ", ".join(map(repr, (default, *others))), accept)
-
-
-def task(default: None = None) -> Argument:
-    """A task's name; None is the first task."""
-
-    def accept(value: Any, tasks: Sequence[str]) -> str:
-        _demand(value is None or value in tasks)
-        return tasks[0] if value is None else str(value)
-
-    return Argument(default, "a task's name, or None for the first", accept)
-
-
-def per_task(
-    default: Any, *, positive: bool = False, non_negative: bool = False, at_most: float = math.inf
-) -> Argument:
-    """One number a task: one for all, a list in the tasks' order, or a mapping by task name."""
-    bounds = [" > 0"] * positive + [" >= 0, not all 0"] * non_negative
-    bounds += [f" <= {at_most:g}"] * (at_most < math.inf)
-
-    def accept(value: Any, tasks: Sequence[str]) -> tuple[float, ...]:
-        if isinstance(value, Mapping):
-            _demand(set(value) == set(tasks))
-            value = [value[name] for name in tasks]
-        elif not isinstance(value, (list, tuple)):
-            value = [value] * len(tasks)
-        _demand(len(value) == len(tasks))
-        found = tuple(_finite(part) for part in value)
-        _demand(all(part <= at_most for part in found))
-        _demand(not positive or all(part > 0 for part in found))
-        _demand(not non_negative or (all(part >= 0 for part in found) and any(found)))
-        return found
-
-    expected = "one finite number a task (a list in the tasks' order or a mapping by task)"
-    return Argument(default, expected + ",".join(bounds), accept)
-
-
-def resolve(
-    policy: str, given: Mapping[str, Any], signature: Signature, tasks: Sequence[str]
-) -> dict[str, Any]:
-    """Every argument of a policy, defaults filled in.
+def arguments_of(policy: type) -> Mapping[str, Argument]:
+    """The arguments of a policy by name, its own before those that its kind has.
 
     Args:
-        policy: its name, for messages.
-        given: as in `PolicyConfig.arguments`, which has checked the names.
-        signature: what the policy takes.
+        policy: a dataclass.
+    """
+    hints = typing.get_type_hints(policy, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(policy) if field.init}
+    names = [name for cls in policy.__mro__ for name in inspect.get_annotations(cls)]
+    arguments = {}
+    for name in dict.fromkeys(name for name in names if name in fields):
+        rule = _rule_of(hints[name])
+        if rule is not None:
+            default = fields[name].default
+            missing = default is dataclasses.MISSING
+            arguments[name] = Argument(REQUIRED if missing else default, rule)
+    return arguments
+
+
+def accept_arguments(policy: Any, name: str, tasks: Sequence[str]) -> None:
+    """Checks the arguments of a policy that was just made, and sets them to what their rules make
+    of them.
+
+    Args:
+        policy: an instance of a dataclass.
+        name: of the policy, for messages.
         tasks: names, in the order of the losses.
 
     Raises:
-        ValueError: a missing argument, or a value out of bounds.
+        ValueError: names the policy, the argument, its value and what is allowed.
     """
-    resolved = {}
-    for name, argument in signature.items():
-        value = given.get(name, argument.default)
-        if value is REQUIRED:
-            raise ValueError(
-                f"policy.arguments.{name} is missing; policy {policy!r} needs it: "
-                f"{argument.expected}."
-            )
+    for key, argument in arguments_of(type(policy)).items():
+        value, rule = getattr(policy, key), argument.rule
         try:
-            resolved[name] = argument.accept(value, tasks)
+            accepted = rule.accept(value, tasks)
         except (ValueError, TypeError):
             raise ValueError(
-                f"policy.arguments.{name} of policy {policy!r} is {value!r}; expected "
-                f"{argument.expected} (tasks: {', '.join(tasks)})."
+                f"policy.arguments.{key} of policy {name!r} is {value!r}; expected "
+                f"{rule.expected} (tasks: {', '.join(tasks)})."
             ) from None
-    return resolved
+        setattr(policy, key, accepted)
 
 
-def _finite(value: Any) -> float:
-    _demand(
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    )
-    return float(value)
+def _rule_of(hint: Any) -> Rule | None:
+    if typing.get_origin(hint) is Literal:
+        return Choice(typing.get_args(hint))
+    rules = [rule for rule in getattr(hint, "__metadata__", ()) if isinstance(rule, Rule)]
+    return rules[0] if rules else None
 
 
-def _demand(condition: bool) -> None:
+def _require(condition: bool) -> None:
     if not condition:
         raise ValueError

@@ -1,10 +1,10 @@
 """What a policy is: it turns one differentiated forward pass into finished gradients, and remembers
 its state.
 
-Owns the shapes that policies have: `Policy`, `LossPolicy`, which finds one weight a task from the
-losses, and `GradientPolicy`, which combines task gradients. All leave `.grad` complete, totalled
-over all workers, with the Rep-MTL penalty added; the ways to do so are in `task_pass.py`. Owns no
-method: those are the modules beside this one. No Ray.
+Owns `Policy` and `LossPolicy`, which finds one weight per task from the losses. The kinds that
+combine task gradients are in `gramian.py`, `jacobian.py` and `sub_batches.py`; every method has a
+module of its own. All policies leave `.grad` complete, totalled over all workers, with the Rep-MTL
+penalty added; the ways to do so are in `task_pass.py`. No Ray.
 """
 
 from __future__ import annotations
@@ -12,42 +12,86 @@ from __future__ import annotations
 import contextlib
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from repmtl_ray.policies.arguments import accept_arguments
+from repmtl_ray.policies.checks import SMALLEST_LOSS, require_gradients, require_losses
+from repmtl_ray.policies.state import read_state, write_state
 from repmtl_ray.policies.task_pass import TaskPass
 
-
-def weight_metrics(tasks: Sequence[str], weights: Tensor | None) -> dict[str, float]:
-    """[T] weights as `Policy.metrics` names them; none before the first step."""
-    if weights is None:
-        return {}
-    return {f"weight/{task}": w for task, w in zip(tasks, weights.tolist(), strict=True)}
+CPU = torch.device("cpu")
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepInputs:
+    """What a method reads in a step besides task gradients, of the P present tasks alone.
+
+    A task is present if the global batch holds a valid label of it. Absent tasks are taken out
+    before a method is asked, so no method knows of them.
+
+    Args:
+        tasks: [P] indices, on the CPU.
+        losses: [P] plain losses L_t, float64, on the CPU; none below `SMALLEST_LOSS` for a policy
+            that needs positive losses.
+        log_losses: whether the task gradients are those of log L_t.
+        sizes: by shared parameter, its number of elements; the gradients' columns are in this
+            order.
+    """
+
+    tasks: Tensor
+    losses: Tensor
+    log_losses: bool
+    sizes: Sequence[int]
+
+    @property
+    def to_plain(self) -> Tensor:
+        """[P] factors from the task gradients to those of L_t."""
+        return self.losses if self.log_losses else torch.ones_like(self.losses)
+
+    @property
+    def to_log(self) -> Tensor:
+        """[P] factors from the task gradients to those of log L_t."""
+        return torch.ones_like(self.losses) if self.log_losses else 1 / self.losses
+
+
+@dataclass(kw_only=True, eq=False)
 class Policy(ABC):
-    """One method's way from task gradients to an update, with everything it remembers.
+    """One method's way from task gradients to an update, with everything that it remembers.
 
-    The step calls, in this order: `begin_epoch` once an epoch, then for every batch `backward`,
-    and, if `needs_second_look`, `second_look` after the optimiser's step; `end_epoch` once an
-    epoch. `state_dict` may be asked for between any two batches, and a policy loaded from it goes
-    on as if it had never stopped.
+    The step calls, in this order: `begin_epoch` once per epoch, then for every batch `backward`,
+    and, if `needs_losses_after_step`, `after_optimizer_step`; `end_epoch` once per epoch.
+    `state_dict` may be asked for between any two batches. A policy that loads it continues as if it
+    had never stopped.
+
+    A training loop of one's own calls `combine` in place of `backward`.
 
     Args:
         tasks: names, in the order of the losses.
         seed: of the run; random policies draw from (seed, step), the same on every worker.
+
+    Raises:
+        ValueError: an argument that its rule does not allow.
     """
 
+    tasks: Sequence[str]
+    seed: int = 0
+
+    name: ClassVar[str]
+    """As in `PolicyConfig.name`; the module of the method is named after it."""
+    state_names: ClassVar[tuple[str, ...]] = ()
+    """Attributes that a checkpoint holds."""
     needs_positive_losses: ClassVar[bool] = False
-    """The policy reads L_t itself (`TaskPass.plain_losses`), because it takes logarithms or ratios
+    """The policy reads L_t itself (`StepInputs.losses`), because it takes logarithms or ratios
     on its own."""
-    needs_second_look: ClassVar[bool] = False
+    needs_losses_after_step: ClassVar[bool] = False
     """The policy must see the plain losses of the same batch again after the optimiser's step."""
-    needs_parts: ClassVar[bool] = False
-    """The policy asks for `TaskPass.part_gradients`; the heads' graph is kept for it."""
+    needs_sub_batches: ClassVar[bool] = False
+    """The policy asks for `TaskPass.sub_batch_gradients`; the heads' graph is kept for it."""
     makes_update: ClassVar[bool] = False
     """What the policy leaves in `.grad` is no gradient but the update that a learning rate of 1
     subtracts. The step subtracts it times the optimiser's learning rate of that moment, schedule
@@ -56,58 +100,147 @@ class Policy(ABC):
     allows_representation: ClassVar[bool] = False
     """The policy can combine task gradients at the representation too (`at_representation`)."""
 
-    def __init__(self, tasks: Sequence[str], *, seed: int) -> None:
-        self.tasks = tuple(tasks)
-        self.seed = seed
-        self.step = 0
+    step: int = field(default=0, init=False)
+    """Steps that the policy has made."""
+    last_weights: Tensor | None = field(default=None, init=False, repr=False)
+    """[T] weights of the last step, of a method that has such weights."""
+    head_weights: Tensor | None = field(default=None, init=False, repr=False)
+    """[T] weights of the heads' own gradients in the last step."""
+
+    def __post_init__(self) -> None:
+        self.tasks = tuple(self.tasks)
+        accept_arguments(self, self.name, self.tasks)
 
     @abstractmethod
     def backward(self, task_pass: TaskPass) -> None:
         """Leaves finished `.grad` on every parameter of the pass."""
 
-    def begin_epoch(self, epoch: int) -> None:  # noqa: B027 - most policies do not care
+    def combine(
+        self,
+        gradients: Tensor,
+        losses: Tensor | None = None,
+        *,
+        present: Tensor | None = None,
+        log_losses: bool = False,
+    ) -> Tensor:
+        """Combines task gradients in a training loop of one's own, and counts one step.
+
+        Args:
+            gradients: [T, P], one row per task, at the shared parameters; the same on every worker.
+            losses: [T] plain losses; None takes ones, which is enough for a policy that does not
+                read them.
+            present: [T] bool, whether the batch holds a label of the task; None means all do.
+            log_losses: whether the gradients are those of the logarithms of the losses.
+
+        Returns:
+            [P], the gradient of the shared parameters. `head_weights` then holds [T] weights for
+            the heads' own gradients.
+
+        Raises:
+            ValueError: a policy that needs more than gradients, gradients of the wrong shape, or
+                gradients or losses that are not finite.
+        """
+        require_gradients(self.name, self.tasks, gradients)
+        inputs = self._inputs(
+            gradients.new_ones(len(gradients)) if losses is None else losses,
+            torch.ones(len(gradients), dtype=torch.bool) if present is None else present,
+            log_losses=log_losses,
+            sizes=[gradients.shape[1]],
+        )
+        combined = self._combine(gradients.detach(), inputs)
+        self.step += 1
+        return combined
+
+    def _combine(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
+        """[P] combined gradient of [T, P], without counting the step; sets `head_weights`."""
+        raise ValueError(
+            f"policy {self.name!r} needs more than one gradient per task, so it has no combine(); "
+            "train with repmtl_ray.fit, or take another policy."
+        )
+
+    def begin_epoch(self, epoch: int) -> None:  # noqa: B027 - most policies do not need it
         """Called before an epoch's first batch; `epoch` counts from 0."""
 
     def end_epoch(self) -> None:  # noqa: B027
         """Called after an epoch's last batch."""
 
-    def second_look(self, plain_losses: Tensor) -> None:  # noqa: B027
-        """Called after the optimiser's step with [T] losses of the same batch, when
-        `needs_second_look`."""
+    def after_optimizer_step(self, plain_losses: Tensor) -> None:  # noqa: B027
+        """Called after the optimiser's step with [T] plain losses of the same batch, if
+        `needs_losses_after_step`."""
+
+    def check_loss_scale(self, *, log_losses: bool) -> None:  # noqa: B027
+        """Refuses arguments that do not fit log losses, before training.
+
+        Raises:
+            ValueError: says which argument, and what to take in its place.
+        """
 
     def metrics(self) -> dict[str, float]:
-        """What a user wants to watch, for example {"weight/depth": 0.7}; names as `policy/<key>` in
-        results."""
-        return {}
+        """What a user wants to watch, for example {"weight/depth": 0.7}; results name it
+        `policy/<key>`."""
+        return weight_metrics(self.tasks, self.last_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only (loadable with weights_only=True)."""
         return {"step": self.step, **self._state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what `state_dict` returned.
+
+        Raises:
+            ValueError: the state is of another policy, other arguments or other tasks.
+        """
         state = dict(state)
         self.step = state.pop("step")
         self._load_state(state)
 
     def _state(self) -> dict[str, Any]:
-        return {}
+        return read_state(self, self.state_names)
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        if state:
-            raise ValueError(
-                f"policy {type(self).__name__} keeps no state, found {sorted(state)} in the checkpoint."
-            )
+        write_state(self, self.state_names, state, self.name)
+
+    def _inputs(
+        self, plain_losses: Tensor, present: Tensor, *, log_losses: bool, sizes: Sequence[int]
+    ) -> StepInputs:
+        """The present tasks' share of a step, with losses that the policy can work with.
+
+        Raises:
+            NonFiniteLossError: a loss that is not finite, or negative where it must not be.
+        """
+        tasks = present.cpu().nonzero().flatten()
+        losses = plain_losses.detach().to("cpu", torch.float64)[tasks]
+        names = [self.tasks[task] for task in tasks.tolist()]
+        positive = self.needs_positive_losses
+        require_losses(self.name, names, self.step + 1, losses, positive=positive)
+        if positive:
+            losses = losses.clamp(min=SMALLEST_LOSS)
+        return StepInputs(tasks=tasks, losses=losses, log_losses=log_losses, sizes=sizes)
+
+    def _inputs_of(self, task_pass: TaskPass) -> StepInputs:
+        return self._inputs(
+            task_pass.plain_losses,
+            task_pass.present,
+            log_losses=task_pass.log_losses,
+            sizes=[parameter.numel() for parameter in task_pass.shared],
+        )
+
+    def _spread(self, values: Tensor, tasks: Tensor, *, absent: float) -> Tensor:
+        """[T] float64 on the CPU: [P] values of the present tasks, `absent` for the others."""
+        everyone = torch.full((len(self.tasks),), absent, dtype=torch.float64)
+        everyone[tasks] = values
+        return everyone
 
     @final
     @contextlib.contextmanager
-    def _drawing(self, device: torch.device) -> Iterator[None]:
+    def _drawing(self, device: torch.device = CPU) -> Iterator[None]:
         """Random draws inside depend on (seed, step) alone: equal on all workers and after a
         restart."""
         devices = [device] if device.type == "cuda" else []
         draw_seed = zlib.crc32(f"policy {self.seed} {self.step}".encode())
         with torch.random.fork_rng(devices=devices):
-            # torch.manual_seed would seed every CUDA device too, and only the forked ones are put
-            # back.
+            # torch.manual_seed would seed every CUDA device too, but only the forked ones get their
+            # state back.
             torch.default_generator.manual_seed(draw_seed)
             if devices:
                 with torch.cuda.device(device):
@@ -116,49 +249,39 @@ class Policy(ABC):
 
 
 class LossPolicy(Policy):
-    """A policy that weighs losses; one encoder backward."""
-
-    def __init__(self, tasks: Sequence[str], *, seed: int) -> None:
-        super().__init__(tasks, seed=seed)
-        self.last_weights: Tensor | None = None
+    """A policy that weighs losses; one encoder backward. Heads have the same weights."""
 
     @abstractmethod
-    def weights(self, losses: Tensor, present: Tensor) -> Tensor:
-        """[T] weights for the gradients of `losses`.
-
-        Args:
-            losses: [T], detached; plain if `needs_positive_losses`.
-            present: [T] bool, as in `TaskPass`.
-        """
+    def loss_weights(self, inputs: StepInputs) -> Tensor:
+        """[P] weights, float64, on the CPU: of the gradients of L_t if `needs_positive_losses`,
+        else of the gradients of whatever the run trains on."""
 
     @final
     def backward(self, task_pass: TaskPass) -> None:
-        if self.needs_positive_losses:
-            weights = self.weights(task_pass.plain_losses, task_pass.present)
-            if task_pass.log_losses:  # the pass holds gradients of log L_t, and d L = L d log L
-                weights = weights * task_pass.plain_losses
-        else:
-            weights = self.weights(task_pass.losses, task_pass.present)
-        self.last_weights = weights.detach()
-        task_pass.finish_with_weights(self.last_weights)
+        weights = self._weights(self._inputs_of(task_pass), task_pass.plain_losses)
+        task_pass.finish_with_weights(weights)
         self.step += 1
 
-    def metrics(self) -> dict[str, float]:
-        return weight_metrics(self.tasks, self.last_weights)
+    @final
+    def _combine(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
+        losses = self._spread(inputs.losses, inputs.tasks, absent=1.0).to(gradients.device)
+        return self._weights(inputs, losses).to(gradients) @ gradients
+
+    def _weights(self, inputs: StepInputs, plain_losses: Tensor) -> Tensor:
+        """[T] weights of the task gradients."""
+        weights = torch.zeros(len(self.tasks), dtype=torch.float64)
+        if len(inputs.tasks):
+            weights[inputs.tasks] = self.loss_weights(inputs)
+        weights = weights.to(plain_losses.device)
+        if self.needs_positive_losses and inputs.log_losses:
+            # The pass holds gradients of log L_t, and the gradient of L_t is L_t times that.
+            weights = weights * plain_losses
+        self.last_weights = self.head_weights = weights
+        return weights
 
 
-class GradientPolicy(Policy):
-    """A policy that combines task gradients, at the shared parameters or at the representation.
-
-    Args:
-        tasks, seed: as for every policy.
-        at_representation: combine there, at the cost of one encoder backward in all.
-    """
-
-    def __init__(self, tasks: Sequence[str], *, seed: int, at_representation: bool = False) -> None:
-        super().__init__(tasks, seed=seed)
-        self.at_representation = at_representation
-
-    def _head_weights(self, task_pass: TaskPass) -> Tensor:
-        """[T] weights of the heads' own gradients; asked for after the shared ones are combined."""
-        return torch.ones(len(self.tasks), dtype=torch.float64)
+def weight_metrics(tasks: Sequence[str], weights: Tensor | None) -> dict[str, float]:
+    """[T] weights as `Policy.metrics` names them; none before the first step."""
+    if weights is None:
+        return {}
+    return {f"weight/{task}": w for task, w in zip(tasks, weights.tolist(), strict=True)}

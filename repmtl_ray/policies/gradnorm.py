@@ -5,31 +5,31 @@ Owns the method; the gradients at the last shared layer are `TaskPass.last_layer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.base import Policy, weight_metrics
-from repmtl_ray.policies.memory import demand_names, read_back, written
-from repmtl_ray.policies.refusals import positive_losses, refuse_non_finite
+from repmtl_ray.policies.arguments import NonNegative, Positive
+from repmtl_ray.policies.base import Policy, StepInputs
+from repmtl_ray.policies.checks import require_finite_gradients
 from repmtl_ray.policies.task_adam import TaskAdam
 from repmtl_ray.policies.task_pass import TaskPass
 
 
+@dataclass(kw_only=True, eq=False)
 class GradNorm(Policy):
     """GradNorm: w = P softmax(theta), theta learnt so that the norms of w_t grad L_t tend to the
     mean norm times r_t^alpha.
 
     r_t is L_t by its initial value, by the mean of those ratios over tasks. Norms are taken at the
-    last shared layer, where the backward passes end: about one encoder backward and a bit. Needs
-    positive losses: it takes their ratio. An absent task is out of the softmax and the mean, and
-    its theta does not move. A zero gradient leaves its theta to the others' pull; all other
-    gradients are fine, as only their norms count.
+    last shared layer, where the backward passes end: about one encoder backward and a bit (`combine`
+    takes them of the gradients that it gets). Needs positive losses: it takes their ratio. An absent
+    task is out of the softmax and the mean, and its theta does not move. The theta of a zero gradient
+    follows the others' pull; all other gradients are fine, as only their norms count.
 
     Args:
-        tasks, seed: as for every policy.
         alpha: strength of the pull towards equal training rates.
         learning_rate: of theta, which has an Adam of its own.
         initial_losses: from the first "step", as in the paper, or the means of the first "epoch",
@@ -44,60 +44,57 @@ class GradNorm(Policy):
         State: theta and its Adam, initial losses, epoch.
     """
 
+    alpha: NonNegative = 1.5
+    learning_rate: Positive = 0.025
+    initial_losses: Literal["step", "epoch"] = "step"
+
     name = "GradNorm"
     needs_positive_losses = True
-    remembered = ("initial_sums", "num_initial", "epoch")
+    state_names = ("initial_sums", "num_initial", "epoch", "logits")
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        *,
-        seed: int,
-        alpha: float,
-        learning_rate: float,
-        initial_losses: str,
-    ) -> None:
-        super().__init__(tasks, seed=seed)
-        self.alpha = alpha
-        self.num_first_epochs = {"step": 0, "epoch": 1}[initial_losses]
-        self.logits = TaskAdam(len(tasks), learning_rate=learning_rate)
-        self.initial_sums = torch.zeros(len(tasks), dtype=torch.float64)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.logits = TaskAdam(len(self.tasks), learning_rate=self.learning_rate)
+        self.initial_sums = torch.zeros(len(self.tasks), dtype=torch.float64)
         self.num_initial = torch.zeros_like(self.initial_sums)
         self.epoch = 0
-        self.last_weights: Tensor | None = None
 
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def backward(self, task_pass: TaskPass) -> None:
-        norms = task_pass.last_layer_jacobian().double().norm(dim=1).cpu()
-        refuse_non_finite(self.name, self.tasks, self.step + 1, norms.isfinite())
-        tasks = task_pass.present.cpu().nonzero().flatten()
-        losses = positive_losses(
-            self.name, self.tasks, self.step + 1, task_pass.plain_losses, tasks
-        )
-        to_plain = losses if task_pass.log_losses else torch.ones_like(losses)
-        self.last_weights = torch.zeros_like(losses)
-        if len(tasks):
-            self.last_weights[tasks] = self._weights(
-                (norms * to_plain)[tasks], losses[tasks], tasks
-            )
-        task_pass.finish_with_weights(self.last_weights * to_plain)
+        gradients = task_pass.last_layer_jacobian()
+        task_pass.finish_with_weights(self._weights(gradients, self._inputs_of(task_pass)))
         self.step += 1
 
-    def _weights(self, norms: Tensor, losses: Tensor, tasks: Tensor) -> Tensor:
+    def _combine(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
+        return self._weights(gradients, inputs).to(gradients) @ gradients
+
+    def _weights(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
+        """[T] weights of the task gradients, which are [T, P]."""
+        norms = gradients.double().norm(dim=1).cpu()
+        require_finite_gradients(self.name, self.tasks, self.step + 1, norms.isfinite())
+        tasks, to_plain = inputs.tasks, inputs.to_plain
+        self.last_weights = torch.zeros(len(self.tasks), dtype=torch.float64)
+        if len(tasks):
+            self.last_weights[tasks] = self._learn(norms[tasks] * to_plain, inputs)
+        factors = self._spread(to_plain, tasks, absent=1.0)
+        self.head_weights = self.last_weights * factors
+        return self.head_weights
+
+    def _learn(self, norms: Tensor, inputs: StepInputs) -> Tensor:
         """[P] weights of the plain losses; then theta learns from this step.
 
         Args:
             norms: [P], of the plain losses' gradients.
-            losses: [P], plain.
-            tasks: [P], their indices.
+            inputs: of the step.
         """
-        first = self.epoch < self.num_first_epochs
-        measured = (self.num_initial[tasks] == 0) | first
-        self.initial_sums[tasks] += torch.where(measured, losses, 0.0)
-        self.num_initial[tasks] += measured.double()
-        if first:
+        tasks, losses = inputs.tasks, inputs.losses
+        is_first = self.initial_losses == "epoch" and self.epoch == 0
+        is_measured = (self.num_initial[tasks] == 0) | is_first
+        self.initial_sums[tasks] += torch.where(is_measured, losses, 0.0)
+        self.num_initial[tasks] += is_measured.double()
+        if is_first:
             return torch.ones_like(losses)
         weights = len(tasks) * self.logits.values[tasks].softmax(dim=0)
         ratios = losses * self.num_initial[tasks] / self.initial_sums[tasks]
@@ -106,14 +103,3 @@ class GradNorm(Policy):
         slopes = (weighted - target).sign() * norms  # of equation 2, by weight
         self.logits.step(weights * (slopes - (weights * slopes).mean()), tasks)
         return weights
-
-    def metrics(self) -> dict[str, float]:
-        return weight_metrics(self.tasks, self.last_weights)
-
-    def _state(self) -> dict[str, Any]:
-        return {**written(self, self.remembered), **self.logits.state()}
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        demand_names((*self.remembered, *TaskAdam.names), state, self.name)
-        self.logits.load_state({name: state.pop(name) for name in TaskAdam.names}, self.name)
-        read_back(self, self.remembered, state, self.name)

@@ -5,31 +5,32 @@ Owns the method; the agent is in `soft_actor_critic.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.memory import demand_names, read_back
-from repmtl_ray.policies.scalarized import CPU, ScalarizedLosses
+from repmtl_ray.policies.arguments import NonNegativeInt, Positive, PositiveInt
+from repmtl_ray.policies.base import LossPolicy, StepInputs
 from repmtl_ray.policies.soft_actor_critic import Replay, SoftActorCritic
+from repmtl_ray.policies.state import require_names
 
 
-class IGBv2(ScalarizedLosses):
-    """IGBv2: sum_t w_t log L_t, w drawn by an agent that sees the losses and is paid for how far the
-    slowest of them fell, by its baseline.
+@dataclass(kw_only=True, eq=False)
+class IGBv2(LossPolicy):
+    """IGBv2: sum_t w_t log L_t, where an agent draws w. The agent sees the losses; its reward is how
+    far the slowest of them fell, relative to its baseline.
 
     First weights are random (T softmax of normal draws), from `random_epochs` the agent's. The
     baselines are the mean losses of epoch `baseline_epoch`; from the next on every step is a
     transition (losses, weights, reward, next losses) of the replay, and from `learning_epoch` the
     agent learns every `learn_every` steps, more the fuller the replay is. Needs positive losses: it
-    takes their logarithm. Whoever is present, T weights are drawn; an absent task's share is not
-    handed out, its state stays its last loss (1 before any), and it is out of the reward. Every
-    draw is of (seed, step), so equal on all workers and after a restart.
+    takes their logarithm. T weights are drawn whichever tasks are present; the share of an absent
+    task is not given to the others, its state stays its last loss (1 before any), and it is out of
+    the reward. Every draw is of (seed, step), so equal on all workers and after a restart.
 
     Args:
-        tasks, seed: as for every policy.
         learning_rate: of the agent.
         replay_size: transitions that are kept.
         batch_size: of a learning step with an empty replay is half of it; with a full one, all.
@@ -46,32 +47,26 @@ class IGBv2(ScalarizedLosses):
         the last losses and weights, epoch.
     """
 
+    learning_rate: Positive = 3e-4
+    replay_size: PositiveInt = 10_000
+    batch_size: PositiveInt = 256
+    random_epochs: NonNegativeInt = 5
+    baseline_epoch: NonNegativeInt = 1
+    learning_epoch: NonNegativeInt = 3
+    learn_every: PositiveInt = 50
+
     name = "IGBv2"
     needs_positive_losses = True
-    remembered = ("epoch", "loss_sums", "num_batches", "last_losses", "last_weights_drawn")
+    state_names = ("epoch", "loss_sums", "num_batches", "last_losses", "last_weights_drawn")
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        *,
-        seed: int,
-        learning_rate: float,
-        replay_size: int,
-        batch_size: int,
-        random_epochs: int,
-        baseline_epoch: int,
-        learning_epoch: int,
-        learn_every: int,
-    ) -> None:
-        super().__init__(tasks, seed=seed)
-        self.batch_size, self.learn_every = batch_size, learn_every
-        self.random_epochs, self.baseline_epoch = random_epochs, baseline_epoch
-        self.learning_epoch = learning_epoch
-        with self._drawing(CPU):
-            self.agent = SoftActorCritic(len(tasks), learning_rate=learning_rate)
-        self.replay = Replay(len(tasks), replay_size)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        num_tasks = len(self.tasks)
+        with self._drawing():
+            self.agent = SoftActorCritic(num_tasks, learning_rate=self.learning_rate)
+        self.replay = Replay(num_tasks, self.replay_size)
         self.epoch = 0
-        self.loss_sums = torch.zeros(len(tasks), dtype=torch.float64)
+        self.loss_sums = torch.zeros(num_tasks, dtype=torch.float64)
         self.num_batches = torch.zeros_like(self.loss_sums)
         self.last_losses = torch.ones_like(self.loss_sums)
         self.last_weights_drawn = torch.full_like(self.loss_sums, torch.nan)
@@ -79,14 +74,15 @@ class IGBv2(ScalarizedLosses):
     def begin_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def _weights(self, losses: Tensor, tasks: Tensor) -> Tensor:
+    def loss_weights(self, inputs: StepInputs) -> Tensor:
+        tasks, losses = inputs.tasks, inputs.losses
         state = self.last_losses.clone()
         state[tasks] = losses
         self._remember(state, tasks)
         if self.epoch == self.baseline_epoch:
             self.loss_sums[tasks] += losses
             self.num_batches[tasks] += 1
-        with self._drawing(CPU):
+        with self._drawing():
             if self.epoch >= self.learning_epoch and self.step % self.learn_every == 0:
                 self._learn()
             if self.epoch < self.random_epochs:
@@ -120,8 +116,8 @@ class IGBv2(ScalarizedLosses):
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        demand_names((*self.remembered, "agent", "replay"), state, self.name)
+        require_names((*self.state_names, "agent", "replay"), state, self.name)
         agent, replay = state.pop("agent"), state.pop("replay")
-        read_back(self, self.remembered, state, self.name)
+        super()._load_state(state)
         self.replay.load_state(replay)
         self.agent.load_state(agent)

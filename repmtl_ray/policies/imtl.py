@@ -1,37 +1,26 @@
-"""IMTL, the hybrid: losses on one scale by IMTL-L, their gradients combined by IMTL-G.
-
-Owns the joining of the two; the formulas are TorchJD's.
-"""
+"""IMTL: IMTL-L's scales of the losses and IMTL-G's weights of their gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from repmtl_ray.policies.arguments import Positive
+from repmtl_ray.policies.base import StepInputs
 from repmtl_ray.policies.gramian import GramianPolicy
-from repmtl_ray.policies.lazy import LazyModule
-from repmtl_ray.policies.memory import demand_names
-from repmtl_ray.policies.refusals import positive_losses
 from repmtl_ray.policies.task_adam import TaskAdam
-from repmtl_ray.policies.task_pass import TaskPass
-
-if TYPE_CHECKING:
-    from torchjd import aggregation
-else:
-    aggregation = LazyModule("torchjd.aggregation")
 
 
+@dataclass(kw_only=True, eq=False)
 class IMTL(GramianPolicy):
     """IMTL: the combination with equal projections on the gradients of e^s_t L_t, s learnt.
 
-    Needs positive losses, as IMTL-L. Heads follow e^s_t L_t. An absent task's s does not move; zero,
-    dependent and opposed gradients are as for IMTL-G.
+    Needs positive losses, as IMTL-L. Heads follow e^s_t L_t. The s of an absent task does not move;
+    zero, dependent and opposed gradients are as for IMTL-G.
 
     Args:
-        tasks, seed, at_representation, momentum_of_weights: as for every Gramian policy.
         learning_rate: of s, which has an Adam of its own.
 
     Source:
@@ -40,34 +29,27 @@ class IMTL(GramianPolicy):
         LibMTL learns s with the model's optimiser; here it has IMTL-L's rate. State: s, its Adam.
     """
 
+    learning_rate: Positive = 0.025
+
     name = "IMTL"
     needs_positive_losses = True
+    state_names = ("scales",)
 
-    def __init__(self, tasks: Sequence[str], *, learning_rate: float, **common: Any) -> None:
-        super().__init__(tasks, **common)
-        self.scales = TaskAdam(len(tasks), learning_rate=learning_rate)
-        self._factors = torch.ones(len(tasks), dtype=torch.float64)  # of the pass's gradients
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scales = TaskAdam(len(self.tasks), learning_rate=self.learning_rate)
+        self._factors = torch.ones(0, dtype=torch.float64)  # [P], of this step's task gradients
 
-    def _normalized(self, gramian: Tensor, task_pass: TaskPass) -> Tensor:
-        present = task_pass.present.cpu().nonzero().flatten()
-        losses = positive_losses(
-            self.name, self.tasks, self.step + 1, task_pass.plain_losses, present
-        )
-        factors = self.scales.values.exp()
-        self.scales.step((factors * losses - 1)[present], present)
-        self._factors = factors * losses if task_pass.log_losses else factors
+    def _compared(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
+        factors = self.scales.values.exp()[inputs.tasks]
+        self.scales.step(factors * inputs.losses - 1, inputs.tasks)
+        self._factors = factors * inputs.to_plain
         return gramian * torch.outer(self._factors, self._factors)
 
-    def _weights(self, gramian: Tensor, tasks: Tensor) -> Tensor:
-        return self._factors[tasks] * aggregation.IMTLGWeighting()(gramian)
+    def gramian_weights(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
+        from torchjd.aggregation import IMTLGWeighting
 
-    def _head_weights(self, task_pass: TaskPass) -> Tensor:
-        return self._factors
+        return self._factors * IMTLGWeighting()(gramian)
 
-    def _state(self) -> dict[str, Any]:
-        return {**super()._state(), **self.scales.state()}
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        demand_names((*self._names, *TaskAdam.names), state, self.name)
-        self.scales.load_state({name: state.pop(name) for name in TaskAdam.names}, self.name)
-        super()._load_state(state)
+    def _weights_of_heads(self, inputs: StepInputs) -> Tensor:
+        return self._spread(self._factors, inputs.tasks, absent=1.0)

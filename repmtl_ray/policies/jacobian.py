@@ -1,58 +1,54 @@
 """Policies that look at every coordinate of the task gradients.
 
 Owns the way from a pass to the present tasks' [P, N] gradients at the shared parameters and from
-their combination to finished gradients: one encoder backward a task. Owns no method.
+their combination to finished gradients: one encoder backward per task. Owns no method.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.base import GradientPolicy
-from repmtl_ray.policies.memory import read_back, written
-from repmtl_ray.policies.refusals import refuse_non_finite
+from repmtl_ray.policies.base import Policy, StepInputs
+from repmtl_ray.policies.checks import require_finite_gradients
 from repmtl_ray.policies.task_pass import TaskPass
 
 
-class JacobianPolicy(GradientPolicy):
-    """The combined gradient is found by coordinates, from the present tasks' gradients.
+class JacobianPolicy(Policy):
+    """The combined gradient follows, coordinate by coordinate, from the present tasks' gradients.
 
     Heads follow their own task's gradient with weight 1, unless the policy says otherwise.
     """
 
-    name: ClassVar[str]
-    remembered: ClassVar[tuple[str, ...]] = ()
-
-    def backward(self, task_pass: TaskPass) -> None:
-        jacobian = task_pass.jacobian()
-        finite = jacobian.isfinite().all(dim=1).cpu()
-        refuse_non_finite(self.name, self.tasks, self.step + 1, finite)
-        tasks = task_pass.present.cpu().nonzero().flatten()
-        everyone = len(tasks) == len(self.tasks)
-        if len(tasks):
-            present = jacobian if everyone else jacobian[tasks]
-            direction = self._direction(present, tasks, task_pass)
-        else:
-            direction = torch.zeros_like(jacobian[0])
-        task_pass.finish_with_direction(direction, self._head_weights(task_pass))
-        self.step += 1
-
     @abstractmethod
-    def _direction(self, jacobian: Tensor, tasks: Tensor, task_pass: TaskPass) -> Tensor:
+    def direction(self, jacobian: Tensor, inputs: StepInputs) -> Tensor:
         """[N] combined gradient.
 
         Args:
-            jacobian: [P, N] gradients of the tasks that are present, finite; may be overwritten.
-            tasks: [P], their indices, on the CPU; at least one.
-            task_pass: that they are of.
+            jacobian: [P, N] gradients of the tasks that are present, finite; at least one row.
+            inputs: of the same tasks.
         """
 
-    def _state(self) -> dict[str, Any]:
-        return written(self, self.remembered)
+    def backward(self, task_pass: TaskPass) -> None:
+        direction = self._combine(task_pass.jacobian(), self._inputs_of(task_pass))
+        assert self.head_weights is not None
+        task_pass.finish_with_direction(direction, self.head_weights)
+        self.step += 1
 
-    def _load_state(self, state: dict[str, Any]) -> None:
-        read_back(self, self.remembered, state, self.name)
+    def _combine(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
+        is_finite = gradients.isfinite().all(dim=1).cpu()
+        require_finite_gradients(self.name, self.tasks, self.step + 1, is_finite)
+        tasks = inputs.tasks
+        if len(tasks):
+            all_present = len(tasks) == len(self.tasks)
+            direction = self.direction(gradients if all_present else gradients[tasks], inputs)
+        else:
+            direction = torch.zeros_like(gradients[0])
+        self.head_weights = self._weights_of_heads(inputs)
+        return direction
+
+    def _weights_of_heads(self, inputs: StepInputs) -> Tensor:
+        """[T] weights of the heads' own gradients."""
+        return torch.ones(len(self.tasks), dtype=torch.float64)

@@ -7,14 +7,16 @@ subtracts it times the learning rate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from repmtl_ray.policies.arguments import Decay, NonNegative, NumberPerTask, OneTask, PerTask
 from repmtl_ray.policies.base import Policy
-from repmtl_ray.policies.memory import demand_names, read_back, written
-from repmtl_ray.policies.refusals import refuse_non_finite
+from repmtl_ray.policies.checks import require_finite_gradients
+from repmtl_ray.policies.state import read_state, require_names, write_state
 from repmtl_ray.policies.task_pass import TaskPass
 
 
@@ -26,7 +28,7 @@ class _Term:
         like: decides dtype and device.
     """
 
-    names = ("first", "second", "norms", "num_steps")
+    state_names = ("first", "second", "norms", "num_steps")
 
     def __init__(self, sizes: Sequence[int], like: Tensor) -> None:
         self.sizes = list(sizes)
@@ -36,13 +38,13 @@ class _Term:
         self.num_steps = 0
 
     def average_norms(self, gradient: Tensor, beta: float) -> None:
-        found = torch.stack(
+        norms = torch.stack(
             [
                 torch.linalg.vector_norm(part, dtype=torch.float64)
                 for part in gradient.split(self.sizes)
             ]
         ).cpu()
-        self.norms = found if self.num_steps == 0 else beta * self.norms + (1 - beta) * found
+        self.norms = norms if self.num_steps == 0 else beta * self.norms + (1 - beta) * norms
 
     def by_coordinate(self, values: Tensor) -> Tensor:
         """Each tensor's value, repeated for its coordinates."""
@@ -63,6 +65,7 @@ class _Term:
         return mean, (self.second / (1 - betas[1] ** self.num_steps)).sqrt().add_(eps)
 
 
+@dataclass(kw_only=True, eq=False)
 class MTAdam(Policy):
     """MTAdam: the sum of the tasks' Adam means over the largest of their root mean squares, each
     gradient scaled in every parameter tensor to the anchor task's average norm.
@@ -78,7 +81,6 @@ class MTAdam(Policy):
     `max_gradient_norm` is refused.
 
     Args:
-        tasks, seed: as for every policy.
         anchor: the task whose norms the others take.
         beta1, beta2, eps: Adam's.
         norm_beta: decay of the norms.
@@ -92,41 +94,37 @@ class MTAdam(Policy):
         penalty; norms; counts. Memory: 2 (T + 1) times the shared parameters.
     """
 
+    anchor: OneTask = None
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    norm_beta: Decay = 0.9
+    eps: NonNegative = 1e-8
+    ranks: Annotated[PerTask, NumberPerTask(above=0)] = 1.0
+
     name = "MTAdam"
     makes_update = True
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        *,
-        seed: int,
-        anchor: str,
-        beta1: float,
-        beta2: float,
-        norm_beta: float,
-        eps: float,
-        ranks: Sequence[float],
-    ) -> None:
-        super().__init__(tasks, seed=seed)
-        first = self.tasks.index(anchor)
-        self.order = [first, *(task for task in range(len(tasks)) if task != first)]
-        self.betas, self.norm_beta, self.eps = (beta1, beta2), norm_beta, eps
-        self.ranks = tuple(ranks)
-        self.terms: dict[str, _Term] = {}  # by task's number, and "penalty"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        first = self.tasks.index(self.anchor)
+        self.order = [first, *(task for task in range(len(self.tasks)) if task != first)]
+        self.betas = (self.beta1, self.beta2)
+        self.terms: dict[str, _Term] = {}  # by the task's number, and "penalty"
         self._loaded: dict[str, Any] = {}
 
     def backward(self, task_pass: TaskPass) -> None:
         jacobian, heads = task_pass.jacobian(), task_pass.global_head_gradients()
         flat_heads = [torch.cat([jacobian[0, :0], *(g.reshape(-1) for g in h)]) for h in heads]
-        finite = [
+        is_finite = [
             bool(row.isfinite().all() and head.isfinite().all())
             for row, head in zip(jacobian, flat_heads, strict=True)
         ]
-        refuse_non_finite(self.name, self.tasks, self.step + 1, torch.tensor(finite))
+        require_finite_gradients(self.name, self.tasks, self.step + 1, torch.tensor(is_finite))
         penalty = task_pass.global_penalty_gradient()
         sizes = [parameter.numel() for parameter in task_pass.shared]
         by_head = [[p.numel() for p in parameters] for parameters in task_pass.head_parameters]
         present = [task for task in self.order if task_pass.present[task]]
+        ranks = torch.tensor(self.ranks, dtype=torch.float64)
         self._make_terms(present, penalty is not None, sizes, by_head, jacobian)
         gradients = {task: torch.cat([jacobian[task], flat_heads[task]]) for task in present}
         for task in present:
@@ -134,7 +132,7 @@ class MTAdam(Policy):
         anchors = self._anchor_norms(len(sizes))
         for task in present:
             term = self.terms[str(task)]
-            scales = self._scales(term.norms, anchors) * self.ranks[task]
+            scales = self._scales(term.norms, anchors) * ranks[task]
             term.learn(gradients[task] * term.by_coordinate(scales), self.betas)
         if penalty is not None:
             flat = torch.cat([part.reshape(-1) for part in penalty])
@@ -163,7 +161,7 @@ class MTAdam(Policy):
                 sizes = [*shared, *(size for head in heads for size in head)]
                 self.terms[key] = _Term(sizes, like)
                 if key in self._loaded:
-                    read_back(self.terms[key], _Term.names, self._loaded[key], self.name)
+                    write_state(self.terms[key], _Term.state_names, self._loaded[key], self.name)
             self.terms[key].move_to(like)
         self._loaded = {}
 
@@ -208,11 +206,11 @@ class MTAdam(Policy):
         return torch.where(largest > 0, total / torch.where(largest > 0, largest, 1.0), 0.0)
 
     def _state(self) -> dict[str, Any]:
-        learnt = {key: written(term, _Term.names) for key, term in self.terms.items()}
+        learnt = {key: read_state(term, _Term.state_names) for key, term in self.terms.items()}
         return {"terms": {**self._loaded, **learnt}}
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        demand_names(("terms",), state, self.name)
+        require_names(("terms",), state, self.name)
         known = {*map(str, range(len(self.tasks))), "penalty"}
         if not set(state["terms"]) <= known:
             raise ValueError(

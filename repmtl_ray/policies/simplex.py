@@ -1,4 +1,5 @@
-"""Weights on the simplex when some tasks are absent: the present ones divide what they hold."""
+"""Shares of tasks, which sum to 1, where some tasks are absent: the present ones divide what they
+have together."""
 
 from __future__ import annotations
 
@@ -6,26 +7,27 @@ import torch
 from torch import Tensor
 
 
-def among(shares: Tensor, tasks: Tensor) -> Tensor:
-    """[P] shares of some tasks in what these hold together, summing to 1; equal if that is nothing.
+def shares_among(shares: Tensor, tasks: Tensor) -> Tensor:
+    """[P] shares of some tasks in what they have together; they sum to 1. They are equal if the
+    tasks have nothing.
 
     Args:
         shares: [T], summing to 1.
         tasks: [P] indices.
     """
-    held = shares[tasks].sum()
+    total = shares[tasks].sum()
     equal = torch.full_like(shares[tasks], 1 / len(tasks))
-    return torch.where(held > 0, shares[tasks] / held, equal)
+    return torch.where(total > 0, shares[tasks] / total, equal)
 
 
-def spread_over(shares: Tensor, found: Tensor, tasks: Tensor) -> Tensor:
-    """[T] shares after some tasks divided what they hold anew; the others keep theirs.
+def with_shares(shares: Tensor, new_shares: Tensor, tasks: Tensor) -> Tensor:
+    """[T] shares after some tasks divided anew what they have together; the others keep theirs.
 
     Args:
         shares: [T], summing to 1.
-        found: [P], summing to 1.
+        new_shares: [P], summing to 1.
         tasks: [P] indices.
     """
     shares = shares.clone()
-    shares[tasks] = found * shares[tasks].sum()
+    shares[tasks] = new_shares * shares[tasks].sum()
     return shares

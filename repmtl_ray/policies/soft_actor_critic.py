@@ -56,9 +56,9 @@ class Replay:
 
     def sample(self, num_rows: int) -> Transition:
         """Rows drawn with replacement."""
-        found = self._rows[torch.randint(0, len(self), (num_rows,))]
+        rows = self._rows[torch.randint(0, len(self), (num_rows,))]
         sizes = [self.num_tasks, self.num_tasks, 1, self.num_tasks]
-        state, action, reward, next_state = found.split(sizes, dim=1)
+        state, action, reward, next_state = rows.split(sizes, dim=1)
         return state, action, reward, next_state
 
 

@@ -1,14 +1,15 @@
-"""Adam on one number a task, as UW, IMTL-L and FAMO learn their weights."""
+"""Adam on one number per task, as UW, IMTL-L, IMTL, FAMO and GradNorm learn their weights."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from repmtl_ray.policies.memory import demand_names
+from repmtl_ray.policies.state import require_names
 
 
 class TaskAdam:
@@ -22,7 +23,7 @@ class TaskAdam:
         learning_rate, weight_decay: Adam's; the decay is added to the gradient.
     """
 
-    names = ("values", "adam")
+    state_names: ClassVar[tuple[str, ...]] = ("values", "adam")
     """Of what `state` returns."""
 
     def __init__(self, num_tasks: int, *, learning_rate: float, weight_decay: float = 0.0) -> None:
@@ -49,12 +50,18 @@ class TaskAdam:
         self._adam.step()
 
     def state(self) -> dict[str, Any]:
+        """Copies of the numbers and of Adam's moments."""
         moments = self._adam.state_dict()["state"]
         return {"values": self.values, "adam": _copied(moments)}
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Any], policy: str) -> None:
-        demand_names(self.names, state, policy)
+    def load_state(self, state: Mapping[str, Any], policy: str) -> None:
+        """Copies back what `state` returned.
+
+        Raises:
+            ValueError: the state has other entries, or numbers of other tasks.
+        """
+        require_names(self.state_names, state, policy)
         if len(state["values"]) != len(self._numbers):
             raise ValueError(
                 f"policy {policy!r}: the checkpoint holds {len(state['values'])} tasks' weights, "

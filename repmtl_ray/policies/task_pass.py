@@ -1,7 +1,7 @@
 """What one differentiated forward pass leaves to a policy, and the ways to finish it.
 
 Owns `TaskPass`: task gradients at the representation, at all shared parameters, at the last shared
-layer or of parts of the batch, and the methods that leave finished `.grad`, totalled over all
+layer or of sub-batches, and the methods that leave finished `.grad`, totalled over all
 workers, with the Rep-MTL penalty added. Owns no method of combining. No Ray.
 """
 
@@ -82,12 +82,12 @@ class TaskPass:
             representation is the encoder's output).
         shared_after_gradients: by task, for `shared_after`, own parts.
         encoder_backward: see there.
-        part_gradients: number of parts -> each part's task gradients. Row r of the global batch
-            belongs to part r modulo their number, whoever holds it, and a part's losses are means
-            over its own valid labels; a task without any there has zero gradients. All parts come
-            from this one forward pass, so they share batch statistics. Costs a backward through the
-            heads for each part and task; nothing until it is called. Only for policies that say
-            so (`Policy.needs_parts`).
+        sub_batch_gradients: number of sub-batches -> each one's task gradients. Row r of the global
+            batch belongs to sub-batch r modulo their number, whichever worker holds it. The losses
+            of a sub-batch are means over its own valid labels; a task without any there has zero
+            gradients. All sub-batches come from this one forward pass, so they share batch
+            statistics. Costs a backward through the heads for each sub-batch and task; nothing
+            until it is called. Only for policies that say so (`Policy.needs_sub_batches`).
         penalty: None when it is off.
         workers: who takes part.
     """
@@ -105,7 +105,7 @@ class TaskPass:
     shared_after: Sequence[Parameter]
     shared_after_gradients: Sequence[Sequence[Tensor | None]]
     encoder_backward: EncoderBackward
-    part_gradients: Callable[[int], Sequence[TaskGradients]]
+    sub_batch_gradients: Callable[[int], Sequence[TaskGradients]]
     penalty: Penalty | None
     workers: Workers
 
@@ -123,7 +123,7 @@ class TaskPass:
         """[T, P]: every task's gradient at all shared parameters, global; T encoder backwards.
 
         Args:
-            gradients: a part's; None means the whole batch's.
+            gradients: a sub-batch's; None means the whole batch's.
         """
         of = self.gradients if gradients is None else gradients
         rows = []
@@ -189,7 +189,7 @@ class TaskPass:
             weights: [T], replicated.
             head_weights: [T], replicated; None means `weights`. Heads always follow the losses of
                 the whole batch.
-            gradients: a part's, for the shared parameters; None means the whole batch's.
+            gradients: a sub-batch's, for the shared parameters; None means the whole batch's.
         """
         of = self.gradients if gradients is None else gradients
         own = self._own_gradients(

@@ -115,7 +115,7 @@ class Stepper:
             shared_after=side.after,
             shared_after_gradients=[detached(parts) for parts in side.after_gradients],
             encoder_backward=cut.backward_to(side.before),
-            part_gradients=lambda num_parts: self._part_gradients(
+            sub_batch_gradients=lambda num_parts: self._part_gradients(
                 num_parts, predictions, batch, cut.leaf, side.after, global_step
             ),
             penalty=penalty,
@@ -123,7 +123,7 @@ class Stepper:
         )
         self.policy.backward(task_pass)
         gradient_norm = self._update(task_pass, global_step)
-        if self.policy.needs_second_look:
+        if self.policy.needs_losses_after_step:
             self._second_look(batch, global_step)
         train_losses = {
             f"{task.name}/train_loss": value
@@ -174,7 +174,7 @@ class Stepper:
         after: Sequence[Parameter],
         global_step: int,
     ) -> list[TaskGradients]:
-        """As `TaskPass.part_gradients`; a part with a loss that cannot be trained on is an error as
+        """As `TaskPass.sub_batch_gradients`; a part with a loss that cannot be trained on is an error as
         the whole batch is."""
         most = max(prediction.shape[0] for prediction in predictions) * self.workers.size
         if most < num_parts:
@@ -285,7 +285,7 @@ class Stepper:
             torch.stack(list(terms.values())).sum(),
             [leaf, *after, *flat_heads],
             allow_unused=True,
-            retain_graph=self.policy.needs_parts,
+            retain_graph=self.policy.needs_sub_batches,
         )
         by_head: list[list[Tensor | None]] = []
         rest: list[Tensor | None] = list(gradients[1 + len(after) :])
@@ -366,7 +366,7 @@ class Stepper:
                     f"task {task.name!r}: loss is {value} after the update of step {global_step + 1} with policy "
                     f"{self.policy_name!r}. Lower the learning rate."
                 )
-        self.policy.second_look(losses.to(sums[0].dtype))
+        self.policy.after_optimizer_step(losses.to(sums[0].dtype))
 
 
 @torch.no_grad()

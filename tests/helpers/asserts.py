@@ -90,8 +90,8 @@ def assert_absent_task_is_left_out(make: Callable[[Sequence[str]], Policy]) -> N
         without.backward(two.task_pass)
         torch.testing.assert_close(three.finished_shared(), two.finished_shared())
         for policy, toy in ((with_it, three), (without, two)):
-            if policy.needs_second_look:
-                policy.second_look(0.9 * toy.task_pass.plain_losses)
+            if policy.needs_losses_after_step:
+                policy.after_optimizer_step(0.9 * toy.task_pass.plain_losses)
             policy.end_epoch()
     returned = toy_pass(3, seed=9)
     with_it.backward(returned.task_pass)
@@ -117,8 +117,8 @@ def assert_order_of_tasks_does_not_matter(
             if step % BATCHES_AN_EPOCH == 0:
                 policy.begin_epoch(step // BATCHES_AN_EPOCH)
             policy.backward(each.task_pass)
-            if policy.needs_second_look:
-                policy.second_look(0.9 * each.task_pass.plain_losses)
+            if policy.needs_losses_after_step:
+                policy.after_optimizer_step(0.9 * each.task_pass.plain_losses)
             if step % BATCHES_AN_EPOCH == BATCHES_AN_EPOCH - 1:
                 policy.end_epoch()
         left, right = (each.finished_shared() for each in toys)
@@ -146,8 +146,8 @@ def assert_loss_scale_does_not_matter(
                 policy.begin_epoch(step // BATCHES_AN_EPOCH)
             toy = toy_pass(len(scales), seed=step, loss_scale=scale, log_losses=log_losses)
             policy.backward(toy.task_pass)
-            if policy.needs_second_look:
-                policy.second_look(second_losses(toy, step))
+            if policy.needs_losses_after_step:
+                policy.after_optimizer_step(second_losses(toy, step))
             if step % BATCHES_AN_EPOCH == BATCHES_AN_EPOCH - 1:
                 policy.end_epoch()
             update = toy.finished_shared()
@@ -163,7 +163,7 @@ def pass_like(toy: Toy, tasks: Sequence[int]) -> Toy:
         task_pass.jacobian()[chosen],
         task_pass.plain_losses[chosen],
         parts=lambda num_parts: [
-            task_pass.jacobian(part)[chosen] for part in task_pass.part_gradients(num_parts)
+            task_pass.jacobian(part)[chosen] for part in task_pass.sub_batch_gradients(num_parts)
         ],
     )
 

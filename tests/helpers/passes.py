@@ -112,7 +112,7 @@ def toy_pass(
         for loss, head in zip(trained, heads, strict=True)
     ]
 
-    def part_gradients(num_parts: int) -> list[TaskGradients]:
+    def sub_batch_gradients(num_parts: int) -> list[TaskGradients]:
         parts = []
         for part in range(num_parts):
             losses = losses_at(leaf, slice(part, None, num_parts))
@@ -150,7 +150,7 @@ def toy_pass(
         encoder_backward=lambda cotangent, parameters=None: torch.autograd.grad(
             root, [encoder], cotangent, retain_graph=True
         ),
-        part_gradients=part_gradients,
+        sub_batch_gradients=sub_batch_gradients,
         penalty=penalty,
         workers=ALONE,
     )
@@ -196,7 +196,7 @@ def pass_of(
         shared_after=[],
         shared_after_gradients=[[] for _ in range(num_tasks)],
         encoder_backward=lambda cotangent, parameters=None: [cotangent.clone()],
-        part_gradients=lambda num_parts: [
+        sub_batch_gradients=lambda num_parts: [
             TaskGradients(saliency=list(part), shared_after=[[]] * num_tasks)
             for part in parts(num_parts)
         ],
@@ -235,8 +235,8 @@ def drive(
         toy = toy_pass(num_tasks, seed=step, absent=absent)
         policy.backward(toy.task_pass)
         finished.append(toy.finished())
-        if policy.needs_second_look:
-            policy.second_look(second_losses(toy, step))
+        if policy.needs_losses_after_step:
+            policy.after_optimizer_step(second_losses(toy, step))
         if batch == BATCHES_AN_EPOCH - 1:
             policy.end_epoch()
     return finished

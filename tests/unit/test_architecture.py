@@ -70,7 +70,7 @@ NAMES = sorted(MODULES.keys() - {""})
 
 def imports(name: str) -> Iterator[str]:
     """Every module that this one imports anywhere: at its top, in a function, for types alone; also
-    by the name in `LazyModule("...")` and `import_module("...")`."""
+    by the name in `import_module("...")`."""
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -79,7 +79,7 @@ def imports(name: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call):
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            if called in ("LazyModule", "import_module", "__import__"):
+            if called in ("import_module", "__import__"):
                 first = node.args[0]
                 if isinstance(first, ast.Constant):
                     yield str(first.value)

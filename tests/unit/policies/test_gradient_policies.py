@@ -304,9 +304,8 @@ def test_a_solver_failure_is_counted_and_logged_once(name, monkeypatch, caplog):
         if name in ("CAGrad", "Nash-MTL"):
             patch.setattr(cvxpy.Problem, "solve", broken)
         else:
-            patch.setattr(policy, "weighting", lambda gramian: gramian.diagonal() * torch.nan)
-            if name == "FairGrad":
-                policy.weighting.alpha = 2.0
+            weighting = getattr(aggregation, f"{name}Weighting")
+            patch.setattr(weighting, "forward", lambda _self, gramian: gramian[0] * torch.nan)
         for step in (1, 2):
             policy.backward(toy_pass(3, seed=step).task_pass)
     assert policy.metrics()["solver_failures"] == 2

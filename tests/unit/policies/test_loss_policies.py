@@ -126,8 +126,8 @@ def test_gradients_are_those_of_the_formula(name, log_losses):
         for got, expected in zip(toy.finished(), toy.gradients_of(total), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
         second = second_losses(toy, step)
-        if policy.needs_second_look:
-            policy.second_look(second)
+        if policy.needs_losses_after_step:
+            policy.after_optimizer_step(second)
         literal.after(toy.losses, second)
         if batch == BATCHES_AN_EPOCH - 1:
             policy.end_epoch()
@@ -167,13 +167,13 @@ def test_stch_may_sum_to_one():
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_gls_neither_overflows_nor_underflows(num_tasks, size):
     losses = torch.full((num_tasks,), size, dtype=torch.float64)
-    weights = make("GLS", num_tasks).weights(losses, torch.ones(num_tasks) > 0)
+    weights = make("GLS", num_tasks).combine(torch.eye(num_tasks, dtype=torch.float64), losses)
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / num_tasks))
 
 
 def test_gls_with_forty_losses_of_every_size():
     losses = torch.logspace(-30, 30, 40, dtype=torch.float64)
-    weights = make("GLS", 40).weights(losses, torch.ones(40) > 0)
+    weights = make("GLS", 40).combine(torch.eye(40, dtype=torch.float64), losses)
     logarithms = [math.log(loss) for loss in losses.tolist()]
     expected = [math.exp(sum(logarithms) / 40 - one) / 40 for one in logarithms]
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
@@ -222,8 +222,8 @@ def test_a_negative_loss_is_an_error_and_a_zero_loss_is_not(name):
         policy.begin_epoch(epoch)
         policy.backward(toy.task_pass)
         assert toy.finished_shared().isfinite().all()
-        if policy.needs_second_look:
-            policy.second_look(torch.tensor([0.0, 0.5]))
+        if policy.needs_losses_after_step:
+            policy.after_optimizer_step(torch.tensor([0.0, 0.5]))
         policy.end_epoch()
 
 
@@ -232,7 +232,7 @@ def test_famo_raises_the_weight_of_the_task_that_falls_least():
     toy = pass_of(torch.eye(2, dtype=torch.float64))
     for _ in range(5):
         policy.backward(toy.task_pass)
-        policy.second_look(torch.tensor([0.5, 0.99], dtype=torch.float64))
+        policy.after_optimizer_step(torch.tensor([0.5, 0.99], dtype=torch.float64))
     assert policy.last_weights[1] > policy.last_weights[0]
 
 

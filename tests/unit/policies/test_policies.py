@@ -1,10 +1,14 @@
 """What holds for every policy: names, checks, checkpoints, penalties, absent tasks, draws."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from repmtl_ray import policies, policy_names
 from repmtl_ray.config import PolicyConfig
+from repmtl_ray.policies.arguments import arguments_of
 from repmtl_ray.policies.task_adam import TaskAdam
 from tests.helpers.asserts import (
     assert_absent_task_is_left_out,
@@ -124,9 +128,9 @@ def test_a_checkpoint_of_other_tasks_is_refused(name):
 
 
 def test_a_checkpoint_of_another_policy_is_refused():
-    with pytest.raises(ValueError, match=r"policy 'DWA' remembers .*found .*cosines"):
+    with pytest.raises(ValueError, match=r"policy 'DWA' remembers .* checkpoint holds .*cosines"):
         make("DWA").load_state_dict(make("GradVac").state_dict())
-    with pytest.raises(ValueError, match="keeps no state"):
+    with pytest.raises(ValueError, match=r"policy 'EW' remembers \[\], but"):
         make("EW").load_state_dict(make("GradVac").state_dict())
 
 
@@ -161,8 +165,8 @@ def test_any_task_may_be_absent(name, absent):
         policy.begin_epoch(step)
         policy.backward(toy.task_pass)
         assert_finite(toy)
-        if policy.needs_second_look:
-            policy.second_look(toy.task_pass.plain_losses)
+        if policy.needs_losses_after_step:
+            policy.after_optimizer_step(toy.task_pass.plain_losses)
         policy.end_epoch()
     assert all(value == value for value in policy.metrics().values())
 
@@ -209,7 +213,7 @@ REFUSED = [
     ({"name": "MoCo", "arguments": {"projection": "l2"}}, 3, "one of 'softmax', 'euclidean'"),
     ({"name": "MetaBalance", "arguments": {"relax": 1.5}}, 3, "a finite number >= 0 and <= 1"),
     ({"name": "MTAdam", "arguments": {"anchor": "x"}}, 3, "is 'x'; expected a task's name"),
-    ({"name": "MTAdam", "arguments": {"ranks": [1, 0, 1]}}, 3, "one finite number a task"),
+    ({"name": "MTAdam", "arguments": {"ranks": [1, 0, 1]}}, 3, "one finite number per task"),
     ({"name": "GO4Align", "arguments": {"num_groups": 0}}, 3, "expected an integer >= 1"),
     ({"name": "MoDo", "gradients": "representation"}, 3, "needs task gradients at the parameters"),
     ({"name": "zzz"}, 3, "known names: Aligned-MTL, CAGrad"),
@@ -248,7 +252,7 @@ REFUSED = [
     (
         {"name": "Constant", "arguments": {"weights": [1, 2]}},
         3,
-        r"one finite number a task .*tasks: a, b, c",
+        r"one finite number per task .*tasks: a, b, c",
     ),
     ({"name": "Constant", "arguments": {"weights": {"a": 1, "x": 2}}}, 2, "mapping by task"),
     ({"name": "Constant", "arguments": {"weights": [0, 0]}}, 2, "not all 0"),
@@ -309,9 +313,15 @@ def test_a_wrong_name_is_refused_when_the_configuration_is_made(fields):
         PolicyConfig(**fields)
 
 
-def test_the_table_of_names_agrees_with_the_policies():
-    signatures = {name: tuple(entry.signature) for name, entry in policies._POLICIES.items()}
+def test_the_table_of_names_agrees_with_the_constructors():
+    signatures = {name: tuple(arguments_of(policies.class_of(name))) for name in policies.names()}
     assert signatures == dict(policy_names.ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_has_a_module_named_after_it(name):
+    module = policies.class_of(name).__module__
+    assert module == f"repmtl_ray.policies.{name.lower().replace('-', '_')}"
 
 
 def test_every_other_name_leads_to_a_policy():
@@ -328,9 +338,24 @@ def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults():
     # Reversed: the last table of the page, of costs, names the policies too.
     rows = {row[0].removeprefix("| "): " | ".join(row[1:]) for row in reversed(cells)}
     for name in policies.names():
-        for argument, kind in policies._POLICIES[name].signature.items():
-            if argument != "momentum_of_weights":  # named once for all
-                assert f"{argument}={kind.default!r}" in rows[name], name
+        for key, argument in arguments_of(policies.class_of(name)).items():
+            if key != "momentum_of_weights":  # named once for all
+                assert f"{key}={argument.default!r}" in rows[name], name
+
+
+def test_no_policy_loads_a_solver_before_it_is_used():
+    """Importing all methods and making them takes no second for cvxpy, scipy or TorchJD."""
+    program = (
+        "import sys\n"
+        "from repmtl_ray import policies\n"
+        "solvers = {'torchjd', 'cvxpy', 'scipy', 'quadprog', 'qpsolvers'}\n"
+        "loaded = lambda names: {name.partition('.')[0] for name in sys.modules} & names\n"
+        "assert not loaded({'torch', *solvers}), loaded({'torch', *solvers})\n"
+        "assert len(policies.ready(3)) > 30\n"
+        "assert all(policies.class_of(name) for name in policies.names())\n"
+        "assert not loaded(solvers), loaded(solvers)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_task_adam_is_adam():

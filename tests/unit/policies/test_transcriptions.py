@@ -143,7 +143,7 @@ class MoCo:
 
 def part_rows(toy, part, num_parts):
     """[T, P] of the losses of rows part, part + num_parts, ...: the toy's own formula again."""
-    gradients = toy.task_pass.part_gradients(num_parts)[part]
+    gradients = toy.task_pass.sub_batch_gradients(num_parts)[part]
     return toy.task_pass.jacobian(gradients)
 
 

@@ -124,7 +124,7 @@ def test_parts_are_the_rows_in_turn_and_add_up_to_the_batch(num_parts):
     policy = PolicyConfig(name="MoDo", log_losses=False)
     _, step = watched_pass(policy, regularizer=(0.9, 0.7), head="linear")  # no batch norm in it
     parts, whole = step(
-        lambda task_pass: (task_pass.part_gradients(num_parts), list(task_pass.saliency))
+        lambda task_pass: (task_pass.sub_batch_gradients(num_parts), list(task_pass.saliency))
     )
     batch = dense_batch(0, ALONE)
     valid = (
@@ -186,11 +186,14 @@ def test_second_look_leaves_statistics_and_parameters_alone():
     batch = dense_batch(0, ALONE)
     with_look = small_stepper(ALONE, policy_config("FAMO"))
     without = small_stepper(ALONE, policy_config("FAMO"))
-    type(without.policy).needs_second_look, original = False, type(without.policy).needs_second_look
+    type(without.policy).needs_losses_after_step, original = (
+        False,
+        type(without.policy).needs_losses_after_step,
+    )
     try:
         without.step(batch, global_step=0)
     finally:
-        type(without.policy).needs_second_look = original
+        type(without.policy).needs_losses_after_step = original
     with_look.step(batch, global_step=0)
     for left, right in zip(
         with_look.model.state_dict().values(), without.model.state_dict().values(), strict=True
