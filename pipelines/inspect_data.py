@@ -15,7 +15,7 @@ from repmtl_ray import cli, storage
 from repmtl_ray.data import manifest as manifests
 from repmtl_ray.data import shards
 from repmtl_ray.data.manifest import Manifest, StoredStream
-from repmtl_ray.report.contact_sheet import SAMPLES, contact_sheet
+from repmtl_ray.report.figures import NUM_SAMPLES, draw_contact_sheet
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         "--picture", default="contact_sheet.png", help="PNG to write (default: %(default)s)"
     )
     parser.add_argument(
-        "--samples", type=int, default=SAMPLES, help="of each stream (default: %(default)s)"
+        "--samples", type=int, default=NUM_SAMPLES, help="of each stream (default: %(default)s)"
     )
     parser.add_argument("--verify", action="store_true", help="take the digest of every shard")
     arguments = parser.parse_args()
@@ -44,8 +44,8 @@ def main() -> None:
         print("verified   every shard has the manifest's digest")
     streams = shards.open_split(root, arguments.split, name=found.name)
     title = f"{found.name}, {arguments.split} ({root.partition('?')[0]})"
-    path = contact_sheet(streams, arguments.picture, title=title, num_samples=arguments.samples)
-    print(f"picture    {path}")
+    draw_contact_sheet(streams, arguments.picture, title=title, num_samples=arguments.samples)
+    print(f"picture    {arguments.picture}")
 
 
 def text(root: str, found: Manifest) -> str:

@@ -14,7 +14,7 @@ import argparse
 
 from repmtl_ray import cli
 from repmtl_ray.report import figures
-from repmtl_ray.report.pictures import look
+from repmtl_ray.report.inspection import inspect_checkpoint
 
 
 def main() -> None:
@@ -30,17 +30,17 @@ def main() -> None:
     parser.add_argument("--data", metavar="DIR", help="the data, if not where the run had it")
     parser.add_argument("--tensorboard", metavar="DIR", help="also write them as a TensorBoard log")
     arguments = parser.parse_args()
-    seen = look(
+    inspection = inspect_checkpoint(
         arguments.checkpoint,
         num_images=arguments.images,
         split=arguments.split,
         data_path=arguments.data,
     )
     cli.folder(arguments.out)
-    for path in figures.save(seen, arguments.out):
+    for path in figures.save_inspection(inspection, arguments.out):
         print(f"picture    {path}")
     if arguments.tensorboard:
-        figures.log_tensorboard(seen, arguments.tensorboard)
+        figures.log_tensorboard(inspection, arguments.tensorboard)
         print(
             f"log        {arguments.tensorboard}; look: tensorboard --logdir {arguments.tensorboard}"
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from repmtl_ray import cli
 from repmtl_ray.config import differences
 from repmtl_ray.runs.checkpoint import read_experiment
-from repmtl_ray.studies.powerlaw import of_checkpoint, text
+from repmtl_ray.studies.powerlaw import checkpoint_exponents, exponents_table
 
 
 def main() -> None:
@@ -39,9 +39,9 @@ def main() -> None:
     out = cli.folder(arguments.out)
     rows = []
     for directory, experiment in zip(arguments.checkpoints, experiments, strict=True):
-        parts = of_checkpoint(directory)
+        parts = checkpoint_exponents(directory)
         losses = "log losses" if experiment.policy.log_losses else "plain losses"
-        print(f"{directory} ({experiment.policy.name}, {losses})\n{text(parts)}\n")
+        print(f"{directory} ({experiment.policy.name}, {losses})\n{exponents_table(parts)}\n")
         for part in parts:
             for layer in part.layers:
                 rows.append(

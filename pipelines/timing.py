@@ -19,7 +19,7 @@ from repmtl_ray import cli, policies
 from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.cli import results as cli_results
 from repmtl_ray.studies.methods import methods
-from repmtl_ray.studies.timing import text, time_methods
+from repmtl_ray.studies.timing import time_methods, timing_table
 
 NEEDS_MORE = ("stl", "Constant", "COSMOS", "TrimmedMean", "Krum", "IGBv2")
 """Policies that need arguments, other tasks or long warm-ups; not part of "all"."""
@@ -48,7 +48,7 @@ def main() -> None:
         rounds=arguments.rounds,
         device=cli_results.device(arguments.device),
     )
-    print(text(timings))
+    print(timing_table(timings))
     with (out / "timing.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["method", "median_s", "fastest_s", "slowest_s", "ratio_to_ew", "error"])

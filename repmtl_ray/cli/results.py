@@ -70,18 +70,19 @@ def pictures_of(checkpoints: Mapping[str, str], num_images: int) -> list[Picture
         num_images: of each; 0 makes none.
     """
     from repmtl_ray.report import figures
-    from repmtl_ray.report.pictures import look
+    from repmtl_ray.report.inspection import inspect_checkpoint
 
-    found = []
+    pictures = []
     for name, directory in checkpoints.items() if num_images else ():
         try:
-            drawn = figures.draw(look(directory, num_images=num_images))
+            inspection = inspect_checkpoint(directory, num_images=num_images)
         except ValueError as error:
             print(f"pictures   none of {name}: {error}", file=sys.stderr)
             continue
+        drawn = figures.draw_inspection(inspection)
         images = {title: figures.png(figure) for title, figure in drawn.items()}
-        found.append(Pictures(of=name, images=images))
-    return found
+        pictures.append(Pictures(of=name, images=images))
+    return pictures
 
 
 def device(name: str) -> str:

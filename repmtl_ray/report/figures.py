@@ -1,12 +1,14 @@
-"""The pictures of a checkpoint: prediction panels, saliency, who owns the image, cross-task affinity.
+"""Figures by matplotlib: what a checkpoint's model does, and the samples of a data set.
 
-Owns drawing, to PNG and to TensorBoard; the numbers are `pictures.Look`'s.
+Owns drawing, to PNG and to TensorBoard. The numbers of a checkpoint are those of
+`inspection.Inspection`; heat maps are in `heatmap.py`.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +17,37 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from repmtl_ray.data.augment import FLIP_PROBABILITY, SCALES, augment
+from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE
+from repmtl_ray.data.stream import Kind, Sample, Stream
 from repmtl_ray.report.heatmap import draw_heat_map
-from repmtl_ray.report.pictures import Array, Look
+from repmtl_ray.report.inspection import Array, Inspection
 
+NUM_SAMPLES = 4
+"""Samples per stream on a contact sheet."""
 TASK_COLORS = np.array(
     [[0.90, 0.35, 0.15], [0.15, 0.50, 0.85], [0.20, 0.70, 0.35], [0.80, 0.65, 0.10]]
 )
-_DPI = 110
+DPI = 110
 
 
-def draw(look: Look) -> dict[str, Figure]:
-    """All pictures by name: "predictions", "saliency" and "affinity"."""
+def draw_inspection(inspection: Inspection) -> dict[str, Figure]:
+    """The figures of a checkpoint by name: "predictions", "saliency" and "affinity"."""
     return {
-        "predictions": predictions(look),
-        "saliency": saliency(look),
-        "affinity": affinity(look),
+        "predictions": draw_predictions(inspection),
+        "saliency": draw_saliency(inspection),
+        "affinity": draw_affinity(inspection),
     }
 
 
-def save(look: Look, out: str | Path) -> list[Path]:
-    """Writes every picture as a PNG into a folder."""
+def save_inspection(inspection: Inspection, out: str | Path) -> list[Path]:
+    """Writes every figure of a checkpoint as a PNG into a folder; returns their paths."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in draw(look).items():
+    for name, figure in draw_inspection(inspection).items():
         paths.append(folder / f"{name}.png")
         paths[-1].write_bytes(png(figure))
     return paths
@@ -47,12 +55,12 @@ def save(look: Look, out: str | Path) -> list[Path]:
 
 def png(figure: Figure) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=_DPI)
+    figure.savefig(out, format="png", dpi=DPI)
     return out.getvalue()
 
 
-def log_tensorboard(look: Look, directory: str | Path) -> None:
-    """Writes every picture as a TensorBoard figure.
+def log_tensorboard(inspection: Inspection, directory: str | Path) -> None:
+    """Writes every figure of a checkpoint as an image of a TensorBoard log.
 
     Raises:
         ValueError: TensorBoard is not installed.
@@ -64,18 +72,51 @@ def log_tensorboard(look: Look, directory: str | Path) -> None:
             'TensorBoard is not installed; pip install "repmtl_ray[loggers]".'
         ) from error
     with SummaryWriter(str(directory)) as writer:
-        for name, figure in draw(look).items():
-            writer.add_image(name, _pixels(figure), dataformats="HWC")
+        for name, figure in draw_inspection(inspection).items():
+            figure.set_dpi(DPI)
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+            writer.add_image(name, pixels, dataformats="HWC")
 
 
-def _pixels(figure: Figure) -> Array:
-    canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(_DPI)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+def target_image(values: Array, kind: Kind, *, nearest: float | None = None) -> Array:
+    """A target as colours [H, W, 3], in 0..1 or as bytes; what no loss reads is black.
+
+    Args:
+        values: labels [H, W]; depth, inverse depth [H, W, 1]; normals or an image [H, W, 3].
+        kind: of the target.
+        nearest: inverse depth of the brightest colour; None takes the 99th percentile of `values`.
+    """
+    if kind == "label":
+        colors = colormaps["tab20"](np.arange(256) % 20)[:, :3]
+        ignored = (values == IGNORE_LABEL)[:, :, None]
+        return np.where(ignored, 0.0, colors[np.clip(values, 0, 255)])
+    if kind in ("depth", "inverse_depth"):
+        inverse = _inverse_depth(values, kind)
+        top = nearest or _brightest(inverse)
+        return np.where(inverse[:, :, None] > 0, colormaps["viridis"](inverse / top)[:, :, :3], 0.0)
+    if kind == "normal":
+        valid = np.linalg.norm(values, axis=2, keepdims=True) > 0.5
+        return np.where(valid, np.clip((values + 1) / 2, 0, 1), 0.0)
+    return values if values.dtype == np.uint8 else np.clip(values, 0, 1)
+
+
+def _inverse_depth(values: Array, kind: Kind) -> Array:
+    """Inverse depth [H, W], 0 where there is none."""
+    plane = values[:, :, 0].astype(np.float64)
+    if kind == "inverse_depth":
+        return np.maximum(plane, 0)
+    return np.where(plane > 0, 1 / np.where(plane > 0, plane, 1), 0)
+
+
+def _brightest(inverse_depth: Array) -> float:
+    valid = inverse_depth[inverse_depth > 0]
+    return float(np.percentile(valid, 99)) if valid.size else 1.0
 
 
 def _grid(rows: int, columns: int, height: float, ratio: float) -> tuple[Figure, Array]:
+    """A figure of panels without ticks; `height` of a panel in inches, `ratio` its width over it."""
     figure = Figure(
         figsize=(columns * height * ratio + 0.3, rows * height + 0.5), layout="constrained"
     )
@@ -87,160 +128,141 @@ def _grid(rows: int, columns: int, height: float, ratio: float) -> tuple[Figure,
     return figure, axes
 
 
-def _ratio(look: Look) -> float:
-    height, width = look.images[look.tasks[0]].shape[1:3]
+def _ratio(inspection: Inspection) -> float:
+    height, width = inspection.images[inspection.tasks[0]].shape[1:3]
     return float(width / height)
 
 
-def predictions(look: Look) -> Figure:
-    """Dense: a row an image, truth beside prediction for every task. Office: a row a domain."""
-    if look.predictions[look.tasks[0]].ndim == 2:
-        return _classes(look)
-    num_images = len(look.images[look.tasks[0]])
-    figure, axes = _grid(num_images, 1 + 2 * len(look.tasks), 1.5, _ratio(look))
-    axes[0, 0].set_title("image", fontsize=9)
-    for row in range(num_images):
-        axes[row, 0].imshow(look.images[look.tasks[0]][row].clip(0, 1))
-        for place, task in enumerate(look.tasks):
-            pair = axes[row, 1 + 2 * place : 3 + 2 * place]
-            _pair(pair, look, task, row)
-            if row == 0:
-                pair[0].set_title(f"{task}, true", fontsize=9)
-                pair[1].set_title(f"{task}, predicted", fontsize=9)
+def draw_predictions(inspection: Inspection) -> Figure:
+    """Dense tasks: a row per image, target and prediction of every task. Office: a row per domain."""
+    if inspection.predictions[inspection.tasks[0]].ndim == 2:
+        return _draw_classes(inspection)
+    images = inspection.images[inspection.tasks[0]]
+    num_columns = 1 + 2 * len(inspection.tasks)
+    figure, axes = _grid(len(images), num_columns, 1.5, _ratio(inspection))
+    titles = [f"{task}, {what}" for task in inspection.tasks for what in ("true", "predicted")]
+    for axis, title in zip(axes[0], ["image", *titles], strict=True):
+        axis.set_title(title, fontsize=9)
+    for row, image in enumerate(images):
+        panels = [image.clip(0, 1)]
+        for task in inspection.tasks:
+            panels += _target_and_prediction(inspection, task, row)
+        for axis, panel in zip(axes[row], panels, strict=True):
+            axis.imshow(panel, interpolation="nearest")
     return figure
 
 
-def _pair(axes: Array, look: Look, task: str, row: int) -> None:
-    kind = look.kinds[task]
-    target, prediction = look.targets[task][row], look.predictions[task][row]
+def _target_and_prediction(inspection: Inspection, task: str, row: int) -> tuple[Array, Array]:
+    kind = inspection.kinds[task]
+    target, prediction = inspection.targets[task][row], inspection.predictions[task][row]
     if kind == "label":
-        classes = len(prediction)
-        colors: dict[str, Any] = {"cmap": "tab20", "vmin": 0, "vmax": max(19, classes - 1)}
-        axes[0].imshow(np.ma.masked_less(target, 0), interpolation="nearest", **colors)
-        axes[1].imshow(prediction.argmax(0), interpolation="nearest", **colors)
-    elif kind == "normal":
-        length = np.linalg.norm(prediction, axis=0, keepdims=True)
+        return target_image(target, kind), target_image(prediction.argmax(0), kind)
+    target, prediction = target.transpose(1, 2, 0), prediction.transpose(1, 2, 0)
+    if kind == "normal":
+        length = np.linalg.norm(prediction, axis=2, keepdims=True)
         unit = prediction / np.maximum(length, 1e-6)
-        valid = np.linalg.norm(target, axis=0, keepdims=True) > 0.5
-        axes[0].imshow(np.where(valid, (target + 1) / 2, 1).transpose(1, 2, 0).clip(0, 1))
-        axes[1].imshow(((unit + 1) / 2).transpose(1, 2, 0).clip(0, 1))
-    else:
-        measured = np.ma.masked_less_equal(target[0], 0)
-        high = float(measured.max()) if measured.count() else 1.0
-        scale: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": high}
-        axes[0].imshow(measured, **scale)
-        axes[1].imshow(prediction[0], **scale)
-    for axis in axes:
-        axis.set_facecolor("0.85")
+        return target_image(target, kind), target_image(unit, kind)
+    nearest = _brightest(_inverse_depth(target, kind))
+    return (
+        target_image(target, kind, nearest=nearest),
+        target_image(prediction, kind, nearest=nearest),
+    )
 
 
-def _classes(look: Look) -> Figure:
-    most = max(len(images) for images in look.images.values())
-    figure, axes = _grid(len(look.tasks), most, 1.7, _ratio(look))
+def _draw_classes(inspection: Inspection) -> Figure:
+    num_columns = max(len(images) for images in inspection.images.values())
+    figure, axes = _grid(len(inspection.tasks), num_columns, 1.7, _ratio(inspection))
     for axis in axes.flat:
         axis.axis("off")
-    for row, task in enumerate(look.tasks):
-        for column, image in enumerate(look.images[task]):
-            logits = look.predictions[task][column]
+    for row, task in enumerate(inspection.tasks):
+        for column, image in enumerate(inspection.images[task]):
+            logits = inspection.predictions[task][column]
             weights = np.exp(logits - logits.max())
-            guess = int(logits.argmax())
-            true = int(look.targets[task][column])
+            predicted = int(logits.argmax())
+            true = int(inspection.targets[task][column])
             axes[row, column].imshow(image.clip(0, 1))
             axes[row, column].set_title(
-                f"{task}: {true}, predicted {guess}\n({weights[guess] / weights.sum():.0%})",
+                f"{task}: {true}, predicted {predicted}\n({weights[predicted] / weights.sum():.0%})",
                 fontsize=7,
-                color="black" if guess == true else "firebrick",
+                color="black" if predicted == true else "firebrick",
             )
     return figure
 
 
-def saliency(look: Look) -> Figure:
-    """Where each task's loss depends on the representation, and whose each position is.
+def draw_saliency(inspection: Inspection) -> Figure:
+    """Where each task's loss depends on the representation, and which task each position serves.
 
-    Maps get a row an image: |S_t| of every task, P in the tasks' colours, and its entropy.
-    Representations without positions in the plane get bars.
+    Maps have a row per image: |S_t| of every task, P in the tasks' colours, and its entropy.
+    Representations without two spatial axes have bars.
     """
-    if look.saliency.ndim != 4:
-        return _bars(look)
-    tasks, num_images = look.saliency.shape[:2]
-    figure, axes = _grid(num_images, tasks + 3, 1.5, _ratio(look))
-    titles = ["image", *(f"|S| {task}" for task in look.tasks), "P", "entropy of P"]
+    if inspection.saliency.ndim != 4:
+        return _draw_bars(inspection)
+    num_tasks, num_images = inspection.saliency.shape[:2]
+    figure, axes = _grid(num_images, num_tasks + 3, 1.5, _ratio(inspection))
+    titles = ["image", *(f"|S| {task}" for task in inspection.tasks), "P", "entropy of P"]
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
+    colors = _task_colors(num_tasks)
     image: Any = None
     for row in range(num_images):
-        axes[row, 0].imshow(look.images[look.tasks[0]][row].clip(0, 1))
-        for place in range(tasks):
-            axes[row, 1 + place].imshow(look.saliency[place, row], cmap="magma")
-        axes[row, -2].imshow(_mixed(look.distribution[:, row]))
+        axes[row, 0].imshow(inspection.images[inspection.tasks[0]][row].clip(0, 1))
+        for task in range(num_tasks):
+            axes[row, 1 + task].imshow(inspection.saliency[task, row], cmap="magma")
+        mixture = np.einsum("thw,tc->hwc", inspection.distribution[:, row], colors)
+        axes[row, -2].imshow(mixture.clip(0, 1))
         image = axes[row, -1].imshow(
-            look.entropy[row], cmap="viridis", vmin=0, vmax=math.log(max(tasks, 2))
+            inspection.entropy[row], cmap="viridis", vmin=0, vmax=math.log(max(num_tasks, 2))
         )
     figure.colorbar(image, ax=axes[:, -1].tolist(), label="nats", fraction=0.08)
-    _legend(figure, look.tasks)
-    return figure
-
-
-def _task_color(place: int) -> Array:
-    if place < len(TASK_COLORS):
-        return TASK_COLORS[place]
-    return np.array(colormaps["tab20"](place % 20)[:3])
-
-
-def _mixed(distribution: Array) -> Array:
-    """[tasks, H, W] -> [H, W, 3]: each position in the mixture of its tasks' colours."""
-    colors = np.stack([_task_color(place) for place in range(len(distribution))])
-    return np.einsum("thw,tc->hwc", distribution, colors).clip(0, 1)
-
-
-def _legend(figure: Figure, tasks: list[str]) -> None:
-    from matplotlib.patches import Patch
-
-    handles = [
-        Patch(color=tuple(_task_color(place).tolist()), label=task)
-        for place, task in enumerate(tasks)
-    ]
     figure.legend(
-        handles=handles,
+        handles=[Patch(color=c, label=t) for c, t in zip(colors, inspection.tasks, strict=True)],
         loc="outside lower center",
-        ncols=min(4, len(tasks)),
+        ncols=min(4, num_tasks),
         fontsize=8,
         title="P: a position has the mixture of its tasks' colours",
         title_fontsize=8,
     )
+    return figure
 
 
-def _bars(look: Look) -> Figure:
-    """P of every sample (its mean over positions, if it has any), a bar a sample."""
+def _task_colors(num_tasks: int) -> Array:
+    """RGB of the tasks, [num_tasks, 3]."""
+    more = [colormaps["tab20"](task % 20)[:3] for task in range(len(TASK_COLORS), num_tasks)]
+    return np.array([*TASK_COLORS[:num_tasks], *more])
+
+
+def _draw_bars(inspection: Inspection) -> Figure:
+    """P of every sample, its mean over positions if it has any, as a stacked bar per sample."""
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Axes = figure.subplots()
-    shares = look.distribution.reshape(*look.distribution.shape[:2], -1).mean(axis=2)
-    left = np.zeros(shares.shape[1])
-    for place, task in enumerate(look.tasks):
-        axes.bar(range(len(left)), shares[place], bottom=left, color=_task_color(place), label=task)
-        left += shares[place]
+    distribution = inspection.distribution
+    shares = distribution.reshape(*distribution.shape[:2], -1).mean(axis=2)
+    samples = range(shares.shape[1])
+    bottom = np.zeros(len(samples))
+    colors = _task_colors(len(shares))
+    for task, share, color in zip(inspection.tasks, shares, colors, strict=True):
+        axes.bar(samples, share, bottom=bottom, color=color, label=task)
+        bottom += share
     axes.set_xlabel("sample (row of every task's images)")
     axes.set_ylabel("P, share of the tasks")
-    axes.set_xticks(range(len(left)))
+    axes.set_xticks(samples)
     axes.legend(fontsize=8)
     return figure
 
 
-def affinity(look: Look) -> Figure:
+def draw_affinity(inspection: Inspection) -> Figure:
     """The cosines between the tasks' channel affinities, as numbers on colours."""
-    tasks = len(look.tasks)
-    side = 2.2 + 0.55 * tasks
+    side = 2.2 + 0.55 * len(inspection.tasks)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Axes = figure.subplots()
-    texts = [[f"{value:.2f}" for value in row] for row in look.affinity]
     image = draw_heat_map(
         axes,
-        look.affinity,
-        texts,
-        rows=look.tasks,
-        columns=look.tasks,
+        inspection.affinity,
+        [[f"{value:.2f}" for value in row] for row in inspection.affinity],
+        rows=inspection.tasks,
+        columns=inspection.tasks,
         cmap="viridis",
         vmin=0,
         vmax=1,
@@ -248,3 +270,66 @@ def affinity(look: Look) -> Figure:
     axes.tick_params(axis="x", rotation=30)
     figure.colorbar(image, ax=axes, label="cosine of channel affinities")
     return figure
+
+
+def draw_contact_sheet(
+    streams: Sequence[Stream], path: str | Path, *, title: str, num_samples: int = NUM_SAMPLES
+) -> None:
+    """Writes a PNG of samples, with every target and one augmented view of each.
+
+    Labels have a colour per class, depth is bright where near, normals are (x, y, z) as red, green,
+    blue, classes of whole images are in the caption; what no loss reads is black.
+
+    Args:
+        streams: of one split.
+        path: of the PNG.
+        title: above the figure.
+        num_samples: per stream, at most; spread evenly over it.
+    """
+    rows = [
+        (stream, stream.load(int(index)))
+        for stream in streams
+        for index in np.unique(
+            np.linspace(0, stream.num_samples - 1, min(num_samples, stream.num_samples)).astype(int)
+        )
+    ]
+    num_columns = 2 * max(
+        1 + sum(kind != "class" for kind in stream.kinds.values()) for stream in streams
+    )
+    height, width = rows[0][1][IMAGE].shape[:2]
+    panel_height = 2.6 * height / width  # inches
+    figure, axes = _grid(len(rows), num_columns, panel_height + 0.3, 2.6 / (panel_height + 0.3))
+    figure.suptitle(title, fontsize=10)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, (stream, sample) in zip(axes, rows, strict=True):
+        kinds: dict[str, Kind] = {IMAGE: "image", **stream.kinds}
+        view = augment(sample, rng=_generator_of_a_flipped_crop(height, width), kinds=kinds)
+        names = [name for name, kind in kinds.items() if kind != "class"]
+        panels = [(name, values) for values in (sample, view) for name in names]
+        for place, (name, values) in enumerate(panels):
+            line[place].imshow(target_image(values[name], kinds[name]), interpolation="nearest")
+            suffix = ", augmented" if place >= len(names) else ""
+            line[place].set_title(_caption(stream, sample, name) + suffix, fontsize=7)
+    figure.savefig(path, dpi=DPI)
+
+
+def _generator_of_a_flipped_crop(height: int, width: int) -> np.random.Generator:
+    """A generator from which `augment` draws the largest scale and a flip; its draws are repeated."""
+    window = int(height / SCALES[-1]), int(width / SCALES[-1])
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        if rng.integers(len(SCALES)) == len(SCALES) - 1:
+            rng.integers(height - window[0] + 1)
+            rng.integers(width - window[1] + 1)
+            if rng.random() < FLIP_PROBABILITY:
+                return np.random.default_rng(seed)
+    raise AssertionError("one seed in six does")
+
+
+def _caption(stream: Stream, sample: Sample, name: str) -> str:
+    if name != IMAGE:
+        return name
+    classes = [task for task, kind in stream.kinds.items() if kind == "class"]
+    text = f"{stream.name} {int(sample['sample_id'])}"
+    return text + "".join(f", class {int(sample[task])}" for task in classes)

@@ -1,8 +1,9 @@
-"""The methods of benchmarks by name: what each changes in the experiment that they share.
+"""The methods of benchmarks by name: what each changes in the experiment that all share.
 
-Owns the names and the cells of the paper's studies (table 4, figures 7 and 9). What the logarithm
-gives must be told from what the penalties give, so the loss scale is part of a name: a policy alone
-trains on plain losses, as the published rows do, `-log` on their logarithms, Rep-MTL on logarithms.
+Owns the names, and the variants of the paper's studies (table 4, figures 7 and 9). The loss scale is
+part of a name, so that the effect of the logarithm is not credited to the penalties: a policy alone
+trains on plain losses, as the published rows do, `-log` trains on their logarithms, and so does
+Rep-MTL.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ STUDIED_RATES = tuple(round(1e-4 + 5e-5 * step, 6) for step in range(9))
 
 
 def method(name: str) -> Changes:
-    """What a method changes.
+    """The changes of a method.
 
     Args:
         name: a policy ("UW": plain losses), a policy on log losses ("UW-log"), "Rep-MTL" (EW on log
@@ -35,10 +36,10 @@ def method(name: str) -> Changes:
 
 
 def methods(names: Sequence[str]) -> dict[str, Changes]:
-    """The same for several, in order.
+    """The changes of several methods by name, in order.
 
     Raises:
-        ValueError: a name twice.
+        ValueError: a name is given twice.
     """
     if len(set(names)) < len(names):
         raise ValueError(f"methods {', '.join(names)}: one is named twice.")
@@ -46,7 +47,7 @@ def methods(names: Sequence[str]) -> dict[str, Changes]:
 
 
 def cell(*, policy: str = "EW", log_losses: bool, tsr: float = 0.0, csa: float = 0.0) -> Changes:
-    """A policy, its losses and the weights of the penalties as changes of an experiment."""
+    """The changes that set a policy, its losses and the coefficients of the penalties."""
     return {
         "policy.name": policy,
         "policy.log_losses": log_losses,
@@ -56,8 +57,10 @@ def cell(*, policy: str = "EW", log_losses: bool, tsr: float = 0.0, csa: float =
 
 
 def ablation() -> dict[str, Changes]:
-    """Table 4 with fair credit: log losses x TSR x CSA, eight cells; the paper has the four that
-    train on logarithms, with "neither" on plain losses."""
+    """Table 4 as a full cross of log losses, TSR and CSA: eight variants.
+
+    The paper has four, of which the one without penalties trains on plain losses.
+    """
     cells = {}
     for log, tsr, csa in itertools.product((False, True), repeat=3):
         parts = ["EW", *(["log"] if log else []), *(["TSR"] if tsr else [])]
@@ -67,14 +70,15 @@ def ablation() -> dict[str, Changes]:
 
 
 def sensitivity(which: str, values: Sequence[float] | None = None) -> dict[str, Changes]:
-    """Figures 7 and 9: Rep-MTL with one value varied.
+    """Figures 7 and 9: Rep-MTL with several values of one setting.
 
     Args:
         which: "tsr" or "csa" (figure 7; the other stays at 0.9), or "rate" (figure 9).
-        values: None takes the paper's: 0.1 to 1.9 in steps of 0.2; 1e-4 to 5e-4 in steps of 5e-5.
+        values: of the setting; None takes the paper's: 0.1 to 1.9 in steps of 0.2, or 1e-4 to 5e-4
+            in steps of 5e-5.
 
     Raises:
-        ValueError: another name.
+        ValueError: `which` is another name.
     """
     paths = {
         "tsr": "regularizer.lambda_tsr",
@@ -83,9 +87,9 @@ def sensitivity(which: str, values: Sequence[float] | None = None) -> dict[str, 
     }
     if which not in paths:
         raise ValueError(f"sensitivity: {which!r} is not studied; expected tsr, csa or rate.")
-    usual = STUDIED_RATES if which == "rate" else STUDIED_LAMBDAS
+    default_values = STUDIED_RATES if which == "rate" else STUDIED_LAMBDAS
     base: Mapping[str, Any] = method(REP_MTL)
     return {
         f"{which} {value:g}": {**base, paths[which]: float(value)}
-        for value in (usual if values is None else values)
+        for value in (default_values if values is None else values)
     }

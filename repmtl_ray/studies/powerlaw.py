@@ -1,7 +1,7 @@
-"""Power-law exponents of a model's layers, by part: the encoder, and every head (figures 3 to 6).
+"""Power-law exponents of the layers of a model's encoder and heads (figures 3 to 6).
 
-Owns which layers belong to which part and their means; the fit of a layer's spectrum is the library
-weightwatcher's (`pip install "repmtl_ray[analysis]"`). No Ray.
+Owns which layers belong to which part of the model, and the means over them. The library
+weightwatcher fits the spectrum of a layer (`pip install "repmtl_ray[analysis]"`). No Ray.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from repmtl_ray.report.table import aligned
 from repmtl_ray.runs.checkpoint import read_model
 
 WELL_TRAINED = (2.0, 4.0)
@@ -29,12 +30,12 @@ class Layer:
     """One weight matrix.
 
     Args:
-        name: in its part, "layer1.0.conv1".
+        name: within its part, for example "layer1.0.conv1".
         exponent: of the tail of its eigenvalue density, rho(x) ~ x^-exponent; a convolution is one
             matrix [channels out, channels in] per kernel position, all of whose eigenvalues are
             taken together.
         num_eigenvalues: in the fit's spectrum.
-        distance: Kolmogorov-Smirnov distance of the fit; above 0.1 there is hardly a power law.
+        distance: Kolmogorov-Smirnov distance of the fit; above 0.1 a power law fits badly.
     """
 
     name: str
@@ -48,9 +49,9 @@ class Part:
     """The encoder or a head.
 
     Args:
-        name: "encoder", or a task's.
-        layers: whose spectrum could be fitted; small ones have too few eigenvalues.
-        num_small: matrices left out.
+        name: "encoder", or the name of the head's task.
+        layers: whose spectrum was fitted.
+        num_small: layers that were left out, because they have too few eigenvalues.
     """
 
     name: str
@@ -63,12 +64,12 @@ class Part:
         return fmean(layer.exponent for layer in self.layers) if self.layers else None
 
 
-def exponents(name: str, module: nn.Module) -> Part:
-    """The exponents of all matrices in a module.
+def fit_exponents(name: str, module: nn.Module) -> Part:
+    """Fits the exponent of every linear and convolutional layer of a module.
 
     Args:
         name: of the part.
-        module: any; linear and convolutional layers count.
+        module: whose layers are fitted.
 
     Raises:
         ValueError: weightwatcher is not installed.
@@ -79,13 +80,12 @@ def exponents(name: str, module: nn.Module) -> Part:
         averaged.
     """
     watcher = _watcher(_with_parent(module.float()))
-    with contextlib.redirect_stdout(io.StringIO()):  # a line for every layer of few eigenvalues
+    with contextlib.redirect_stdout(io.StringIO()):  # weightwatcher prints a line per small layer
         table = watcher.analyze(plot=False)
-    matrices = [
-        child
+    num_matrices = sum(
+        isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
         for child in module.modules()
-        if isinstance(child, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    ]
+    )
     layers = []
     if table is not None and "alpha" in table:
         for _, row in table.iterrows():
@@ -98,36 +98,35 @@ def exponents(name: str, module: nn.Module) -> Part:
                         distance=float(row["D"]),
                     )
                 )
-    return Part(name=name, layers=tuple(layers), num_small=len(matrices) - len(layers))
+    return Part(name=name, layers=tuple(layers), num_small=num_matrices - len(layers))
 
 
-def of_checkpoint(directory: str | Path) -> list[Part]:
-    """The encoder's exponents, and each head's, of a checkpoint's model.
+def checkpoint_exponents(directory: str | Path) -> list[Part]:
+    """The exponents of the encoder and of each head of a checkpoint's model.
 
     Raises:
-        ValueError: no checkpoint of this project, or as `exponents`.
+        ValueError: the folder holds no checkpoint of this project, or weightwatcher is not installed.
     """
     model = read_model(directory)
     parts = [("encoder", model.encoder), *model.heads.items()]
-    return [exponents(name, module) for name, module in parts]
+    return [fit_exponents(name, module) for name, module in parts]
 
 
-def text(parts: Sequence[Part]) -> str:
-    """A table of the parts, aligned."""
+def exponents_table(parts: Sequence[Part]) -> str:
+    """A table of the parts for the terminal."""
     low, high = WELL_TRAINED
-    lines = [f"{'part':<16}  exponent  layers  too small  well trained ({low:g} to {high:g})"]
+    rows = []
     for part in parts:
-        value = part.exponent
-        shown = "n/a" if value is None else f"{value:.2f}"
-        verdict = "" if value is None else "yes" if low <= value <= high else "no"
-        lines.append(
-            f"{part.name:<16}  {shown:>8}  {len(part.layers):>6}  {part.num_small:>9}  {verdict}"
-        )
-    return "\n".join(lines)
+        exponent = part.exponent
+        shown = "n/a" if exponent is None else f"{exponent:.2f}"
+        verdict = "" if exponent is None else "yes" if low <= exponent <= high else "no"
+        rows.append([part.name, shown, str(len(part.layers)), str(part.num_small), verdict])
+    headings = ["part", "exponent", "layers", "too small", f"well trained ({low:g} to {high:g})"]
+    return aligned(headings, rows)
 
 
 def _with_parent(module: nn.Module) -> nn.Module:
-    """weightwatcher looks at a model's children, and would miss a part that is a single layer."""
+    """A model around the part: weightwatcher looks at children, and would miss a single layer."""
     parent = nn.Module()
     parent.add_module("part", module)
     return parent
@@ -144,5 +143,5 @@ def _watcher(model: nn.Module) -> Any:
             'pip install "repmtl_ray[analysis]".'
         ) from error
     finally:
-        root.setLevel(level)  # which weightwatcher changes
+        root.setLevel(level)  # weightwatcher changes it when it is imported
     return weightwatcher.WeightWatcher(model=model, log_level=logging.ERROR)

@@ -1,8 +1,8 @@
 """Time per epoch of every method as a ratio to EW (figure 8).
 
-Owns the measurement: the same loop as training (`loop.run`), in this process, on the device at hand,
-methods in turn so that a slow minute hits all of them. Evaluation is on one sample and so hardly
-counts. No Ray.
+Owns the measurement: the training loop (`loop.run`) in this process, on one device. The methods take
+turns, so that other work of the machine slows all of them. Evaluation is on one sample, so that it
+hardly counts. No Ray.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from repmtl_ray.config import Experiment, ExperimentError, replace
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.holdout import Subset
 from repmtl_ray.data.sources import Stream, open_streams
+from repmtl_ray.report.table import aligned
 from repmtl_ray.runs import loop
 from repmtl_ray.studies.methods import method
 
@@ -29,13 +30,13 @@ REFERENCE = "EW"
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """What a method's epochs took.
+    """The times of a method.
 
     Args:
         method: its name.
-        seconds: of every measured epoch; none if it failed.
-        ratio: of its median to EW's, if both were measured.
-        error: why it failed, or nothing.
+        seconds: per measured epoch; empty if the method failed.
+        ratio: of its median to EW's; None unless both were measured.
+        error: why it failed; empty if it did not.
     """
 
     method: str
@@ -52,27 +53,27 @@ def time_methods(
     epochs: int = 1,
     device: torch.device | str = "cpu",
 ) -> list[Timing]:
-    """Trains every method for some epochs in each round, and takes the time of all but the first.
+    """Measures the epochs of every method, in several rounds over the methods.
 
     Args:
-        experiment: what they share.
-        methods: by name, what each changes; EW is added if it is not among them.
-        rounds: how often every method is run.
-        epochs: measured in each, after one that warms up.
+        experiment: what the methods share.
+        methods: the changes of each method by its name; EW is added if it is missing.
+        rounds: how often every method is trained.
+        epochs: measured per round, after one epoch that warms up.
         device: to train on.
 
     Returns:
-        In the order of the methods; fastest and slowest differ by what the machine did meanwhile.
+        The times in the order of the methods, EW first if it was added.
 
     Raises:
-        ValueError: a method that cannot be trained; data that is not as it should be.
+        ValueError: a method cannot be trained, or the data is not valid.
     """
     if rounds < 1 or epochs < 1:
         raise ValueError(f"rounds is {rounds} and epochs {epochs}; expected at least 1.")
-    chosen = {REFERENCE: method(REFERENCE), **methods}
+    all_methods = {REFERENCE: method(REFERENCE), **methods}
     experiments = {
         name: replace(experiment, {**changes, "epochs": epochs + 1})
-        for name, changes in chosen.items()
+        for name, changes in all_methods.items()
     }
     for name, own in experiments.items():
         try:
@@ -81,7 +82,10 @@ def time_methods(
             raise ValueError(f"method {name!r}: {error}") from error
     train = _split(open_streams(experiment.data, "train"))
     evaluation = _split(
-        [_first(stream) for stream in open_streams(experiment.data, experiment.data.eval_split)]
+        [
+            _first_sample(stream)
+            for stream in open_streams(experiment.data, experiment.data.eval_split)
+        ]
     )
     seconds: dict[str, list[float]] = {name: [] for name in experiments}
     errors: dict[str, str] = {}
@@ -89,42 +93,41 @@ def time_methods(
         for name, own in experiments.items():
             if name not in errors:
                 try:
-                    seconds[name] += _epochs(own, train, evaluation, torch.device(device))
+                    seconds[name] += _epoch_seconds(own, train, evaluation, torch.device(device))
                 except ExperimentError as error:
                     errors[name] = str(error)
-    usual = median(seconds[REFERENCE]) if seconds[REFERENCE] else None
+    reference_s = median(seconds[REFERENCE]) if seconds[REFERENCE] else None
     return [
         Timing(
             method=name,
             seconds=tuple(seconds[name]),
-            ratio=median(seconds[name]) / usual if usual and seconds[name] else None,
+            ratio=median(seconds[name]) / reference_s if reference_s and seconds[name] else None,
             error=errors.get(name, ""),
         )
         for name in experiments
     ]
 
 
-def text(timings: Sequence[Timing]) -> str:
-    """An aligned table, and the reasons of those that failed."""
-    width = max(len(timing.method) for timing in timings)
-    lines = [f"{'method':<{width}}  median s  fastest s  slowest s  ratio to {REFERENCE}"]
-    for timing in timings:
-        if timing.seconds:
-            middle, fastest, slowest = (f(timing.seconds) for f in (median, min, max))
-            ratio = "n/a" if timing.ratio is None else f"{timing.ratio:.2f}"
-            lines.append(
-                f"{timing.method:<{width}}  {middle:>8.3f}  {fastest:>9.3f}  {slowest:>9.3f}  "
-                f"{ratio:>11}"
-            )
-        if timing.error:
-            lines.append(f"{timing.method:<{width}}  failed: {timing.error}")
-    return "\n".join(lines)
+def timing_table(timings: Sequence[Timing]) -> str:
+    """A table for the terminal, and the reasons of the methods that failed."""
+    rows = [
+        [
+            timing.method,
+            *(f"{function(timing.seconds):.3f}" for function in (median, min, max)),
+            "n/a" if timing.ratio is None else f"{timing.ratio:.2f}",
+        ]
+        for timing in timings
+        if timing.seconds
+    ]
+    headings = ["method", "median s", "fastest s", "slowest s", f"ratio to {REFERENCE}"]
+    failures = [f"{timing.method}: failed: {timing.error}" for timing in timings if timing.error]
+    return "\n".join([aligned(headings, rows), *failures])
 
 
-def _epochs(
+def _epoch_seconds(
     experiment: Experiment, train: loop.Split, evaluation: loop.Split, device: torch.device
 ) -> list[float]:
-    """Seconds of every epoch but the first."""
+    """Seconds per epoch, without the first epoch."""
     ends: list[float] = []
 
     def report(metrics: dict[str, float], write: Any) -> None:
@@ -136,7 +139,7 @@ def _epochs(
     return [end - begin for begin, end in itertools.pairwise(ends)]
 
 
-def _first(stream: Stream) -> Stream:
+def _first_sample(stream: Stream) -> Stream:
     classes = None if stream.classes is None else stream.classes[:1]
     return dataclasses.replace(
         stream, num_samples=1, load=Subset(stream.load, (0,)), classes=classes

@@ -19,7 +19,11 @@ from repmtl_ray.config import DataConfig, ModelConfig, RegularizerConfig, replac
 from repmtl_ray.protocols import best_epoch
 from repmtl_ray.regularizers import tsr_loss
 from repmtl_ray.report import figures
-from repmtl_ray.report.pictures import affinity, look, shares
+from repmtl_ray.report.inspection import (
+    inspect_checkpoint,
+    task_affinity,
+    task_distribution,
+)
 from repmtl_ray.runs import checkpoint, final, loop
 from repmtl_ray.runs.evaluate import evaluate
 from repmtl_ray.runs.keeper import Keeper
@@ -38,7 +42,7 @@ def saved(scenes_cache, tmp_path_factory):
 
 def test_shares_are_equations_4_and_5_and_their_mean_entropy_is_tsr():
     saliency = torch.randn(3, 2, 5, 4, 6, dtype=torch.float64)
-    magnitude, distribution, entropy = shares(saliency)
+    magnitude, distribution, entropy = task_distribution(saliency)
     for t, b, i, j in itertools.product(range(3), range(2), range(4), range(6)):
         own = [abs(float(saliency[k, b, :, i, j].mean())) for k in range(3)]
         assert float(magnitude[t, b, i, j]) == pytest.approx(own[t])
@@ -49,7 +53,7 @@ def test_shares_are_equations_4_and_5_and_their_mean_entropy_is_tsr():
 def test_a_position_without_saliency_has_no_entropy():
     saliency = torch.ones(2, 1, 3, 2)
     saliency[:, 0, :, 1] = 0
-    _, distribution, entropy = shares(saliency)
+    _, distribution, entropy = task_distribution(saliency)
     assert distribution[:, 0, 1].tolist() == [0, 0]
     assert math.isnan(entropy[0, 1])
     assert float(entropy[0, 0]) == pytest.approx(math.log(2))
@@ -61,34 +65,37 @@ def test_affinity_is_the_cosine_of_the_channel_matrices_as_printed():
     for s, t, b in itertools.product(range(3), range(3), range(4)):
         one, other = (saliency[k, b] @ saliency[k, b].T for k in (s, t))
         literal[s, t] += (one * other).sum() / (one.norm() * other.norm()) / 4
-    torch.testing.assert_close(affinity(saliency), literal)
+    torch.testing.assert_close(task_affinity(saliency), literal)
 
 
 def test_a_task_without_saliency_has_no_affinity():
     saliency = torch.randn(2, 3, 4)
     saliency[1] = 0
-    found = affinity(saliency)
+    found = task_affinity(saliency)
     assert float(found[0, 0]) == pytest.approx(1)
     assert torch.isnan(found[1]).all()
 
 
 def test_a_look_has_the_models_own_predictions_and_shares_that_sum_to_one(saved):
-    seen = look(saved, num_images=2)
-    images = torch.from_numpy(seen.images["depth"]).permute(0, 3, 1, 2)
+    inspection = inspect_checkpoint(saved, num_images=2)
+    images = torch.from_numpy(inspection.images["depth"]).permute(0, 3, 1, 2)
     predictions = checkpoint.read_model(saved)(images)
     for task in ("segmentation", "depth"):
         np.testing.assert_allclose(
-            seen.predictions[task], predictions[task].detach().numpy(), rtol=1e-4, atol=1e-5
+            inspection.predictions[task], predictions[task].detach().numpy(), rtol=1e-4, atol=1e-5
         )
-    assert seen.saliency.shape == (2, 2, 4, 8)
-    np.testing.assert_allclose(seen.distribution.sum(axis=0), 1)
-    assert np.diag(seen.affinity) == pytest.approx([1, 1])
+    assert inspection.saliency.shape == (2, 2, 4, 8)
+    np.testing.assert_allclose(inspection.distribution.sum(axis=0), 1)
+    assert np.diag(inspection.affinity) == pytest.approx([1, 1])
 
 
 def test_saliency_is_that_of_the_losses_the_run_trained_on(saved, tmp_path):
     """log L has the derivative of L over L; P of plain and of log losses differ."""
     described_otherwise(saved, tmp_path / "plain", "policy", log_losses=False)
-    log, plain = look(saved, num_images=3), look(tmp_path / "plain", num_images=3)
+    log, plain = (
+        inspect_checkpoint(saved, num_images=3),
+        inspect_checkpoint(tmp_path / "plain", num_images=3),
+    )
     ratio = plain.saliency.reshape(2, -1).max(axis=1) / log.saliency.reshape(2, -1).max(axis=1)
     model = checkpoint.read_model(saved)
     split = split_of(small_experiment(), "val")
@@ -139,22 +146,22 @@ def test_office_has_pictures_too(tmp_path):
         batch_size=2,
     )
     trained(experiment, tmp_path / "saved")
-    seen = look(tmp_path / "saved", num_images=2)
-    assert seen.saliency.shape == (3, 2)
-    assert {name: len(images) for name, images in seen.images.items()} == {
+    inspection = inspect_checkpoint(tmp_path / "saved", num_images=2)
+    assert inspection.saliency.shape == (3, 2)
+    assert {name: len(images) for name, images in inspection.images.items()} == {
         "amazon": 2,
         "dslr": 2,
         "webcam": 2,
     }
-    assert len(figures.save(seen, tmp_path / "p")) == 3
+    assert len(figures.save_inspection(inspection, tmp_path / "p")) == 3
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(saved, tmp_path):
     described_otherwise(saved, tmp_path / "other", "model", encoder="test_resnet")
     with pytest.raises(ValueError, match="holds the weights of another configuration"):
-        look(tmp_path / "other")
+        inspect_checkpoint(tmp_path / "other")
     with pytest.raises(ValueError, match="is not a checkpoint"):
-        look(tmp_path)
+        inspect_checkpoint(tmp_path)
 
 
 def matrix_with(exponent, size=300):
@@ -172,10 +179,10 @@ def test_a_matrix_of_known_exponent_has_it(exponent, well_trained):
     layer = nn.Linear(300, 300)
     with torch.no_grad():
         layer.weight.copy_(matrix_with(exponent))
-    part = powerlaw.exponents("head", nn.Sequential(layer, nn.ReLU(), nn.Linear(300, 3)))
+    part = powerlaw.fit_exponents("head", nn.Sequential(layer, nn.ReLU(), nn.Linear(300, 3)))
     assert part.exponent == pytest.approx(exponent, abs=0.05)
     assert (len(part.layers), part.num_small) == (1, 1)
-    assert powerlaw.text([part]).endswith(f" {well_trained}")
+    assert powerlaw.exponents_table([part]).endswith(f" {well_trained}")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
@@ -208,7 +215,7 @@ def test_times_are_ratios_to_ew_and_a_failed_method_says_why(scenes_cache):
     assert min(found["Rep-MTL"].seconds) > 0
     assert "loss is" in found["wild"].error
     assert found["wild"].ratio is None
-    assert "failed: task" in timing.text(list(found.values()))
+    assert "failed: task" in timing.timing_table(list(found.values()))
 
 
 def test_the_timing_recipe_writes_its_table(scenes_cache, tmp_path, monkeypatch, capsys):
