@@ -47,6 +47,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     data = _config(arguments)
+    storage.check_writable(storage.absolute(arguments.out))
     splits = _open(data, arguments.splits)
     num_classes = {
         task.name: task.num_classes for task in tasks_of(data) if hasattr(task, "num_classes")

@@ -21,6 +21,7 @@ from typing import Any
 
 import ray
 import yaml
+from ray._private.state import state
 from ray._private.worker import get_dashboard_url
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,14 @@ LOCAL_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_worker_maximum_startup_concurrency": "8",  # else warnings about every trial's few processes
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C raises KeyboardInterrupt (run_lock.Interrupted)
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }
 """Set where the user has not: Ray reads them in the driver and passes them on."""
 
 
+RUN_ACTORS = ("TrainController", "ImplicitFunc")
+"""Class names of the actors that a run of Ray Train and a trial of Ray Tune hang on."""
 HEAD = "node:__internal_head__"
 CLUSTER_FILE = "REPMTL_RAY_CLUSTER_FILE"
 REACH_S = 5.0
@@ -67,12 +71,33 @@ def connect(*, num_cpus: int | None = None) -> None:
     A local cluster gets the dashboard (on loopback): without its HTTP server, Ray 2.60 never cleans
     up after a trial that Tune stops early, and the next one waits for ever (Ray issue 54305).
     """
-    global _started_here
     user_set = set(os.environ)
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
+    with _own_signal_handlers():
+        _connect(num_cpus, user_set)
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keeps this process's signal handlers: Ray puts its own in their place, which abort on SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
+
+
+def _connect(num_cpus: int | None, user_set: set[str]) -> None:
+    global _started_here
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     wanted = os.environ.get("RAY_ADDRESS", "auto")
     _check_address(wanted)
@@ -106,21 +131,22 @@ def connect(*, num_cpus: int | None = None) -> None:
 
 
 @contextlib.contextmanager
-def interrupts_given_back() -> Iterator[None]:
-    """To be around what Ray trains: Train and Tune take SIGINT for their run and keep it.
-
-    Ctrl-C would go on meaning "abort that run", and Train's handler would keep the run's controller
-    alive in the cluster.
-    """
-    if threading.current_thread() is not threading.main_thread():  # there Ray takes nothing
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
+def ended_by_interrupt() -> Iterator[None]:
+    """Around what Ray trains: a KeyboardInterrupt ends this process's runs in the cluster too."""
     try:
         yield
-    finally:
-        if before is not None:  # None: set by an embedding program, in C
-            signal.signal(signal.SIGINT, before)
+    except KeyboardInterrupt:
+        _kill_own_runs()
+        raise
+
+
+def _kill_own_runs() -> None:
+    """Kills the Tune trials and Ray Train controllers of this process; their workers die with them."""
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    kill = ray._private.worker.global_worker.core_worker.kill_actor  # type: ignore[attr-defined]
+    for actor_id, actor in state.actor_table(None, job, "ALIVE").items():
+        if actor["ActorClassName"] in RUN_ACTORS:
+            kill(ray.ActorID(bytes.fromhex(actor_id)), True)
 
 
 def has_dashboard() -> bool:

@@ -36,9 +36,18 @@ from repmtl_ray.config import (
     from_dict,
     to_dict,
 )
+from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.keeper import Checkpoints, Keeper, read_final, read_marker
 from repmtl_ray.runs.worker import CachedData, run_worker
-from repmtl_ray.storage import absolute, exists, read_text, write_text
+from repmtl_ray.storage import (
+    absolute,
+    check_name,
+    check_writable,
+    exists,
+    explained,
+    read_text,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from repmtl_ray.data.cache import HeldSplit
@@ -180,26 +189,48 @@ def fit(
         The last epoch's metrics, all epochs' history, and the checkpoint.
 
     Raises:
-        ValueError: bad input, before anything is trained; or training diverges (task, policy and
-            step are named).
+        ValueError: bad input or a storage that cannot be used, before anything is trained; the name
+            is in use by another process; or training diverges (task, policy and step are named).
+        KeyboardInterrupt: as `run_lock.Interrupted`; the same name continues the run.
         ray.train.TrainingFailedError: workers were lost more often than `max_failures`.
     """
     placement = placement or Placement()
+    root, name = checked_place(storage, name, "fit", experiment)
+    print(f"run {name} in {root}", flush=True)
     cluster.connect()
     held = None if data is None else cache_custom(experiment, data)
     preflight(experiment, placement, held=held)
-    root, name = absolute(storage), name or fresh_name("fit", experiment)
-    claim(f"{root}/{name}", experiment, None if held is None else held.fingerprint)
-    alike.check_nodes(f"{root}/{name}")
-    return train(
-        experiment,
-        cache_data(experiment) if held is None else held,
-        placement=placement,
-        storage=root,
-        name=name,
-        max_failures=max_failures,
-        checkpoints=checkpoints,
-    )
+    with hold(f"{root}/{name}", "run"):
+        claim(f"{root}/{name}", experiment, None if held is None else held.fingerprint)
+        alike.check_nodes(f"{root}/{name}")
+        return train(
+            experiment,
+            cache_data(experiment) if held is None else held,
+            placement=placement,
+            storage=root,
+            name=name,
+            max_failures=max_failures,
+            checkpoints=checkpoints,
+        )
+
+
+def checked_place(
+    storage: str | Path | None, name: str | None, kind: str, experiment: Experiment
+) -> tuple[str, str]:
+    """The storage and the name of a run or a study, found usable before Ray starts.
+
+    Args:
+        storage, name: as the user gave them.
+        kind: begins a new name.
+        experiment: its digest ends a new name.
+
+    Raises:
+        ValueError: a name that is no folder's, or a storage that cannot be written.
+    """
+    root = absolute(storage)
+    name = fresh_name(kind, experiment) if name is None else check_name(name)
+    check_writable(root)
+    return root, name
 
 
 def claim(directory: str, experiment: Experiment, fingerprint: str | None = None) -> None:
@@ -213,6 +244,11 @@ def claim(directory: str, experiment: Experiment, fingerprint: str | None = None
     Raises:
         ValueError: it belongs to another experiment, or to other custom data.
     """
+    with explained(directory):
+        _claim(directory, experiment, fingerprint)
+
+
+def _claim(directory: str, experiment: Experiment, fingerprint: str | None) -> None:
     if fingerprint is not None:
         known = f"{directory}/{FINGERPRINT_FILE}"
         if not exists(known):
@@ -268,7 +304,7 @@ def train(
     resources = {"CPU": placement.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = placement.gpus_per_worker
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         run_worker,  # type: ignore[arg-type]  # may return a value in Train V2
         train_loop_config={
             "experiment": to_dict(experiment),
@@ -292,7 +328,7 @@ def train(
             callbacks=list(callbacks),
         ),
     )
-    with cluster.interrupts_given_back(), _own_address():
+    with cluster.ended_by_interrupt(), _own_address():
         outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     if outcome is None:
         raise RuntimeError(f"run {name!r} in {storage} ended without a result.")
@@ -310,6 +346,17 @@ def train(
         final=outcome["final"],
         notes=data.notes,
     )
+
+
+class _Trainer(TorchTrainer):
+    """Ray's trainer, which leaves Ctrl-C to this project: it raises KeyboardInterrupt.
+
+    Ray Train would take SIGINT for its run, end the process with exit code 0, and keep the run's
+    controller alive until the process's next run.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 @contextlib.contextmanager

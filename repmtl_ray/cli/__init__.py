@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from repmtl_ray import storage
+from repmtl_ray.cli import interruption
 from repmtl_ray.cli.results import write_results
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, from_dict, replace
@@ -314,14 +315,17 @@ def _num_samples(chosen: int | None, preset: int, param_space: Mapping[str, Any]
 
 
 def folder(out: str) -> Path:
-    """Made before the search, not after hours of it."""
+    """The folder of `--out`, made and found writable before a search, not after hours of it.
+
+    Raises:
+        ValueError: it cannot be made, or not be written to.
+    """
     made = Path(out)
     try:
+        storage.check_writable(storage.absolute(out))
         made.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--out {out}: cannot make this folder ({error.strerror}); name another."
-        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--out {out!r} cannot be used: {error}") from error
     return made
 
 
@@ -342,9 +346,13 @@ def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def main(run: Any) -> None:
-    """Runs a recipe; a user's mistake ends it with one line and exit code 2."""
+    """Runs a recipe; a user's mistake ends it with one line and exit code 2, an interruption with
+    the command that continues it and exit code 130."""
+    interruption.install_handlers()
     try:
         run()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as interrupt:
+        interruption.end(interrupt)

@@ -27,6 +27,7 @@ from repmtl_ray.data import contract, manifest, shards
 from repmtl_ray.data.columns import SAMPLE_ID
 from repmtl_ray.data.manifest import Column, Manifest, Shard, StoredStream
 from repmtl_ray.data.stream import Sample, Stream, check_one_size
+from repmtl_ray.run_lock import hold
 
 RECORDS = ".prepared"
 Progress = Callable[[int, int], None]
@@ -98,12 +99,36 @@ def prepare(
 
     Raises:
         ValueError: samples that are not as they should be, all in one message; an empty split; a
-            store from elsewhere at `out`; a storage that refuses. What was finished is kept for
-            the next run.
+            store from elsewhere at `out`; a storage that refuses; another process that prepares
+            the same store. What was finished is kept for the next run.
+        KeyboardInterrupt: as `run_lock.Interrupted`; the same call continues.
     """
     out = storage.absolute(out)
+    storage.check_writable(out)
     source = json.loads(json.dumps(source))
     _check_target(out, name, source, splits)
+    with hold(storage.join(out, RECORDS), "preparation"):
+        return _prepare(
+            splits,
+            out,
+            name=name,
+            source=source,
+            num_classes=num_classes or {},
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+
+
+def _prepare(
+    splits: Mapping[str, Sequence[Stream]],
+    out: str,
+    *,
+    name: str,
+    source: Mapping[str, Any],
+    num_classes: Mapping[str, int],
+    skip_bad: bool,
+    progress: Progress | None,
+) -> Manifest:
     plan = hashlib.sha256(
         json.dumps([manifest.VERSION, name, source], sort_keys=True).encode()
     ).hexdigest()[:16]
@@ -114,9 +139,7 @@ def prepare(
     for split, found in splits.items():
         for stream in found:
             streams[split, stream.name] = stream
-            jobs[split, stream.name] = list(
-                _jobs(out, split, stream, num_classes or {}, skip_bad, plan)
-            )
+            jobs[split, stream.name] = list(_jobs(out, split, stream, num_classes, skip_bad, plan))
     outcomes = _run(jobs, streams, progress)
     stored = _stored(jobs, streams, outcomes, skip_bad)
     result = Manifest(
@@ -218,7 +241,7 @@ def _run(
         while waiting and len(running) < num_tasks:
             key, number = waiting.pop()
             running[_convert.remote(handles[key], jobs[key][number])] = (key, number)
-        (finished, *_), _ = ray.wait(list(running))
+        finished = _wait_for_one(list(running))
         key, number = running.pop(finished)
         outcome: _Outcome = ray.get(finished)
         if outcome.failure is not None:
@@ -230,6 +253,17 @@ def _run(
         if progress is not None:
             progress(done, total)
     return outcomes
+
+
+def _wait_for_one(tasks: list[ray.ObjectRef[Any]]) -> ray.ObjectRef[Any]:
+    """The first task that ends; an interruption ends all of them."""
+    try:
+        (finished, *_), _ = ray.wait(tasks)
+    except KeyboardInterrupt:
+        for task in tasks:
+            ray.cancel(task, force=True)
+        raise
+    return finished
 
 
 @ray.remote(num_cpus=0, scheduling_strategy="SPREAD")

@@ -7,12 +7,14 @@ the experiment as JSON in its metadata; or the encoder's alone under timm's name
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from repmtl_ray import storage
 from repmtl_ray.config import Experiment, from_dict, replace, to_dict
 from repmtl_ray.data.sources import image_size
 from repmtl_ray.models import MultiTaskModel, build_model
@@ -37,6 +39,7 @@ def export_model(directory: str | Path, out: Path, *, encoder_only: bool = False
     """
     if out.exists():
         raise ValueError(f"{out} exists already; name another file, or remove it.")
+    storage.check_writable(str(out.absolute().parent))
     experiment = checkpoint.read_experiment(directory)
     tensors = checkpoint.read_state(directory)["model"]
     if encoder_only:
@@ -50,7 +53,8 @@ def export_model(directory: str | Path, out: Path, *, encoder_only: bool = False
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{out} cannot be written: {error}.") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error of the write is the one to show
+            draft.unlink()
     return experiment
 
 

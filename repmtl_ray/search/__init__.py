@@ -20,6 +20,7 @@ import repmtl_ray
 from repmtl_ray import alike, cluster, storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
+from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.search.baseline import single_task_baseline
 from repmtl_ray.search.progress import Progress
@@ -33,7 +34,7 @@ from repmtl_ray.search.space import (
     whole_paths,
 )
 from repmtl_ray.search.trial import finish, histories_of, make_tuner, reason, results_of, run_trial
-from repmtl_ray.train import EXPERIMENT_FILE, cache_data, claim, fresh_name, preflight
+from repmtl_ray.train import EXPERIMENT_FILE, cache_data, checked_place, claim, preflight
 
 METRIC = "delta_p_task"
 
@@ -104,7 +105,9 @@ def tune(
         The table and the best experiment.
 
     Raises:
-        ValueError: bad input, before anything is trained.
+        ValueError: bad input or a storage that cannot be used, before anything is trained; the name
+            is in use by another process.
+        KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the search.
     """
     placement = placement or Placement()
     if resume and name is None:
@@ -114,6 +117,10 @@ def tune(
     check_choice("scheduler", scheduler, ("none", "asha"))
     check_space(experiment, param_space, searcher)
     check_references(param_space, references)
+    root, name = checked_place(storage_path, name, "tune", experiment)
+    directory = f"{root}/{name}"
+    _check_name(directory, resume)
+    print(f"search {name} in {root}", flush=True)
     cluster.connect()
     if scheduler == "asha" and not cluster.has_dashboard():
         raise ValueError(
@@ -121,53 +128,54 @@ def tune(
             "its head with --include-dashboard=true, or search without early stopping (scheduler 'none')."
         )
     preflight(experiment, placement)
-    root = storage.absolute(storage_path)
-    directory = _begin(root, name or fresh_name("tune", experiment), experiment, resume)
-    data = cache_data(experiment)
-    room = max(1, placement.concurrent())
-    concurrency = min(room, max_concurrent or room)
-    progress = Progress(experiment.epochs, METRIC)
-    baseline = single_task_baseline(
-        experiment,
-        data,
-        placement=placement,
-        storage_path=root,
-        concurrency=concurrency,
-        progress=progress,
-        checkpoints=checkpoints,
-    )
-    whole = whole_paths(param_space)
-    driver = ray_tune.with_parameters(
-        run_trial,
-        experiment=to_dict(experiment),
-        data=data,
-        placement=placement,
-        storage_path=directory,
-        baseline=baseline,
-        checkpoints=checkpoints,
-        whole=whole,
-    )
-    tuner = make_tuner(
-        driver,
-        dict(param_space),
-        directory,
-        config=ray_tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            num_samples=num_samples,
-            max_concurrent_trials=concurrency if searcher == "optuna" else None,
-            reuse_actors=scheduler == "none",  # a driver stopped early still waits for its run
-            search_alg=_search_algorithm(
-                searcher, param_space, references, experiment.seed, concurrency
+    with hold(directory, "search"):
+        claim(directory, experiment)
+        alike.check_nodes(directory)
+        data = cache_data(experiment)
+        room = max(1, placement.concurrent())
+        concurrency = min(room, max_concurrent or room)
+        progress = Progress(experiment.epochs, METRIC)
+        baseline = single_task_baseline(
+            experiment,
+            data,
+            placement=placement,
+            storage_path=root,
+            concurrency=concurrency,
+            progress=progress,
+            checkpoints=checkpoints,
+        )
+        whole = whole_paths(param_space)
+        driver = ray_tune.with_parameters(
+            run_trial,
+            experiment=to_dict(experiment),
+            data=data,
+            placement=placement,
+            storage_path=directory,
+            baseline=baseline,
+            checkpoints=checkpoints,
+            whole=whole,
+        )
+        tuner = make_tuner(
+            driver,
+            dict(param_space),
+            directory,
+            config=ray_tune.TuneConfig(
+                metric=METRIC,
+                mode="max",
+                num_samples=num_samples,
+                max_concurrent_trials=concurrency if searcher == "optuna" else None,
+                reuse_actors=scheduler == "none",  # a driver stopped early still waits for its run
+                search_alg=_search_algorithm(
+                    searcher, param_space, references, experiment.seed, concurrency
+                ),
+                scheduler=_scheduler(scheduler, experiment.epochs, directory),
             ),
-            scheduler=_scheduler(scheduler, experiment.epochs, directory),
-        ),
-        progress=progress,
-        resume=resume,
-    )
-    grid = finish(tuner, may_stop=scheduler != "none")
-    result = _found(grid, experiment, baseline, directory, whole)
-    return dataclasses.replace(result, notes=data.notes)
+            progress=progress,
+            resume=resume,
+        )
+        grid = finish(tuner, may_stop=scheduler != "none")
+        result = _found(grid, experiment, baseline, directory, whole)
+        return dataclasses.replace(result, notes=data.notes)
 
 
 def results_table(
@@ -246,16 +254,6 @@ def _check_numbers(num_samples: int, num_references: int, max_concurrent: int | 
         )
     if max_concurrent is not None and max_concurrent < 1:
         raise ValueError(f"max_concurrent is {max_concurrent}; expected at least 1.")
-
-
-def _begin(root: str, name: str, experiment: Experiment, resume: bool) -> str:
-    """Makes the search's directory its own, on every node, and returns it."""
-    directory = f"{root}/{name}"
-    _check_name(directory, resume)
-    claim(directory, experiment)
-    alike.check_nodes(directory)
-    print(f"search {name} in {root}", flush=True)
-    return directory
 
 
 def _search_algorithm(

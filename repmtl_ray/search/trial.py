@@ -18,6 +18,7 @@ from repmtl_ray import cluster, storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.delta import delta_p
+from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import relay
 from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.runs.worker import CachedData
@@ -57,13 +58,14 @@ def run_trial(
         whole: paths of `config` whose values are mappings that replace a part as it is.
     """
     trial = replace(from_dict(Experiment, experiment), flatten(config, whole=whole))
-    with relay.to_tune() as reports:
+    name = digest(trial)
+    with hold(f"{storage_path}/runs/{name}", "run", wait=True), relay.to_tune() as reports:
         result = train(
             trial,
             data,
             placement=placement,
             storage=f"{storage_path}/runs",
-            name=digest(trial),
+            name=name,
             checkpoints=checkpoints,
             baseline=baseline,
             callbacks=[reports],
@@ -154,7 +156,7 @@ def finish(tuner: ray_tune.Tuner, *, may_stop: bool = False) -> ray_tune.ResultG
         tuner: from `make_tuner`.
         may_stop: whether it may stop trials early.
     """
-    with cluster.interrupts_given_back():
+    with cluster.ended_by_interrupt():
         results = tuner.fit()
     if may_stop or results.errors:
         remove_last()

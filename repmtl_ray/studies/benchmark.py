@@ -33,12 +33,13 @@ from repmtl_ray.config import (
 )
 from repmtl_ray.delta import published
 from repmtl_ray.report.records import SINGLE_TASK, data_source, published_name
+from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import relay
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.search.baseline import single_task
 from repmtl_ray.search.progress import Progress
 from repmtl_ray.search.trial import finish, make_tuner, reason, results_of
-from repmtl_ray.train import cache_data, claim, fresh_name, preflight, train
+from repmtl_ray.train import cache_data, checked_place, claim, preflight, train
 
 Record = dict[str, Any]
 
@@ -106,8 +107,10 @@ def benchmark(
         The records. A method that fails is among the failures, and the others go on.
 
     Raises:
-        ValueError: bad input, before anything is trained; a single-task run that failed, without
-            which delta_p means nothing.
+        ValueError: bad input or a storage that cannot be used, before anything is trained; the name
+            is in use by another process; a single-task run that failed, without which delta_p means
+            nothing.
+        KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the benchmark.
     """
     placement = placement or Placement()
     if resume and name is None:
@@ -117,29 +120,31 @@ def benchmark(
     cells = method_cells(experiment, methods, seeds)
     if baseline == "published":
         _check_published(experiment)
-    cluster.connect()
-    preflight(experiment, placement)
-    root = storage.absolute(storage_path)
-    name = name or fresh_name("benchmark", experiment)
+    root, name = checked_place(storage_path, name, "benchmark", experiment)
     directory = f"{root}/{name}"
     _check_name(directory, resume)
-    claim(directory, experiment)
     print(f"benchmark {name} in {root}", flush=True)
-    data = cache_data(experiment, protocols.final_split(experiment.protocol, experiment.data))
-    room = max(1, placement.concurrent())
-    runner = _Runner(
-        data=data,
-        placement=placement,
-        concurrency=min(room, max_concurrent or room),
-        directory=directory,
-        common=_common(experiment, data),
-        progress=Progress(max(cell.experiment.epochs for cell in cells), None),
-    )
-    single: list[Record] = []
-    if baseline == "own":
-        single = _baseline(experiment, seeds, runner, f"{root}/baselines")
-    records, failures = runner.run(cells, f"{directory}/records")
-    return BenchmarkResult(records=records, baseline=single, failures=failures, directory=directory)
+    cluster.connect()
+    preflight(experiment, placement)
+    with hold(directory, "benchmark"):
+        claim(directory, experiment)
+        data = cache_data(experiment, protocols.final_split(experiment.protocol, experiment.data))
+        room = max(1, placement.concurrent())
+        runner = _Runner(
+            data=data,
+            placement=placement,
+            concurrency=min(room, max_concurrent or room),
+            directory=directory,
+            common=_common(experiment, data),
+            progress=Progress(max(cell.experiment.epochs for cell in cells), None),
+        )
+        single: list[Record] = []
+        if baseline == "own":
+            single = _baseline(experiment, seeds, runner, f"{root}/baselines")
+        records, failures = runner.run(cells, f"{directory}/records")
+        return BenchmarkResult(
+            records=records, baseline=single, failures=failures, directory=directory
+        )
 
 
 def method_cells(
@@ -306,7 +311,7 @@ def run_cell(
     cell = cells[config["cell"]]
     experiment = from_dict(Experiment, cell["experiment"])
     begin = time.monotonic()
-    with relay.to_tune() as reports:
+    with hold(f"{runs}/{cell['run']}", "run", wait=True), relay.to_tune() as reports:
         result = train(
             experiment,
             data,

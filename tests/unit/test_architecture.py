@@ -14,7 +14,8 @@ PACKAGE = ROOT / "repmtl_ray"
 
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
-        *("conversion", "config", "data_config", "policy_names", "collectives", "storage"),
+        *("conversion", "config", "data_config", "policy_names", "collectives"),
+        *("storage", "run_lock"),
         *("data.columns", "data.stream", "scenes.*"),
     ),
     1: (
@@ -32,6 +33,7 @@ package's, which is of all that has none. `repmtl_ray` itself only hands out nam
 
 RAY = {
     "alike",
+    "cli.interruption",
     "cluster",
     "data.blocks",
     "data.cache",
