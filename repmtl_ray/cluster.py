@@ -21,7 +21,6 @@ from typing import Any
 
 import ray
 import yaml
-from ray._private.state import state
 from ray._private.worker import get_dashboard_url
 
 logger = logging.getLogger(__name__)
@@ -42,8 +41,6 @@ LOCAL_ENVIRONMENT = {
 """Set where the user has not: Ray reads them in the driver and passes them on."""
 
 
-RUN_ACTORS = ("TrainController", "ImplicitFunc")
-"""Class names of the actors that a run of Ray Train and a trial of Ray Tune hang on."""
 HEAD = "node:__internal_head__"
 CLUSTER_FILE = "REPMTL_RAY_CLUSTER_FILE"
 REACH_S = 5.0
@@ -128,25 +125,6 @@ def _connect(num_cpus: int | None, user_set: set[str]) -> None:
             f"{' '.join(str(error).split())} Run the recipe on the cluster (`ray submit`, `ray job submit`), or "
             "install its versions here."
         ) from error
-
-
-@contextlib.contextmanager
-def ended_by_interrupt() -> Iterator[None]:
-    """Around what Ray trains: a KeyboardInterrupt ends this process's runs in the cluster too."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _kill_own_runs()
-        raise
-
-
-def _kill_own_runs() -> None:
-    """Kills the Tune trials and Ray Train controllers of this process; their workers die with them."""
-    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
-    kill = ray._private.worker.global_worker.core_worker.kill_actor  # type: ignore[attr-defined]
-    for actor_id, actor in state.actor_table(None, job, "ALIVE").items():
-        if actor["ActorClassName"] in RUN_ACTORS:
-            kill(ray.ActorID(bytes.fromhex(actor_id)), True)
 
 
 def has_dashboard() -> bool:

@@ -196,8 +196,13 @@ def _meaning(error: OSError) -> str:
 
 
 def exists(location: str) -> bool:
-    system, path = open_location(location)
-    return system.get_file_info(path).type != fs.FileType.NotFound
+    """
+    Raises:
+        ValueError: the storage does not say.
+    """
+    with explained(location):
+        system, path = open_location(location)
+        return bool(system.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def read_bytes(location: str) -> bytes:

@@ -12,10 +12,8 @@ of every trial.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,32 +29,19 @@ from repmtl_ray.cluster import Placement
 from repmtl_ray.config import (
     Experiment,
     ExperimentError,
-    differences,
-    digest,
-    from_dict,
     to_dict,
 )
+from repmtl_ray.placement_group_cleanup import ended_by_interrupt
+from repmtl_ray.run_folder import checked_place, claim
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.keeper import Checkpoints, Keeper, read_final, read_marker
 from repmtl_ray.runs.worker import CachedData, run_worker
-from repmtl_ray.storage import (
-    absolute,
-    check_name,
-    check_writable,
-    exists,
-    explained,
-    read_text,
-    write_text,
-)
 
 if TYPE_CHECKING:
     from repmtl_ray.data.cache import HeldSplit
     from repmtl_ray.data.custom import CustomData
 
 logger = logging.getLogger(__name__)
-
-EXPERIMENT_FILE = "experiment.json"
-FINGERPRINT_FILE = "data_fingerprint.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,67 +199,6 @@ def fit(
         )
 
 
-def checked_place(
-    storage: str | Path | None, name: str | None, kind: str, experiment: Experiment
-) -> tuple[str, str]:
-    """The storage and the name of a run or a study, found usable before Ray starts.
-
-    Args:
-        storage, name: as the user gave them.
-        kind: begins a new name.
-        experiment: its digest ends a new name.
-
-    Raises:
-        ValueError: a name that is no folder's, or a storage that cannot be written.
-    """
-    root = absolute(storage)
-    name = fresh_name(kind, experiment) if name is None else check_name(name)
-    check_writable(root)
-    return root, name
-
-
-def claim(directory: str, experiment: Experiment, fingerprint: str | None = None) -> None:
-    """Notes in the folder of a run or a search whose it is.
-
-    Args:
-        directory: of the run or search.
-        experiment: that owns it.
-        fingerprint: of custom data, which the experiment does not name.
-
-    Raises:
-        ValueError: it belongs to another experiment, or to other custom data.
-    """
-    with explained(directory):
-        _claim(directory, experiment, fingerprint)
-
-
-def _claim(directory: str, experiment: Experiment, fingerprint: str | None) -> None:
-    if fingerprint is not None:
-        known = f"{directory}/{FINGERPRINT_FILE}"
-        if not exists(known):
-            write_text(known, fingerprint)
-        elif read_text(known) != fingerprint:
-            raise ValueError(
-                f"{directory} was trained on other data: theirs has the fingerprint {read_text(known)}, this {fingerprint}. "
-                "Continue it with the same data, or give another name."
-            )
-    note = f"{directory}/{EXPERIMENT_FILE}"
-    if not exists(note):
-        write_text(note, json.dumps(to_dict(experiment), indent=2) + "\n")
-        return
-    stored = from_dict(Experiment, json.loads(read_text(note)))
-    if stored != experiment:
-        raise ValueError(
-            f"{directory} belongs to another experiment: {differences(stored, experiment)}. "
-            "Continue it with the same configuration, or give another name."
-        )
-
-
-def fresh_name(kind: str, experiment: Experiment) -> str:
-    """A run name that no earlier run has."""
-    return f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{digest(experiment)}"
-
-
 def train(
     experiment: Experiment,
     data: CachedData,
@@ -328,7 +252,7 @@ def train(
             callbacks=list(callbacks),
         ),
     )
-    with cluster.ended_by_interrupt(), _own_address():
+    with ended_by_interrupt(), _own_address():
         outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     if outcome is None:
         raise RuntimeError(f"run {name!r} in {storage} ended without a result.")

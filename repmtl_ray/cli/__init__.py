@@ -348,11 +348,9 @@ def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
 def main(run: Any) -> None:
     """Runs a recipe; a user's mistake ends it with one line and exit code 2, an interruption with
     the command that continues it and exit code 130."""
-    interruption.install_handlers()
     try:
-        run()
+        with interruption.handled():
+            run()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except KeyboardInterrupt as interrupt:
-        interruption.end(interrupt)

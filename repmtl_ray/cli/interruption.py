@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from repmtl_ray import run_lock
@@ -27,11 +27,20 @@ EXIT_CODE = 130
 _received: list[int] = []
 
 
-def install_handlers() -> None:
-    """Takes the signals; a SIGHUP that is ignored (nohup) stays ignored."""
-    for number in SIGNALS:
-        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Takes the signals inside the block; a SIGHUP that is ignored (nohup) stays ignored."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if number == signal.SIGINT or handler is not signal.SIG_IGN:
             signal.signal(number, _handle)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        _end(interrupt)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _handle(number: int, frame: Any) -> None:
@@ -43,7 +52,7 @@ def _handle(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def end(interrupt: KeyboardInterrupt) -> NoReturn:
+def _end(interrupt: KeyboardInterrupt) -> NoReturn:
     """Says how to continue, stops Ray, and ends the process."""
     if isinstance(interrupt, run_lock.Interrupted):
         _say(interrupt.kind, interrupt.directory)

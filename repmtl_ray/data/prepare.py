@@ -107,58 +107,34 @@ def prepare(
     storage.check_writable(out)
     source = json.loads(json.dumps(source))
     _check_target(out, name, source, splits)
-    with hold(storage.join(out, RECORDS), "preparation"):
-        return _prepare(
-            splits,
-            out,
-            name=name,
-            source=source,
-            num_classes=num_classes or {},
-            skip_bad=skip_bad,
-            progress=progress,
-        )
-
-
-def _prepare(
-    splits: Mapping[str, Sequence[Stream]],
-    out: str,
-    *,
-    name: str,
-    source: Mapping[str, Any],
-    num_classes: Mapping[str, int],
-    skip_bad: bool,
-    progress: Progress | None,
-) -> Manifest:
     plan = hashlib.sha256(
         json.dumps([manifest.VERSION, name, source], sort_keys=True).encode()
     ).hexdigest()[:16]
-    with storage.explained(out):
-        storage.write_text(storage.join(out, RECORDS, "source.json"), json.dumps(source) + "\n")
-    jobs: dict[tuple[str, str], list[_Job]] = {}
-    streams: dict[tuple[str, str], Stream] = {}
-    for split, found in splits.items():
-        for stream in found:
-            streams[split, stream.name] = stream
-            jobs[split, stream.name] = list(_jobs(out, split, stream, num_classes, skip_bad, plan))
-    outcomes = _run(jobs, streams, progress)
-    stored = _stored(jobs, streams, outcomes, skip_bad)
-    result = Manifest(
-        name=name,
-        source=source,
-        software=repmtl_ray.__version__,
-        splits={
-            split: {stream.name: stored[split, stream.name] for stream in found}
-            for split, found in splits.items()
-        },
-        left_out=tuple(
-            {"split": split, "stream": stream, "index": index, "reason": reason}
-            for (split, stream), parts in outcomes.items()
-            for part in parts
-            for index, reason in part.errors
-        ),
-    )
-    with storage.explained(out):
-        storage.write_text(storage.join(out, manifest.FILE), manifest.to_text(result))
+    streams = {(split, stream.name): stream for split in splits for stream in splits[split]}
+    with hold(storage.join(out, RECORDS), "preparation"):
+        storage.write(storage.join(out, RECORDS, "source.json"), json.dumps(source).encode())
+        jobs = {
+            key: list(_jobs(out, key[0], stream, num_classes or {}, skip_bad, plan))
+            for key, stream in streams.items()
+        }
+        outcomes = _run(jobs, streams, progress)
+        stored = _stored(jobs, streams, outcomes, skip_bad)
+        result = Manifest(
+            name=name,
+            source=source,
+            software=repmtl_ray.__version__,
+            splits={
+                split: {stream.name: stored[split, stream.name] for stream in splits[split]}
+                for split in splits
+            },
+            left_out=tuple(
+                {"split": split, "stream": stream, "index": index, "reason": reason}
+                for (split, stream), parts in outcomes.items()
+                for part in parts
+                for index, reason in part.errors
+            ),
+        )
+        storage.write(storage.join(out, manifest.FILE), manifest.to_text(result).encode())
     return result
 
 
@@ -175,9 +151,7 @@ def _check_target(
                     raise ValueError(
                         f"{word!r} cannot name files; expected letters, digits, _ and -."
                     )
-    with storage.explained(out):
-        present = storage.exists(storage.join(out, manifest.FILE))
-    if present:
+    if storage.exists(storage.join(out, manifest.FILE)):
         known = manifest.read(out)
         if (known.name, known.source) != (name, source):
             raise ValueError(
@@ -241,7 +215,12 @@ def _run(
         while waiting and len(running) < num_tasks:
             key, number = waiting.pop()
             running[_convert.remote(handles[key], jobs[key][number])] = (key, number)
-        finished = _wait_for_one(list(running))
+        try:
+            (finished, *_), _ = ray.wait(list(running))
+        except KeyboardInterrupt:
+            for task in running:
+                ray.cancel(task, force=True)
+            raise
         key, number = running.pop(finished)
         outcome: _Outcome = ray.get(finished)
         if outcome.failure is not None:
@@ -253,17 +232,6 @@ def _run(
         if progress is not None:
             progress(done, total)
     return outcomes
-
-
-def _wait_for_one(tasks: list[ray.ObjectRef[Any]]) -> ray.ObjectRef[Any]:
-    """The first task that ends; an interruption ends all of them."""
-    try:
-        (finished, *_), _ = ray.wait(tasks)
-    except KeyboardInterrupt:
-        for task in tasks:
-            ray.cancel(task, force=True)
-        raise
-    return finished
 
 
 @ray.remote(num_cpus=0, scheduling_strategy="SPREAD")

@@ -17,9 +17,10 @@ from ray import tune as ray_tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 import repmtl_ray
-from repmtl_ray import alike, cluster, storage
+from repmtl_ray import alike, cluster
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
+from repmtl_ray.run_folder import check_resume, checked_place, claim
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.search.baseline import single_task_baseline
@@ -34,7 +35,7 @@ from repmtl_ray.search.space import (
     whole_paths,
 )
 from repmtl_ray.search.trial import finish, histories_of, make_tuner, reason, results_of, run_trial
-from repmtl_ray.train import EXPERIMENT_FILE, cache_data, checked_place, claim, preflight
+from repmtl_ray.train import cache_data, preflight
 
 METRIC = "delta_p_task"
 
@@ -119,7 +120,7 @@ def tune(
     check_references(param_space, references)
     root, name = checked_place(storage_path, name, "tune", experiment)
     directory = f"{root}/{name}"
-    _check_name(directory, resume)
+    check_resume("search", directory, resume)
     print(f"search {name} in {root}", flush=True)
     cluster.connect()
     if scheduler == "asha" and not cluster.has_dashboard():
@@ -288,15 +289,3 @@ def _scheduler(scheduler: str, epochs: int, directory: str) -> Any:
         grace_period=max(1, epochs // 4),
         reduction_factor=2,
     )
-
-
-def _check_name(directory: str, resume: bool) -> None:
-    found = storage.exists(f"{directory}/{EXPERIMENT_FILE}")
-    if resume and not found:
-        raise ValueError(
-            f"resume: there is no search at {directory}; check its name and storage, or start it without resume."
-        )
-    if found and not resume:
-        raise ValueError(
-            f"a search at {directory} exists already; give another name, or resume to continue it."
-        )

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from repmtl_ray import cluster
+from repmtl_ray import cluster, placement_group_cleanup
 
 HEARTBEAT_S = 15.0
 SHORT_NAMES = {
@@ -91,3 +91,15 @@ class Progress(Callback):
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+class Cleanup(Callback):
+    """Removes the placement groups of dead runs every `EVERY_S` seconds."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.time() >= self._next:
+            placement_group_cleanup.remove_orphaned_groups()
+            self._next = time.time() + placement_group_cleanup.EVERY_S

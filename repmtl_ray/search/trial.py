@@ -14,17 +14,17 @@ from typing import Any
 import ray
 from ray import tune as ray_tune
 
-from repmtl_ray import cluster, storage
+from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.delta import delta_p
+from repmtl_ray.placement_group_cleanup import ended_by_interrupt, remove_last_groups
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import relay
 from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.search.asha import RUNGS_FILE
-from repmtl_ray.search.orphans import Removal, remove_last
-from repmtl_ray.search.progress import Progress
+from repmtl_ray.search.progress import Cleanup, Progress
 from repmtl_ray.search.space import flatten
 from repmtl_ray.train import train
 
@@ -125,7 +125,7 @@ def make_tuner(
         param_space=param_space,
         tune_config=config,
         run_config=ray_tune.RunConfig(
-            name="search", storage_path=directory, verbose=0, callbacks=[progress, Removal()]
+            name="search", storage_path=directory, verbose=0, callbacks=[progress, Cleanup()]
         ),
     )
 
@@ -156,10 +156,10 @@ def finish(tuner: ray_tune.Tuner, *, may_stop: bool = False) -> ray_tune.ResultG
         tuner: from `make_tuner`.
         may_stop: whether it may stop trials early.
     """
-    with cluster.ended_by_interrupt():
+    with ended_by_interrupt():
         results = tuner.fit()
     if may_stop or results.errors:
-        remove_last()
+        remove_last_groups()
     return results
 
 

@@ -33,13 +33,14 @@ from repmtl_ray.config import (
 )
 from repmtl_ray.delta import published
 from repmtl_ray.report.records import SINGLE_TASK, data_source, published_name
+from repmtl_ray.run_folder import check_resume, checked_place, claim
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import relay
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.search.baseline import single_task
 from repmtl_ray.search.progress import Progress
 from repmtl_ray.search.trial import finish, make_tuner, reason, results_of
-from repmtl_ray.train import cache_data, checked_place, claim, preflight, train
+from repmtl_ray.train import cache_data, preflight, train
 
 Record = dict[str, Any]
 
@@ -122,7 +123,7 @@ def benchmark(
         _check_published(experiment)
     root, name = checked_place(storage_path, name, "benchmark", experiment)
     directory = f"{root}/{name}"
-    _check_name(directory, resume)
+    check_resume("benchmark", directory, resume)
     print(f"benchmark {name} in {root}", flush=True)
     cluster.connect()
     preflight(experiment, placement)
@@ -382,15 +383,3 @@ def _check_published(experiment: Experiment) -> None:
             "row; take baseline 'own'."
         )
     published(dataset)
-
-
-def _check_name(directory: str, resume: bool) -> None:
-    found = storage.exists(f"{directory}/experiment.json")
-    if resume and not found:
-        raise ValueError(
-            f"resume: there is no benchmark at {directory}; check its name and storage, or start it without resume."
-        )
-    if found and not resume:
-        raise ValueError(
-            f"{directory} exists already; give another name, or resume to continue it."
-        )

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "repmtl_ray"
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         *("conversion", "config", "data_config", "policy_names", "collectives"),
-        *("storage", "run_lock"),
+        *("storage", "run_folder", "run_lock"),
         *("data.columns", "data.stream", "scenes.*"),
     ),
     1: (
@@ -24,7 +24,15 @@ FLOORS: dict[int, tuple[str, ...]] = {
     ),
     2: ("policies.*",),
     3: ("runs.*", "report.*", "studies.*"),
-    4: ("alike", "cluster", "train", "runs.guard", "runs.relay", "runs.worker"),
+    4: (
+        "alike",
+        "cluster",
+        "placement_group_cleanup",
+        "train",
+        "runs.guard",
+        "runs.relay",
+        "runs.worker",
+    ),
     5: ("search.*", "studies.benchmark"),
     6: ("cli.*", "planning.*"),
 }
@@ -39,13 +47,13 @@ RAY = {
     "data.cache",
     "data.custom",
     "data.prepare",
+    "placement_group_cleanup",
     "runs.guard",
     "runs.relay",
     "runs.worker",
     "search",
     "search.asha",
     "search.baseline",
-    "search.orphans",
     "search.progress",
     "search.space",
     "search.trial",

@@ -293,7 +293,7 @@ def test_office_home_has_its_own_domains(monkeypatch, searches, capsys):
         (["--workers", "0"], "num_workers is 0"),
         (["--data", "/d", "--height", "64"], "both or neither"),
         (["--pretrained", "--weights", "w"], "one of the two"),
-        (["--out", "file/out"], "--out file/out: cannot make this folder"),
+        (["--out", "file/out"], "--out 'file/out' cannot be used"),
     ],
 )
 def test_wrong_options_of_a_search_recipe(

@@ -1,5 +1,6 @@
 """The table of a search, its picture and its files; single-task experiments."""
 
+import contextlib
 import csv
 import io
 import json
@@ -143,7 +144,9 @@ def tune_without_ray(monkeypatch, results):
     monkeypatch.setattr(cluster, "connect", lambda: None)
     monkeypatch.setattr(search, "preflight", lambda *_: None)
     monkeypatch.setattr(search, "cache_data", lambda *_: nothing)
-    monkeypatch.setattr(search, "_check_name", lambda *_: None)
+    monkeypatch.setattr(search, "checked_place", lambda *_: ("/storage", "search"))
+    monkeypatch.setattr(search, "check_resume", lambda *_: None)
+    monkeypatch.setattr(search, "hold", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(search, "single_task_baseline", lambda *_, **__: BASELINE)
     monkeypatch.setattr(Placement, "concurrent", lambda _: 2)
     monkeypatch.setattr(ray_tune, "with_parameters", lambda driver, **_: driver)

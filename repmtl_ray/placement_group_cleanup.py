@@ -1,6 +1,7 @@
-"""Placement groups whose run has ended without removing them.
+"""What runs leave in the cluster when they are stopped: their actors and their placement groups.
 
-Owns their removal while a search runs and at its end. A trial that is stopped dies with its driver;
+Owns the end of the actors of an interrupted run, and the removal of placement groups whose run has
+ended without removing them, while a search runs and at its end. A trial that is stopped dies with its driver;
 then Ray Train's controller dies, and a cleaner of Ray's should remove what the controller had
 reserved. On a busy machine some of 50 such groups stayed, CPUs that the next trials wait for:
 
@@ -13,16 +14,19 @@ reserved. On a busy machine some of 50 such groups stayed, CPUs that the next tr
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import Any
+from collections.abc import Iterator
 
 import ray
 from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
-from ray.tune import Callback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 EVERY_S = 2.0
+"""Between two looks for such groups while a search runs."""
+RUN_ACTORS = ("TrainController", "ImplicitFunc")
+"""Class names of the actors that a run of Ray Train and a trial of Ray Tune hang on."""
 PATIENCE_S = 20.0
 """After a search, for controllers that are about to die."""
 QUIET_S = 2.0
@@ -30,30 +34,37 @@ QUIET_S = 2.0
 may live on for a moment."""
 
 
-class Removal(Callback):
-    """Removes orphans every `EVERY_S` seconds of a search."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.time() >= self._next:
-            remove_orphans()
-            self._next = time.time() + EVERY_S
+@contextlib.contextmanager
+def ended_by_interrupt() -> Iterator[None]:
+    """Around what Ray trains: a KeyboardInterrupt ends this process's runs in the cluster too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _kill_own_runs()
+        raise
 
 
-def remove_last() -> None:
+def _kill_own_runs() -> None:
+    """Kills the Tune trials and Ray Train controllers of this process; their workers die with them."""
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    kill = ray._private.worker.global_worker.core_worker.kill_actor  # type: ignore[attr-defined]
+    for actor_id, actor in state.actor_table(None, job, "ALIVE").items():
+        if actor["ActorClassName"] in RUN_ACTORS:
+            kill(ray.ActorID(bytes.fromhex(actor_id)), True)
+
+
+def remove_last_groups() -> None:
     """Removes those that the last trials of a search leave which stops trials early."""
     now = time.monotonic()
     deadline, seen_at = now + PATIENCE_S, now
     while now < deadline and now - seen_at < QUIET_S:
-        if _num_controllers() + remove_orphans():
+        if _num_controllers() + remove_orphaned_groups():
             seen_at = now
         time.sleep(0.2)
         now = time.monotonic()
 
 
-def remove_orphans() -> int:
+def remove_orphaned_groups() -> int:
     """Removes this job's placement groups whose maker, an actor, has died.
 
     Returns:

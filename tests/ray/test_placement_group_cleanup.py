@@ -12,8 +12,8 @@ from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.util.placement_group import placement_group
 
-from repmtl_ray.search import orphans
-from repmtl_ray.search.orphans import remove_orphans
+from repmtl_ray import placement_group_cleanup
+from repmtl_ray.placement_group_cleanup import remove_orphaned_groups
 
 pytestmark = pytest.mark.ray
 
@@ -41,16 +41,16 @@ def test_a_dead_actors_group_is_removed_and_a_living_ones_is_not():
     ray.kill(dead)
     deadline = time.monotonic() + 120
     while state_of(lost) != "REMOVED" and time.monotonic() < deadline:
-        remove_orphans()
+        remove_orphaned_groups()
         time.sleep(0.1)
     assert state_of(lost) == "REMOVED"
     assert state_of(kept) == "CREATED"
     assert state_of(own.id.hex()) == "CREATED"
     ray.kill(living)
-    while remove_orphans() and time.monotonic() < deadline:
+    while remove_orphaned_groups() and time.monotonic() < deadline:
         time.sleep(0.1)
     ray.util.remove_placement_group(own)
-    assert remove_orphans() == 0
+    assert remove_orphaned_groups() == 0
 
 
 def test_a_group_that_ray_heard_of_after_its_makers_death_is_removed(monkeypatch):
@@ -67,9 +67,11 @@ def test_a_group_that_ray_heard_of_after_its_makers_death_is_removed(monkeypatch
         return [row.SerializeToString() for row in rows]
 
     accessor = SimpleNamespace(get_placement_group_table=late, get_actor_info=real.get_actor_info)
-    monkeypatch.setattr(orphans.state, "_connect_and_get_accessor", lambda: accessor)
+    monkeypatch.setattr(
+        placement_group_cleanup.state, "_connect_and_get_accessor", lambda: accessor
+    )
     deadline = time.monotonic() + 120
-    while orphans.remove_orphans() and time.monotonic() < deadline:
+    while placement_group_cleanup.remove_orphaned_groups() and time.monotonic() < deadline:
         time.sleep(0.1)
     monkeypatch.undo()
     assert state_of(lost) == "REMOVED"
@@ -77,7 +79,7 @@ def test_a_group_that_ray_heard_of_after_its_makers_death_is_removed(monkeypatch
 
 def test_a_search_that_stopped_trials_waits_for_their_controllers(monkeypatch):
     """One that is about to die may reserve once more."""
-    monkeypatch.setattr(orphans, "QUIET_S", 0.5)
+    monkeypatch.setattr(placement_group_cleanup, "QUIET_S", 0.5)
     dying = Controller.remote()
     ray.get(dying.__ray_ready__.remote())
     late: list[str] = []
@@ -89,6 +91,6 @@ def test_a_search_that_stopped_trials_waits_for_their_controllers(monkeypatch):
 
     thread = threading.Thread(target=reserve_and_die)
     thread.start()
-    orphans.remove_last()
+    placement_group_cleanup.remove_last_groups()
     thread.join()
     assert state_of(late[0]) == "REMOVED"
