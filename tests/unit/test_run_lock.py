@@ -13,10 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from tests.ray._s3 import KEYS, serving
 
 from repmtl_ray import run_lock, storage
 from repmtl_ray.run_lock import Interrupted, LockedError, Owner, hold
+from tests.helpers.s3 import KEYS, serving
 
 
 @pytest.fixture(autouse=True)
