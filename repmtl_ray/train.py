@@ -140,7 +140,8 @@ def preflight(
     else:
         loop.num_steps(experiment, held.train.streams)
         size = held.image_size or image_size(experiment.data)
-    build_model(experiment.model, tasks, image_size=size)
+    penalized = experiment.regularizer.active
+    build_model(experiment.model, tasks, image_size=size, penalized=penalized)
     placement.check_fits()
 
 

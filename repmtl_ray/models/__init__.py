@@ -1,15 +1,18 @@
 """The multi-task model: one timm encoder, one head a task, and the place where saliency is taken.
 
 Owns the model's construction and forward pass. The encoder's own construction and weights are in
-`encoders`, heads in `heads`, batch statistics over workers in `batch_norm`.
+`encoders`, heads in `heads`, the place where saliency is taken in `representation`, batch
+statistics over workers in `batch_norm`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,13 +20,14 @@ from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import SEGNET, ModelConfig
 from repmtl_ray.models import segnet
 from repmtl_ray.models.batch_norm import use_global_statistics
-from repmtl_ray.models.encoders import (
-    blank_forward,
-    build_encoder,
-    keeps_channels_last,
-    similar_names,
-)
+from repmtl_ray.models.encoders import build_encoder, has_fixed_size
 from repmtl_ray.models.heads import bottleneck, build_head
+from repmtl_ray.models.representation import (
+    allow_second_derivatives,
+    channel_axis,
+    check_second_derivative,
+    output_shape,
+)
 from repmtl_ray.tasks import Task
 
 
@@ -40,8 +44,9 @@ class MultiTaskModel(nn.Module):
         encoder, heads: as given, heads as a ModuleDict.
         representation: name of the module whose output saliency is taken at.
         representation_shape: of that output, without the rows, at the image size of the build.
-        channel_axis: of that output with the rows; 1 for maps and pooled features, 2 for tokens, 3
-            for inner modules of networks that keep channels last.
+        channel_axis: of that output with the rows; 1 for maps [rows, C, H, W] and pooled features,
+            2 for tokens [rows, N, C], 3 for maps [rows, H, W, C] of networks that keep channels
+            last.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ def build_model(
     *,
     image_size: tuple[int, int],
     workers: Workers = ALONE,
+    penalized: bool = True,
 ) -> MultiTaskModel:
     """The model of an experiment, in training mode; initial values depend on torch's seed alone.
 
@@ -110,11 +116,12 @@ def build_model(
             built for it.
         workers: whose batches are one for batch normalisation, when `config.batch_norm` is
             "global".
+        penalized: whether Rep-MTL's penalties are to be computed, which need second derivatives.
 
     Raises:
         ValueError: an unknown encoder or one that cannot do what is asked, weights that do not fit
-            or cannot be had, an unknown representation, a head that does not fit its task, or two
-            tasks of one name.
+            or cannot be had, an unknown representation or one without channel axis or second
+            derivative, a head that does not fit its task, or two tasks of one name.
     """
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
@@ -122,9 +129,9 @@ def build_model(
     encoder, heads = _parts(config, tasks, image_size)
     model = MultiTaskModel(encoder, heads, tasks)
     use_global_statistics(model, workers if config.batch_norm == "global" else ALONE)
-    if config.representation != "encoder":
-        _allow_second_derivatives(encoder)
-    _set_representation(model, config.representation, image_size)
+    _set_representation(model, config, tasks, image_size)
+    if penalized and config.representation != "encoder":
+        check_second_derivative(model, config.representation, image_size)
     return model
 
 
@@ -151,65 +158,30 @@ def _parts(
     return encoder, {task.name: build_head(config, task, num_channels) for task in tasks}
 
 
-def representation_module(model: nn.Module, name: str) -> nn.Module:
-    """The module whose output is the representation.
-
-    Args:
-        model: a `MultiTaskModel`.
-        name: "encoder", or the dotted name of a module inside it, for example "encoder.layer4".
-
-    Raises:
-        ValueError: no such module in the encoder; the nearest names are offered.
-    """
-    modules = {
-        found: module
-        for found, module in model.named_modules()
-        if f"{found}.".startswith("encoder.")
-    }
-    if name not in modules:
-        raise ValueError(
-            f"model.representation is {name!r}, which names no module of the encoder; "
-            f"{similar_names(name, modules)}"
-        )
-    return modules[name]
-
-
-def _allow_second_derivatives(encoder: nn.Module) -> None:
-    """For a representation inside the encoder, what follows it is differentiated twice.
-
-    Fused attention has no second derivative; an activation in place could overwrite the
-    representation.
-    """
-    for module in encoder.modules():
-        for option in ("fused_attn", "inplace"):
-            if hasattr(module, option):
-                setattr(module, option, False)
-
-
-def _set_representation(model: MultiTaskModel, name: str, image_size: tuple[int, int]) -> None:
-    outputs: list[tuple[Any, int]] = []
-
-    def watch(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        outputs.append((output, output._version if isinstance(output, Tensor) else 0))
-
-    handle = representation_module(model, name).register_forward_hook(watch)
-    try:
-        blank_forward(model.encoder, image_size)
-    finally:
-        handle.remove()
-    output, version = outputs[0] if outputs else (None, 0)
-    problem = ""
-    if len(outputs) != 1:
-        problem = f"runs {len(outputs)} times in a forward pass; expected once"
-    elif not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
-        problem = "does not hand over one tensor of 2 to 4 dimensions; take another module"
-    elif output._version != version:
-        problem = "hands over a tensor that is changed in place later; take the module around it"
-    if problem:
-        raise ValueError(f"model.representation {name!r} {problem}.")
-    assert isinstance(output, Tensor)
-    inside = name != "encoder"
-    channels_last = inside and output.ndim == 4 and keeps_channels_last(model.encoder)
+def _set_representation(
+    model: MultiTaskModel,
+    config: ModelConfig,
+    tasks: Sequence[Task],
+    image_size: tuple[int, int],
+) -> None:
+    name = config.representation
+    if name != "encoder":
+        allow_second_derivatives(model.encoder)
     model.representation = name
-    model.representation_shape = tuple(output.shape[1:])
-    model.channel_axis = 3 if channels_last else 2 if output.ndim == 3 else 1
+    model.representation_shape = output_shape(model, name, image_size)
+    if name == "encoder":  # whose layout `build_encoder` promises
+        model.channel_axis = 2 if config.features == "tokens" else 1
+        return
+
+    def other_shape() -> tuple[int, ...]:
+        height, width = image_size
+        if not has_fixed_size(config):
+            return output_shape(model, name, (height + 64, width + 64))  # one more at any stride
+        # A network of one image size: another one, with random weights that nobody sees.
+        larger = (2 * height, 2 * width)
+        plain = dataclasses.replace(config, pretrained=False, weights=None)
+        with torch.random.fork_rng(devices=[]):
+            encoder, heads = _parts(plain, tasks, larger)
+        return output_shape(MultiTaskModel(encoder, heads, tasks), name, larger)
+
+    model.channel_axis = channel_axis(name, model.representation_shape, other_shape)

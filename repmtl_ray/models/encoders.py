@@ -7,7 +7,7 @@ output is shaped by timm's options or by a forward hook, never by a wrapper.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from repmtl_ray.config import ModelConfig, nearest
+from repmtl_ray.config import SEGNET, ModelConfig, nearest
 
 _logger = logging.getLogger(__name__)
 _NUM_DIMS = {"map": 4, "pooled": 2, "tokens": 3}
@@ -69,11 +69,11 @@ def similar_names(name: str, known: Iterable[str]) -> str:
 
 
 @torch.no_grad()
-def blank_forward(encoder: nn.Module, image_size: tuple[int, int]) -> Tensor:
-    """One blank image through an encoder in eval mode; leaves no trace."""
+def blank_forward(encoder: nn.Module, image_size: tuple[int, int], num_images: int = 1) -> Tensor:
+    """Blank images through an encoder in eval mode; leaves no trace."""
     modes = [(module, module.training) for module in encoder.modules()]
     try:
-        return encoder.eval()(next(encoder.parameters()).new_zeros(1, 3, *image_size))
+        return encoder.eval()(next(encoder.parameters()).new_zeros(num_images, 3, *image_size))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -92,8 +92,7 @@ def _create(config: ModelConfig, image_size: tuple[int, int], **arguments: Any) 
     else:
         arguments["num_classes"] = 0
     try:
-        published = timm.get_pretrained_cfg(config.encoder)
-        if published is not None and published.fixed_input_size:
+        if has_fixed_size(config):
             arguments["img_size"] = image_size
         return timm.create_model(config.encoder, **arguments)
     except (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
@@ -105,15 +104,24 @@ def _create(config: ModelConfig, image_size: tuple[int, int], **arguments: Any) 
             )
         raise ValueError(
             f"model.encoder {config.encoder!r} cannot give features {config.features!r} of "
-            f"{_size(image_size)} images{hint} ({_reason(error)})."
+            f"{_size(image_size)} images{hint} ({reason_of(error)})."
         ) from error
+
+
+def has_fixed_size(config: ModelConfig) -> bool:
+    """Whether the encoder is built for one image size (position embeddings, windows)."""
+    if config.encoder == SEGNET:
+        return False
+    published = timm.get_pretrained_cfg(config.encoder)
+    return published is not None and bool(published.fixed_input_size)
 
 
 def _size(image_size: tuple[int, int]) -> str:
     return f"{image_size[0]}x{image_size[1]}"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Another library's error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")[:300]
 
 
@@ -128,7 +136,7 @@ def _stop_pooling(encoder: Any, name: str) -> None:
         encoder.reset_classifier(0, "")
     except (AssertionError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"model.encoder {name!r} does not hand over tokens ({_reason(error)})."
+            f"model.encoder {name!r} does not hand over tokens ({reason_of(error)})."
         ) from error
 
 
@@ -139,7 +147,7 @@ def _check_features(encoder: nn.Module, config: ModelConfig, image_size: tuple[i
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f"model.encoder {config.encoder!r} does not run on {_size(image_size)} images "
-            f"({_reason(error)})."
+            f"({reason_of(error)})."
         ) from error
     expected = _NUM_DIMS[config.features]
     if not isinstance(features, Tensor) or features.ndim != expected:
@@ -191,7 +199,7 @@ def _require_published_weights(encoder: str) -> None:
 def _unreachable(encoder: str, error: Exception) -> str:
     return (
         f"model.pretrained: the weights of {encoder!r} are neither in the local cache nor within "
-        f"reach ({_reason(error)}); give model.weights a local .pth or .safetensors file instead."
+        f"reach ({reason_of(error)}); give model.weights a local .pth or .safetensors file instead."
     )
 
 
@@ -224,6 +232,11 @@ def _load_weights(
             f"model.weights '{path}' is of another network than {config.encoder!r}: "
             f"it also holds {_first(foreign)}."
         )
+    check_tensors(
+        f"model.weights '{path}'",
+        {key: state[key] for key in read},
+        {key: own[name] for name, key in found.items()},
+    )
     if left_out:
         _logger.warning("%s: left out %s", path, _first(left_out))
     if all(state[key].shape == own[name].shape for name, key in found.items()):
@@ -250,7 +263,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # pickle, zip and safetensors have their own kinds
         raise ValueError(
-            f"model.weights '{path}' cannot be read as a state dict ({_reason(error)})."
+            f"model.weights '{path}' cannot be read as a state dict ({reason_of(error)})."
         ) from error
     state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if any(key.startswith("encoder.") for key in state):  # a whole MultiTaskModel
@@ -262,6 +275,36 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             "'state_dict' or 'model'."
         )
     return state
+
+
+def check_tensors(
+    where: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Refuses values that no model can be trained or read from.
+
+    Args:
+        where: what messages call the file.
+        tensors: by name.
+        expected: by name; decide whether numbers are to be floats, and of which size. A name that
+            only one of the two has is none of this function's business.
+
+    Raises:
+        ValueError: names a tensor that is of another kind of number, or not finite as the model
+            would hold it.
+    """
+    for name in sorted(tensors.keys() & expected.keys()):
+        tensor, dtype = tensors[name], expected[name].dtype
+        if tensor.is_floating_point() != dtype.is_floating_point or tensor.is_complex():
+            raise ValueError(
+                f"{where}: {name} is {tensor.dtype}; expected {dtype}. The file is damaged or quantised."
+            )
+        if dtype.is_floating_point:
+            num_wrong = int((~tensor.to(dtype).isfinite()).sum())
+            if num_wrong and bool(expected[name].isfinite().all()):  # an attention mask may be -inf
+                raise ValueError(
+                    f"{where}: {name} holds {num_wrong} of {tensor.numel()} values that are not finite as "
+                    f"{dtype}. The training that wrote it diverged, or the file is damaged: take another file."
+                )
 
 
 def _names_in_encoder(key: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from repmtl_ray.data.collate import collate
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.data.sources import open_streams, tasks_of
 from repmtl_ray.data.stream import Kind
-from repmtl_ray.models import representation_module
+from repmtl_ray.models.representation import representation_module
 from repmtl_ray.runs import checkpoint
 from repmtl_ray.runs.cut import cut_at
 from repmtl_ray.runs.loop import DTYPES

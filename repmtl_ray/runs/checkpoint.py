@@ -22,6 +22,7 @@ from repmtl_ray import storage
 from repmtl_ray.config import Experiment, ExperimentError, differences, from_dict, to_dict
 from repmtl_ray.data.sources import image_size, tasks_of
 from repmtl_ray.models import MultiTaskModel, build_model
+from repmtl_ray.models.encoders import check_tensors
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.runs import keeper
 from repmtl_ray.runs.keeper import FORMAT, MARKER_FILE, Marker
@@ -144,6 +145,7 @@ def load(
             f"checkpoint {directory} was trained on other samples (fingerprint {before}, now {data}): the data changed. "
             "Put it back as it was, or start under a new name."
         )
+    check_tensors(f"checkpoint {directory}", state["model"], parts.model.state_dict())
     try:
         progress = Progress(**state["progress"])
         parts.model.load_state_dict(state["model"])
@@ -217,9 +219,10 @@ def read_model(directory: str | Path) -> MultiTaskModel:
     tasks = [task for task in known if experiment.tasks is None or task.name in experiment.tasks]
     # Its weights are in the checkpoint: nothing of the hub or of another file is needed.
     config = dataclasses.replace(experiment.model, pretrained=False, weights=None)
-    model = build_model(config, tasks, image_size=image_size(experiment.data))
+    model = build_model(config, tasks, image_size=image_size(experiment.data), penalized=False)
     if experiment.precision == "float64":
         model = model.double()
+    check_tensors(f"checkpoint {directory}", state["model"], model.state_dict())
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:

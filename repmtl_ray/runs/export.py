@@ -18,6 +18,7 @@ from repmtl_ray import storage
 from repmtl_ray.config import Experiment, from_dict, replace, to_dict
 from repmtl_ray.data.sources import image_size
 from repmtl_ray.models import MultiTaskModel, build_model
+from repmtl_ray.models.encoders import check_tensors
 from repmtl_ray.runs import checkpoint, loop
 
 METADATA_KEY = "experiment"
@@ -72,16 +73,22 @@ def import_model(path: Path) -> tuple[MultiTaskModel, Experiment]:
         raise ValueError(f"{path} is not a safetensors file ({error}).") from error
     if METADATA_KEY not in metadata:
         raise ValueError(f"{path} names no experiment; it was not exported by this project.")
+    no_model = f"{path} holds no model of this version"
     try:
         experiment = from_dict(Experiment, json.loads(metadata[METADATA_KEY]))
         tasks = loop.selected_tasks(experiment)
         own = replace(experiment, {"model.pretrained": False, "model.weights": None}).model
-        model = build_model(own, tasks, image_size=image_size(experiment.data))
+        size = image_size(experiment.data)
+        model = build_model(own, tasks, image_size=size, penalized=False)
         model = model.to(loop.DTYPES[experiment.precision])
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{no_model}: {checkpoint.brief(error)}.") from error
+    check_tensors(str(path), tensors, model.state_dict())
+    try:
         model.load_state_dict(tensors)
-    except (RuntimeError, ValueError, AttributeError, RecursionError) as error:
+    except RuntimeError as error:
         raise ValueError(
-            f"{path} holds no model of this version: {checkpoint.brief(error)}. "
+            f"{no_model}: {checkpoint.brief(error)}. "
             "A file with the encoder alone is for model.weights."
         ) from error
     return model.eval(), experiment

@@ -127,7 +127,11 @@ def build(
     worker. `size` is that of the images, where `DataConfig` does not say it."""
     torch.manual_seed(experiment.seed)
     model = build_model(
-        experiment.model, tasks, image_size=size or image_size(experiment.data), workers=workers
+        experiment.model,
+        tasks,
+        image_size=size or image_size(experiment.data),
+        workers=workers,
+        penalized=experiment.regularizer.active,
     )
     model = model.to(device=device, dtype=DTYPES[experiment.precision])
     workers.broadcast_([*model.parameters(), *model.buffers()])

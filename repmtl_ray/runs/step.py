@@ -21,8 +21,9 @@ from torch.nn import Parameter
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import ExperimentError, NonFiniteLossError
 from repmtl_ray.data.columns import Batch
-from repmtl_ray.models import MultiTaskModel, representation_module
+from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import frozen_statistics
+from repmtl_ray.models.representation import representation_module
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
 from repmtl_ray.regularizers import RepMTL

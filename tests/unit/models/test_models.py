@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from repmtl_ray.config import ModelConfig
-from repmtl_ray.models import MultiTaskModel, build_model, representation_module
+from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.models.heads import ASPPHead, LinearHead
+from repmtl_ray.models.representation import representation_module
 from repmtl_ray.tasks import Classification, Depth, Segmentation, Task
 
 SIZE = (64, 96)
@@ -313,6 +314,18 @@ def test_a_models_own_weights_come_back(tmp_path):
         assert torch.equal(value, model.encoder.state_dict()[name])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_converted(dtype, tmp_path):
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in _plain("resnet18").state_dict().items()
+    }
+    encoder = _build(weights=_save(state, tmp_path / "weights.pth", "bare")).encoder
+    for name, value in encoder.state_dict().items():
+        assert value.dtype in (torch.float32, torch.int64)
+        assert torch.equal(value, state[name].to(value.dtype))
+
+
 def _wrong_weights(case: str, folder: Path) -> str:
     path = folder / "weights.pth"
     state = _plain("resnet18").state_dict()
@@ -322,6 +335,14 @@ def _wrong_weights(case: str, folder: Path) -> str:
         state = _plain("resnet34").state_dict()
     elif case == "wider":
         state["layer4.1.conv2.weight"] = torch.zeros(512, 256, 3, 3)
+    elif case in ("nan", "inf"):
+        state["layer4.1.bn2.running_var"][3:5] = float(case)
+    elif case == "integers":
+        state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].mul(100).to(torch.int8)
+    elif case == "complex":
+        state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].to(torch.complex64)
+    elif case == "beyond float32":
+        state["bn1.bias"] = torch.full((64,), 1e300, dtype=torch.float64)
     elif case == "empty":
         state = {}
     elif case == "pickle":
@@ -338,6 +359,11 @@ def _wrong_weights(case: str, folder: Path) -> str:
         ("missing", r"lacks 10 of \d+ entries of 'resnet18': layer4.1.conv1.weight, .* and 6 more"),
         ("deeper", "of another network than 'resnet18': it also holds layer1.2.conv1.weight"),
         ("wider", r"layer4.1.conv2.weight \(512, 256, 3, 3\) instead of \(512, 512, 3, 3\)"),
+        ("nan", r"layer4.1.bn2.running_var holds 2 of 512 values that are not finite"),
+        ("inf", r"layer4.1.bn2.running_var holds 2 of 512 values that are not finite"),
+        ("integers", r"layer1.0.conv1.weight is torch.int8; expected torch.float32"),
+        ("complex", r"layer1.0.conv1.weight is torch.complex64; expected torch.float32"),
+        ("beyond float32", r"bn1.bias holds 64 of 64 values that are not finite as torch.float32"),
         ("empty", "holds no tensors"),
         ("pickle", "cannot be read as a state dict"),
         ("no file", "no such file"),

@@ -1,14 +1,17 @@
 """An exported model is the trained one, in a file that cannot run code."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from repmtl_ray.collectives import ALONE
-from repmtl_ray.config import replace
+from repmtl_ray.config import replace, to_dict
 from repmtl_ray.models import build_model
 from repmtl_ray.runs import checkpoint, loop
-from repmtl_ray.runs.export import export_model, import_model
+from repmtl_ray.runs.checkpoint import Progress
+from repmtl_ray.runs.export import METADATA_KEY, export_model, import_model
 from tests.helpers.asserts import assert_same
 from tests.helpers.training import small_experiment
 
@@ -40,6 +43,27 @@ def test_the_encoder_alone_is_what_model_weights_reads(stored, tmp_path):
     other = replace(experiment, {"model.weights": str(out)})
     model = build_model(other.model, loop.selected_tasks(other), image_size=(32, 64))
     assert_same(dict(model.encoder.state_dict()), dict(trained.encoder.state_dict()))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_diverged_is_refused_when_it_is_read(stored, tmp_path, value):
+    _folder, experiment, trained = stored
+    tensors = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    tensors["heads.depth.output.weight"][0, 0] = value
+    message = r"heads.depth.output.weight holds 1 of \d+ values that are not finite"
+    out = tmp_path / "diverged.safetensors"
+    save_file(tensors, out, metadata={METADATA_KEY: json.dumps(to_dict(experiment))})
+    with pytest.raises(ValueError, match=message):
+        import_model(out)
+    tasks = loop.selected_tasks(experiment)
+    parts = loop.build(experiment, tasks, device=torch.device("cpu"), workers=ALONE)
+    parts.model.load_state_dict(tensors)
+    checkpoint.save(tmp_path / "c", experiment=experiment, parts=parts, progress=Progress())
+    with pytest.raises(ValueError, match=message):
+        checkpoint.read_model(tmp_path / "c")
+    fresh = loop.build(experiment, tasks, device=torch.device("cpu"), workers=ALONE)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(tmp_path / "c", experiment=experiment, parts=fresh)
 
 
 def test_what_is_there_is_not_overwritten_and_what_is_no_model_is_refused(stored, tmp_path):
