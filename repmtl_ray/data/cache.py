@@ -27,7 +27,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from repmtl_ray.data import contract
+from repmtl_ray.data import validation
 from repmtl_ray.data.blocks import (
     StoredStream,
     Summary,
@@ -286,7 +286,7 @@ def _load_block(
 
 
 def _labels_of(columns: Mapping[str, NDArray[Any]], kinds: Mapping[str, Kind]) -> list[bool]:
-    return [contract.is_labelled(columns[name], kind) for name, kind in kinds.items()]
+    return [validation.is_labelled(columns[name], kind) for name, kind in kinds.items()]
 
 
 def _summary(table: Any, *, kinds: Mapping[str, Kind]) -> Summary:

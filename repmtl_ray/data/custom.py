@@ -2,7 +2,7 @@
 
 Owns `CustomData`, the check that explains every violation at once, and the way of the rows into the
 object store. What the columns must hold is in `stream.Kind`; single samples are checked in
-`contract`.
+`validation`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from repmtl_ray.conversion import check, shown
-from repmtl_ray.data import contract
+from repmtl_ray.data import validation
 from repmtl_ray.data.blocks import (
     Summary,
     contents_of,
@@ -270,7 +270,11 @@ class _Check:
         for row in range(count):
             sample = {name: np.asarray(values[row]) for name, values in columns.items()}
             kinds = {name: kind for name, kind in self.kinds.items() if name not in empty}
-            found = [] if IMAGE in empty else contract.problems(sample, kinds, self.num_classes)
+            found = (
+                []
+                if IMAGE in empty
+                else validation.sample_problems(sample, kinds, self.num_classes)
+            )
             problems += [(int(ids[row]), text) for text in found]
             for name, counts in forms.items():
                 if name in sample:
@@ -280,7 +284,7 @@ class _Check:
         if problems or SAMPLE_ID not in columns:
             summary = Summary(ids, np.zeros(count, dtype=np.uint32), [])
         else:
-            has_label = [contract.is_labelled(columns[n], kind) for n, kind in self.kinds.items()]
+            has_label = [validation.is_labelled(columns[n], kind) for n, kind in self.kinds.items()]
             labelled = frozenset(itertools.compress(self.kinds, has_label))
             summary = Summary(ids, contents_of(columns), [], labelled)
         return _Report(

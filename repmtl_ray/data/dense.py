@@ -16,25 +16,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.data import contract
-from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
+from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
 from repmtl_ray.data.stream import Kind, Sample, Stream
+from repmtl_ray.data.validation import SHORTEST_NORMAL, content_problem
 
 Shape = tuple[int, ...]
-
-_IMAGE_TOLERANCE = 1e-3
-"""How far resampling may have carried a float image out of 0..1."""
-_NORMAL_TOLERANCE = 0.01
-_LENGTH_TOLERANCE = 0.1
-_MAX_SHARE_LONG = 0.01
-"""Of the normals: resampling makes those between two surfaces short, and none long."""
-_MAX_SHARE_OFF = 0.5
-_SHORTEST_NORMAL = 1e-3
-"""Of a stored normal; below, it is invalid. Resampling leaves those between two surfaces short."""
-_FARTHEST: Mapping[Kind, tuple[float, str]] = {
-    "depth": (100.0, "metres, at most 100 (millimetres divided by 1000)"),
-    "inverse_depth": (1.0, "inverse depth, at most 1 (the 16-bit disparity divided by 65535)"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,19 +130,18 @@ class _Loader:
         for column, kind in kinds.items():
             values = arrays[column]
             _check_shape(self.dense, self.frames, column, kind, values.shape, self.stored, index)
-            label = f"{self.dense.name}: {self.frames.where(index, column)}"
-            checked = self._checked(_upright(values, kind, self.stored), kind, label)
+            values = _upright(values, kind, self.stored)
+            for problem in content_problem(
+                values, kind, num_classes=self.dense.num_classes, is_stored=True
+            ):
+                where = f"{self.dense.name}: {self.frames.where(index, column)}"
+                raise ValueError(f"{where} {problem}; re-run the preparation.")
+            converted = _converted(values, kind)
             if self.size != self.stored:
-                checked = _resized(checked, kind, self.size)
-            sample[column] = checked[:, :, None] if kind in _FARTHEST else checked
+                converted = _resized(converted, kind, self.size)
+            has_channel = kind in ("depth", "inverse_depth")
+            sample[column] = converted[:, :, None] if has_channel else converted
         return sample
-
-    def _checked(self, values: NDArray[Any], kind: Kind, label: str) -> NDArray[Any]:
-        if kind == "image":
-            return _image(values, label)
-        if kind == "label":
-            return _labels(values, label, self.dense.num_classes)
-        return _normals(values, label) if kind == "normal" else _depth(values, label, kind)
 
 
 def _accepted(kind: Kind, size: tuple[int, int]) -> list[Shape]:
@@ -208,82 +193,16 @@ def _resized(values: NDArray[Any], kind: Kind, size: tuple[int, int]) -> NDArray
 
 def _unit(normals: NDArray[Any]) -> NDArray[np.float32]:
     length = np.linalg.norm(normals, axis=2, keepdims=True)
-    valid = length > _SHORTEST_NORMAL
+    valid = length > SHORTEST_NORMAL
     unit = np.divide(normals, length, out=np.zeros_like(normals), where=valid)
     return np.ascontiguousarray(unit, dtype=np.float32)
 
 
-def _image(values: NDArray[Any], label: str) -> NDArray[Any]:
-    low, high = values.min(), values.max()
-    if values.dtype.kind == "f":
-        if not (low >= -_IMAGE_TOLERANCE and high <= 1 + _IMAGE_TOLERANCE):  # NaN fails too
-            raise ValueError(
-                f"{label} has values from {low:g} to {high:g}, expected 0 to 1 in a file of "
-                "floats; divide by 255, or save 0..255 as uint8."
-            )
-        return np.ascontiguousarray(values, dtype=np.float32)
-    if not (low >= 0 and high <= 255):
-        raise ValueError(
-            f"{label} has values from {low} to {high}, expected 0 to 255 in a file of integers."
-        )
-    return np.ascontiguousarray(values, dtype=np.uint8)
-
-
-def _labels(values: NDArray[Any], label: str, num_classes: int) -> NDArray[Any]:
-    low, high = values.min(), values.max()
-    integral = values.dtype.kind != "f" or bool((values == np.rint(values)).all())
-    if integral and low >= IGNORE_LABEL and high < num_classes:  # NaN is not integral
+def _converted(values: NDArray[Any], kind: Kind) -> NDArray[Any]:
+    """Stored values without a problem, in the dtype of a sample."""
+    if kind == "label":
         return np.ascontiguousarray(values, dtype=np.int16)
-    strange = [value for value in np.unique(values).tolist() if value not in range(-1, num_classes)]
-    more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
-    hint = " (if 255 means ignore, save it as -1)" if 255 in strange else ""
-    raise ValueError(
-        f"{label} has the labels {', '.join(f'{value:g}' for value in strange[:8])}{more}; "
-        f"expected 0 to {num_classes - 1}, or {IGNORE_LABEL} to ignore{hint}; re-run the "
-        "preparation."
-    )
-
-
-def _depth(values: NDArray[Any], label: str, kind: Kind) -> NDArray[Any]:
-    low, high = values.min(), values.max()
-    farthest, unit = _FARTHEST[kind]
-    if low >= 0 and high <= farthest:  # both are NaN if any value is
-        return np.ascontiguousarray(values, dtype=np.float32)
-    if not np.isfinite(values).all():
-        found = f"has {np.count_nonzero(~np.isfinite(values))} values that are NaN or infinite"
-    elif low < 0:
-        found = f"has negative {kind.replace('_', ' ')}, down to {low:g}"
-    else:
-        raise ValueError(f"{label} has values up to {high:g}; expected {unit}; 0 where invalid.")
-    raise ValueError(
-        f"{label} {found}; expected finite values from 0 on, 0 where invalid; re-run the "
-        "preparation."
-    )
-
-
-def _normals(values: NDArray[Any], label: str) -> NDArray[Any]:
-    expected = "expected unit vectors, zero where invalid; re-run the preparation."
-    if not np.isfinite(values).all():
-        number = np.count_nonzero(~np.isfinite(values))
-        raise ValueError(f"{label} has {number} values that are NaN or infinite; {expected}")
+    if kind == "image" and values.dtype.kind != "f":
+        return np.ascontiguousarray(values, dtype=np.uint8)
     stored = np.ascontiguousarray(values, dtype=np.float32)
-    low, high = stored.min(), stored.max()
-    if max(-low, high) > 1 + _NORMAL_TOLERANCE:
-        raise ValueError(
-            f"{label} has values from {low:g} to {high:g}, expected -1 to 1. {contract.COLOURS}"
-        )
-    if values.dtype.kind != "f":
-        raise ValueError(f"{label} has dtype {values.dtype}, which rounds unit vectors; {expected}")
-    length = np.linalg.norm(stored, axis=2)
-    length = length[length > _SHORTEST_NORMAL]
-    too_long = np.count_nonzero(length > 1 + _LENGTH_TOLERANCE)
-    off = too_long + np.count_nonzero(length < 1 - _LENGTH_TOLERANCE)
-    if too_long > _MAX_SHARE_LONG * length.size or off > _MAX_SHARE_OFF * length.size:
-        raise ValueError(
-            f"{label} has {off} of {length.size} vectors whose length is not 1 (from "
-            f"{length.min():g} to {length.max():g}), {expected} {contract.COLOURS}"
-        )
-    normals = _unit(stored)
-    if not normals.any():
-        raise ValueError(f"{label} is zero everywhere, as if no normal were valid; {expected}")
-    return normals
+    return _unit(stored) if kind == "normal" else stored

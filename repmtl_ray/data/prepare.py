@@ -23,7 +23,7 @@ import ray
 
 import repmtl_ray
 from repmtl_ray import storage
-from repmtl_ray.data import contract, manifest, shards
+from repmtl_ray.data import manifest, shards, validation
 from repmtl_ray.data.columns import SAMPLE_ID
 from repmtl_ray.data.manifest import Column, Manifest, Shard, StoredStream
 from repmtl_ray.data.stream import Sample, Stream, check_one_size
@@ -66,7 +66,7 @@ class _Outcome:
     """
 
     shard: Shard | None = None
-    contents: contract.Contents = field(default_factory=contract.Contents)
+    contents: validation.Contents = field(default_factory=validation.Contents)
     errors: tuple[tuple[int, str], ...] = ()
     failure: str | None = None
     kept: bool = False
@@ -192,7 +192,7 @@ def _columns(stream: Stream) -> dict[str, Column]:
             sample = stream.load(index)
         except ValueError:
             continue  # the task that converts it reports it
-        if not contract.problems(sample, stream.kinds):
+        if not validation.sample_problems(sample, stream.kinds):
             return shards.columns_of(sample)
     return {}
 
@@ -250,7 +250,7 @@ def convert(stream: Stream, job: _Job) -> _Outcome:
             return _Outcome(errors=tuple(errors))
         outcome = _Outcome(errors=tuple(errors))
         if samples:
-            contents = contract.Contents()
+            contents = validation.Contents()
             for sample in samples:
                 contents.add(sample, stream.kinds)
             labels = stream.classes and tuple(stream.classes[number] for number in numbers)
@@ -271,7 +271,9 @@ def _checked(stream: Stream, job: _Job) -> tuple[list[Sample], list[int], list[t
         except ValueError as error:
             errors.append((index, str(error)))
             continue
-        wrong = contract.problems(sample, stream.kinds, job.num_classes) or _unlike(sample, job)
+        wrong = validation.sample_problems(sample, stream.kinds, job.num_classes) or _unlike(
+            sample, job
+        )
         if int(sample[SAMPLE_ID]) != index:
             wrong.append(f"{SAMPLE_ID}: is {int(sample[SAMPLE_ID])}: two samples with one id")
         if wrong:
@@ -328,7 +330,7 @@ def _recorded(job: _Job) -> _Outcome | None:
             return None
         if hashlib.sha256(storage.read_bytes(file)).hexdigest() != shard.sha256:
             return None
-    contents = contract.Contents(
+    contents = validation.Contents(
         classes={
             name: Counter({int(value): count for value, count in counts.items()})
             for name, counts in record["classes"].items()
@@ -356,7 +358,7 @@ def _stored(
             raise ValueError(
                 f"{split}/{name}: none of its {stream.num_samples} samples can be used; the first: {first}"
             )
-        contents = contract.Contents().merge(part.contents for part in parts)
+        contents = validation.Contents().merge(part.contents for part in parts)
         stored[split, name] = StoredStream(
             kinds=dict(stream.kinds),
             columns=jobs[split, name][0].columns,

@@ -77,10 +77,10 @@ def test_every_violation_is_explained_in_one_message():
     for expected in (
         "train: sample_id: 1 ids come more than once: 2",
         "train: normal: missing; there are depth, image, parts, sample_id, scene (11 samples: 0, 1,",
-        "train: parts: has labels from 8 to 12, expected 0 to 3, or -1 to ignore (2 samples: 3, 5)",
+        "train: parts: has the labels 8, 9, 10, 11, 12; expected 0 to 3, or -1 to ignore (2 samples: 3, 5)",
         "train: depth: has 1024 values that are NaN or infinite (1 samples: 4)",
         "train: image: has dtype float64, expected uint8 or float32 (1 samples: 7)",
-        "train: scene: has labels from 3 to 3, expected 0 to 2, or -1 to ignore (1 samples: 8)",
+        "train: scene: has the labels 3; expected 0 to 2, or -1 to ignore (1 samples: 8)",
         "train: image: has several forms: uint8 (32, 32, 3) (10), ",
         "evaluation: expected the columns sample_id, image, parts, depth, normal, scene; it has pict",
     ):

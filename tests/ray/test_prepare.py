@@ -85,7 +85,7 @@ def test_all_that_is_wrong_is_one_report_and_what_was_finished_is_kept(tmp_path,
     lines = str(caught.value).splitlines()
     assert lines[1] == "train/cityscapes: 2 of 11"
     assert lines[2].startswith("  cityscapes: train/depth/5.npy has 16 values that are NaN")
-    assert lines[3].startswith("  cityscapes: train/depth/6.npy has negative inverse depth")
+    assert lines[3].startswith("  cityscapes: train/depth/6.npy has negative values, down to")
     with pytest.raises(ValueError, match=r"has no manifest\.json"):
         manifest.read(out)
     first = tmp_path / "out/train/cityscapes-00000-of-00003.parquet"
@@ -141,7 +141,9 @@ def test_what_cannot_be_prepared_says_so(tmp_path):
     twins = Stream(name="a", kinds=stream.kinds, num_samples=5, load=_Twins(stream))
     with pytest.raises(ValueError, match="sample 3: sample_id: is 2: two samples with one id"):
         of(twins)
-    with pytest.raises(ValueError, match="sample 0: segmentation: has labels from -1 to 6, expect"):
+    with pytest.raises(
+        ValueError, match="sample 0: segmentation: has the labels 3, 4, 5, 6; expect"
+    ):
         of(stream, num_classes={"segmentation": 3})
     prepared(root, out)
     with pytest.raises(ValueError, match=r"holds cityscapes prepared from .*; choose another"):

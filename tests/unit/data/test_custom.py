@@ -11,7 +11,7 @@ import pytest
 import ray.data
 
 from repmtl_ray import CustomData
-from repmtl_ray.data import contract, custom
+from repmtl_ray.data import custom, validation
 from repmtl_ray.data.stream import Kind, Normalization
 from repmtl_ray.tasks import Depth, Segmentation, Task
 
@@ -141,10 +141,10 @@ def test_the_tasks_with_a_label_are_those_that_a_loss_could_read() -> None:
 @pytest.mark.parametrize("kind", get_args(Kind)[1:])
 def test_a_target_without_any_valid_value_is_not_labelled(kind: Kind) -> None:
     empty = np.full((4, 4), -1) if kind in ("label", "class") else np.zeros((4, 4, 1), np.float32)
-    assert not contract.is_labelled(empty, kind)
+    assert not validation.is_labelled(empty, kind)
     one = empty.copy()
     one[2, 3] = 1
-    assert contract.is_labelled(one, kind)
+    assert validation.is_labelled(one, kind)
 
 
 def test_segmentation_refuses_numbers_of_classes_that_no_head_has() -> None:

@@ -104,7 +104,7 @@ BROKEN_FRAMES = {
         (np.nan,),
         r"nyuv2: train/depth/2\.npy has 1 values that are NaN or inf",
     ),
-    "negative depth": ("depth", (-0.5,), r"depth/2\.npy has negative depth, down to -0\.5"),
+    "negative depth": ("depth", (-0.5,), r"depth/2\.npy has negative values, down to -0\.5"),
     "millimetres": (
         "depth",
         (2300,),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from repmtl_ray.data import contract, prepare
+from repmtl_ray.data import prepare, validation
 from repmtl_ray.data.stream import Sample, Stream
 from tests.helpers.forms import make_npy, make_parquet, nyuv2_frame, opened
 
@@ -30,12 +30,12 @@ CODINGS: dict[str, tuple[Callable[[Normals], Normals], str]] = {
     ),
     "bytes": (
         lambda n: np.rint((n + 1) * 127.5).astype(np.uint8),
-        r"values from 0 to 255, expected -1 to 1\. If colours .* value / 127\.5 - 1",
+        r"values from 0 to 255, expected -1 to 1 \(if colours .* value / 127\.5 - 1",
     ),
     "floats to 255": (lambda n: (n + 1) * np.float32(127.5), "values from .*, expected -1 to 1"),
     "signed bytes": (lambda n: np.rint(n * 127).astype(np.int8), "values from -127 to 127"),
     "16 bits": (lambda n: np.rint(n * 32767).astype(np.int16), "values from -32767 to 32767"),
-    "half as long": (lambda n: n / 2, r"\(from 0\.5 to 0\.5\), expected unit vectors"),
+    "half as long": (lambda n: n / 2, r"\(from 0\.5 to 0\.5\); expected unit vectors"),
     "NaN where invalid": (
         lambda n: np.where(n.any(axis=2, keepdims=True), n, np.nan).astype(np.float32),
         "values that are NaN or infinite",
@@ -115,14 +115,16 @@ def test_normals_with_another_order_of_axes_are_refused(
 def test_coded_normals_break_the_contract_of_custom_data(coding: str) -> None:
     change, _ = CODINGS[coding]
     sample = {**nyuv2_frame(0), "normal": change(exact(nyuv2_frame(0)["normal"]))}
-    (problem,) = contract.problems(sample, {"normal": "normal"})
+    (problem,) = validation.sample_problems(sample, {"normal": "normal"})
     assert problem.startswith("normal: ")
 
 
 def test_the_contract_says_how_to_decode_colours() -> None:
     colours = (nyuv2_frame(0)["normal"] + 1) / 2
-    (problem,) = contract.problems({**nyuv2_frame(0), "normal": colours}, {"normal": "normal"})
-    assert "length is neither 1 nor 0. If colours code the normals, decode them" in problem
+    (problem,) = validation.sample_problems(
+        {**nyuv2_frame(0), "normal": colours}, {"normal": "normal"}
+    )
+    assert "length is neither 1 nor 0 (if colours code the normals, decode them" in problem
 
 
 def test_coded_normals_are_not_prepared(tmp_path: Path) -> None:
