@@ -1,8 +1,8 @@
-"""What a record of a benchmark run means, and the rows that tables are made of.
+"""The records of a benchmark, and their summary over seeds that tables are made of.
 
-Owns the summary of records over seeds: means, deviations, delta_p, delta_m, mean rank, and the
-refusal to compare what is not comparable. A record is what `studies/benchmark.py` writes for a run:
-method, task (single-task runs), seed, metrics, epochs, history, experiment, digest, dataset, source,
+Owns means, deviations, delta_p, delta_m and mean rank, and the refusal to compare records that are
+not comparable. A record is the JSON object that `studies/benchmark.py` writes per run: method, task
+(of single-task runs), seed, metrics, epochs, history, experiment, digest, dataset, source,
 fingerprint, notes, protocol, changes, reported_split, commit, version, checkpoint, seconds. No Ray.
 """
 
@@ -26,6 +26,7 @@ PUBLISHED_DATASETS = {
     "office31": "office_31",
     "office_home": "office_home",
 }
+PUBLISHED_METHODS = {"Rep-MTL": "Rep-MTL (EW)"}
 SUMMARIES = ("delta_p_task", "delta_p_metric", "delta_m", "mean_rank")
 
 
@@ -35,8 +36,8 @@ class Value:
 
     Args:
         mean: over the seeds.
-        deviation: sample standard deviation; None with fewer than two seeds.
-        published: the paper's mean, if there is one.
+        deviation: sample standard deviation over the seeds; None for fewer than two seeds.
+        published: mean in the paper; None if the paper has none.
     """
 
     mean: float
@@ -44,16 +45,20 @@ class Value:
     published: float | None = None
 
 
+ZERO_DELTAS = {name: Value(mean=0.0) for name in SUMMARIES[:3]}
+"""Of the single-task baseline, which they are relative to."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method.
+    """One method in the summary.
 
     Args:
         method: its name; `SINGLE_TASK` for the baseline.
-        seeds: that finished; empty for a published row that stands in.
+        seeds: of the finished runs; empty for the published baseline.
         values: metrics and `SUMMARIES` by name.
-        digests: of the configurations, the seed left out.
-        commits: of the code that the runs were made with.
+        digests: of the configurations without their seed.
+        commits: of the code that made the runs.
     """
 
     method: str
@@ -65,15 +70,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A benchmark's rows and what holds for all of them.
+    """The rows of a benchmark and what they have in common.
 
     Args:
-        rows: the baseline first, then the methods in their order.
+        rows: the baseline, then the methods in their order.
         metrics: names of the metric columns.
-        protocol, source, changes, reported_split: of every row; `changes` are the settings that
-            are not the protocol's.
+        protocol, source, reported_split: of every row.
+        changes: the settings that differ from the protocol's.
         baseline: "own" or "published".
-        notes: on the data, sentences.
+        notes: on the data, one sentence each.
         failures: reasons by run.
     """
 
@@ -94,7 +99,7 @@ def published_name(data: DataConfig) -> str | None:
 
 
 def data_source(data: DataConfig) -> str:
-    """In words, where the samples are from."""
+    """A text that says where the samples come from."""
     if data.path is not None:
         size = "" if data.height is None else f" at {data.height} x {data.width}"
         return f"{data.name}, {data.path}{size}"
@@ -109,23 +114,22 @@ def data_source(data: DataConfig) -> str:
 def check_comparable(records: Iterable[Record]) -> None:
     """
     Raises:
-        ValueError: records of different protocols, data, or reported splits.
+        ValueError: records of different protocols, data sets, data, splits or settings.
     """
-    for key, what in (
+    records = list(records)
+    for key, description in (
         ("protocol", "protocols"),
         ("dataset", "data sets"),
         ("fingerprint", "data (by the samples' content)"),
         ("reported_split", "splits"),
         ("changes", "settings"),
     ):
-        found: dict[str, str] = {}
-        for record in records:
-            found.setdefault(str(record[key]), str(record["method"]))
-        if len(found) > 1:
-            listed = "; ".join(f"{method!r} has {value!r}" for value, method in found.items())
+        methods = {str(record[key]): record["method"] for record in reversed(records)}
+        if len(methods) > 1:
+            listed = "; ".join(f"{method!r} has {value!r}" for value, method in methods.items())
             raise ValueError(
-                f"rows of different {what} are not compared in one table: {listed}. Make a table "
-                "of each."
+                f"rows of different {description} are not compared in one table: {listed}. Make a "
+                "table of each."
             )
 
 
@@ -136,42 +140,49 @@ def summarise(
     with_published: bool = True,
     failures: Mapping[str, str] | None = None,
 ) -> Summary:
-    """Rows from records.
+    """Summarises records over their seeds.
 
     Args:
-        records: of methods, any number of seeds each.
-        baseline: single-task records; empty to let the published row stand in.
-        with_published: put the paper's values beside ours, where it has any.
-        failures: reasons by run, to be shown below the table.
+        records: of the methods, with any number of seeds each.
+        baseline: single-task records; if empty, the published row is the baseline.
+        with_published: whether to add the paper's values, where it has any.
+        failures: reasons by run, shown below the table.
 
     Returns:
-        delta_p and delta_m of a run are against the single-task mean over seeds; their deviation is
-        over the method's runs. The mean rank is among the methods, by their means, without the
-        baseline.
+        The rows. delta_p and delta_m of a run are relative to the single-task mean over seeds; their
+        deviation is over the runs of the method. The mean rank compares the means of the methods,
+        without the baseline.
 
     Raises:
-        ValueError: no record, records that are not comparable, a task without a single-task record.
+        ValueError: there is no record, records are not comparable, or a task has no single-task
+            record.
     """
     if not records:
-        raise ValueError("there is no finished run to make a table of.")
+        raise ValueError("no run has finished, so there is no table to make.")
     check_comparable([*records, *baseline])
     first = records[0]
     metrics = list(directions(first["metrics"]))
-    paper = _published_rows(first) if with_published or not baseline else {}
-    base_row = (
-        _single_task_row(baseline, metrics, paper) if baseline else _published_row(paper, metrics)
-    )
-    base = {name: base_row.values[name].mean for name in metrics}
-    shown = paper if with_published else {}
+    published_rows = _published_rows(first) if with_published or not baseline else {}
+    if baseline:
+        baseline_row = _single_task_row(baseline, metrics, published_rows)
+    else:
+        baseline_row = _published_baseline(published_rows, metrics)
+    baseline_means = {name: baseline_row.values[name].mean for name in metrics}
     by_method: dict[str, list[Record]] = {}
     for record in records:
         by_method.setdefault(record["method"], []).append(record)
-    rows = [_row(method, runs, metrics, base, shown) for method, runs in by_method.items()]
+    shown = published_rows if with_published else {}
+    rows = [
+        _method_row(
+            method, runs, baseline_means, shown.get(PUBLISHED_METHODS.get(method, method), {})
+        )
+        for method, runs in by_method.items()
+    ]
     ranks = mean_rank({row.method: {n: row.values[n].mean for n in metrics} for row in rows})
     for row in rows:
         row.values["mean_rank"] = Value(mean=ranks[row.method])
     return Summary(
-        rows=[base_row, *rows],
+        rows=[baseline_row, *rows],
         metrics=metrics,
         protocol=first["protocol"],
         source=first["source"],
@@ -183,38 +194,39 @@ def summarise(
     )
 
 
-def _row(
+def _method_row(
     method: str,
     runs: Sequence[Record],
-    metrics: Sequence[str],
-    base: Mapping[str, float],
-    paper: Mapping[str, Mapping[str, float]],
+    baseline: Mapping[str, float],
+    published_values: Mapping[str, float],
 ) -> Row:
-    beside = paper.get(PUBLISHED_METHODS.get(method, method), {})
-    columns = {name: [float(run["metrics"][name]) for run in runs] for name in metrics}
-    deltas = [delta_p({name: run["metrics"][name] for name in metrics}, base) for run in runs]
-    columns["delta_p_task"] = [delta.task for delta in deltas]
-    columns["delta_p_metric"] = [delta.metric for delta in deltas]
-    columns["delta_m"] = [
-        delta_m({name: run["metrics"][name] for name in metrics}, base) for run in runs
-    ]
+    columns: dict[str, list[float]] = {}
+    for run in runs:
+        metrics = {name: float(run["metrics"][name]) for name in baseline}
+        delta = delta_p(metrics, baseline)
+        summaries = {
+            "delta_p_task": delta.task,
+            "delta_p_metric": delta.metric,
+            "delta_m": delta_m(metrics, baseline),
+        }
+        for name, value in {**metrics, **summaries}.items():
+            columns.setdefault(name, []).append(value)
     return Row(
         method=method,
         seeds=tuple(run["seed"] for run in runs),
-        values={name: _value(numbers, beside.get(name)) for name, numbers in columns.items()},
+        values={
+            name: _value(column, published_values.get(name)) for name, column in columns.items()
+        },
         digests=_unique(runs, "digest"),
         commits=_unique(runs, "commit"),
     )
 
 
-PUBLISHED_METHODS = {"Rep-MTL": "Rep-MTL (EW)"}
-
-
-def _value(numbers: Sequence[float], beside: float | None) -> Value:
+def _value(column: Sequence[float], published_value: float | None) -> Value:
     return Value(
-        mean=fmean(numbers),
-        deviation=stdev(numbers) if len(numbers) > 1 else None,
-        published=beside,
+        mean=fmean(column),
+        deviation=stdev(column) if len(column) > 1 else None,
+        published=published_value,
     )
 
 
@@ -225,45 +237,46 @@ def _unique(runs: Sequence[Record], key: str) -> tuple[str, ...]:
 def _single_task_row(
     records: Sequence[Record],
     metrics: Sequence[str],
-    paper: Mapping[str, Mapping[str, float]],
+    published_rows: Mapping[str, Mapping[str, float]],
 ) -> Row:
-    beside = paper.get(PUBLISHED_SINGLE_TASK, {})
+    published_values = published_rows.get(PUBLISHED_SINGLE_TASK, {})
     columns: dict[str, list[float]] = {name: [] for name in metrics}
     for record in records:
         for name, value in record["metrics"].items():
             if name in columns:
                 columns[name].append(float(value))
-    lacking = [name for name, numbers in columns.items() if not numbers]
-    if lacking:
+    missing = [name for name, column in columns.items() if not column]
+    if missing:
         raise ValueError(
-            f"the single-task baseline lacks {', '.join(lacking)}, so that no delta_p follows; "
-            "train these tasks alone too (resume the benchmark), or let the published row stand in."
+            f"the single-task baseline lacks {', '.join(missing)}, so delta_p cannot be computed; train "
+            "these tasks alone too (resume the benchmark), or take baseline 'published'."
         )
+    values = {name: _value(column, published_values.get(name)) for name, column in columns.items()}
     return Row(
         method=SINGLE_TASK,
         seeds=tuple(sorted({record["seed"] for record in records})),
-        values={name: _value(numbers, beside.get(name)) for name, numbers in columns.items()}
-        | {name: Value(mean=0.0) for name in SUMMARIES[:3]},
+        values=values | ZERO_DELTAS,
         digests=_unique(records, "digest"),
         commits=_unique(records, "commit"),
     )
 
 
-def _published_row(paper: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> Row:
-    single = paper.get(PUBLISHED_SINGLE_TASK)
-    lacking = [name for name in metrics if single is None or name not in single]
-    if single is None or lacking:
+def _published_baseline(
+    published_rows: Mapping[str, Mapping[str, float]], metrics: Sequence[str]
+) -> Row:
+    single_task = published_rows.get(PUBLISHED_SINGLE_TASK, {})
+    missing = [name for name in metrics if name not in single_task]
+    if missing:
         raise ValueError(
             "there are no single-task records, and no published single-task row has "
-            f"{', '.join(lacking)}; delta_p needs a baseline: train one."
+            f"{', '.join(missing)}; delta_p needs a baseline, so train one."
         )
-    values = {name: Value(mean=single[name], published=single[name]) for name in metrics}
-    zero = {name: Value(mean=0.0) for name in SUMMARIES[:3]}
-    return Row(method=SINGLE_TASK, seeds=(), values=values | zero)
+    values = {name: Value(mean=single_task[name], published=single_task[name]) for name in metrics}
+    return Row(method=SINGLE_TASK, seeds=(), values=values | ZERO_DELTAS)
 
 
 def _published_rows(record: Record) -> dict[str, dict[str, float]]:
-    """The paper's rows with our names of the metrics; none for rendered data."""
+    """The paper's rows by method, under this project's names of the metrics; {} for rendered data."""
     dataset = published_name(from_dict(DataConfig, record["experiment"]["data"]))
     if dataset is None:
         return {}
@@ -276,12 +289,12 @@ def _published_rows(record: Record) -> dict[str, dict[str, float]]:
 
 @dataclass(frozen=True, kw_only=True)
 class FactorEffect:
-    """What a factor changes delta_p over tasks by, in points.
+    """How much a factor adds to delta_p over tasks, in points.
 
     Args:
-        average: over all rows that have it, against all that have not.
-        alone: where no other factor is; unlike `average` if the factors depend on each other.
-        beside_all: where all the others are.
+        average: over all combinations of the other factors.
+        alone: without any other factor; it differs from `average` if the factors interact.
+        beside_all: with all other factors.
     """
 
     average: float
@@ -290,26 +303,28 @@ class FactorEffect:
 
 
 def factor_effects(summary: Summary, factors: Sequence[str]) -> dict[str, FactorEffect] | None:
-    """What each factor of a full cross is worth.
+    """The effects of the factors of a full cross.
 
     Args:
         summary: of rows named "EW", "EW + <factor>", "EW + <factor> + <factor>", ...
         factors: their names, as in `methods.ablation`.
 
     Returns:
-        By factor; None if a row of the cross is missing.
+        The effects by factor; None if a row of the cross is missing.
     """
-    delta = {
+    delta_by_factors = {
         frozenset(row.method.split(" + ")[1:]): row.values["delta_p_task"].mean
         for row in summary.rows
         if row.method != SINGLE_TASK
     }
-    if len(delta) < 2 ** len(factors):
+    if len(delta_by_factors) < 2 ** len(factors):
         return None
     effects = {}
     for factor in factors:
         gains = {
-            parts: delta[parts | {factor}] - delta[parts] for parts in delta if factor not in parts
+            others: delta_by_factors[others | {factor}] - delta
+            for others, delta in delta_by_factors.items()
+            if factor not in others
         }
         effects[factor] = FactorEffect(
             average=fmean(gains.values()),

@@ -63,23 +63,14 @@ def time_methods(
         device: to train on.
 
     Returns:
-        The times in the order of the methods, EW first if it was added.
+        The times in the order of the methods; EW is the first.
 
     Raises:
         ValueError: a method cannot be trained, or the data is not valid.
     """
     if rounds < 1 or epochs < 1:
         raise ValueError(f"rounds is {rounds} and epochs {epochs}; expected at least 1.")
-    all_methods = {REFERENCE: method(REFERENCE), **methods}
-    experiments = {
-        name: replace(experiment, {**changes, "epochs": epochs + 1})
-        for name, changes in all_methods.items()
-    }
-    for name, own in experiments.items():
-        try:
-            loop.selected_tasks(own)
-        except ValueError as error:
-            raise ValueError(f"method {name!r}: {error}") from error
+    experiments = _experiments(experiment, methods, epochs)
     train = _split(open_streams(experiment.data, "train"))
     evaluation = _split(
         [
@@ -106,6 +97,20 @@ def time_methods(
         )
         for name in experiments
     ]
+
+
+def _experiments(
+    experiment: Experiment, methods: Mapping[str, Mapping[str, Any]], epochs: int
+) -> dict[str, Experiment]:
+    """What is trained, by method; checked before anything is measured."""
+    experiments = {}
+    for name, changes in {REFERENCE: method(REFERENCE), **methods}.items():
+        try:
+            experiments[name] = replace(experiment, {**changes, "epochs": epochs + 1})
+            loop.selected_tasks(experiments[name])
+        except ValueError as error:
+            raise ValueError(f"method {name!r}: {error}") from error
+    return experiments
 
 
 def timing_table(timings: Sequence[Timing]) -> str:

@@ -141,7 +141,7 @@ def test_a_missing_baseline_is_an_error_that_names_what_is_missing():
         summarise(RUNS, BASE[:1])
     with pytest.raises(ValueError, match="no published single-task row"):
         summarise(RUNS, [])
-    with pytest.raises(ValueError, match="no finished run"):
+    with pytest.raises(ValueError, match="no run has finished"):
         summarise([], BASE)
 
 
