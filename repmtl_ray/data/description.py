@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from repmtl_ray.conversion import check_types, differences
 
 if TYPE_CHECKING:
-    from repmtl_ray.data.stream import Normalization, Stream
+    from repmtl_ray.data.stream import Normalization
     from repmtl_ray.tasks import Task
 
 OWN_TASKS = "repmtl_ray.tasks"
@@ -80,16 +80,15 @@ class DataDescription:
 
 
 def describe(
-    tasks: Sequence[Task], image_size: tuple[int, int], streams: Sequence[Stream]
+    tasks: Sequence[Task], image_size: tuple[int, int], normalize: Normalization | None
 ) -> DataDescription:
-    """The description of data that are open.
+    """The description of data.
 
     Args:
         tasks: those that are trained.
         image_size: (height, width).
-        streams: of one split; all normalise alike.
+        normalize: as in `Stream`; all streams of a data set have the same.
     """
-    normalize = streams[0].normalize
     described = tuple(describe_task(task) for task in tasks)
     if normalize is None:
         return DataDescription(tasks=described, image_size=image_size)

@@ -6,6 +6,7 @@ Owns the choice of the source and of its form; reading is in the modules that it
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +24,7 @@ from repmtl_ray.data import (
     rendered,
     shards,
 )
+from repmtl_ray.data.description import DataDescription, describe
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 from repmtl_ray.scenes.rooms import ROOMS
 from repmtl_ray.scenes.scene_cache import Series
@@ -116,6 +118,21 @@ def tasks_of(data: DataConfig) -> tuple[Task, ...]:
         else of_kind[kind](name=name)
         for name, kind in which.targets.items()
     )
+
+
+def describe_config(data: DataConfig, tasks: Sequence[str] | None) -> DataDescription:
+    """What a model must know of a named data set, by its configuration.
+
+    Args:
+        data: of a run.
+        tasks: names of those that it trains; None means all.
+
+    Raises:
+        ValueError: as `image_size`; data of the user's own, which no configuration describes.
+    """
+    trained = [task for task in tasks_of(data) if tasks is None or task.name in tasks]
+    normalize = None if data.name in _DENSE else office.IMAGENET
+    return describe(trained, image_size(data), normalize)
 
 
 def image_size(data: DataConfig) -> tuple[int, int]:

@@ -21,14 +21,13 @@ from repmtl_ray.config import SEGNET, ModelConfig
 from repmtl_ray.models import segnet
 from repmtl_ray.models.batch_norm import use_global_statistics
 from repmtl_ray.models.encoders import build_encoder, has_fixed_size
-from repmtl_ray.models.heads import bottleneck, build_head
+from repmtl_ray.models.heads import HasHead, bottleneck, build_head
 from repmtl_ray.models.representation import (
     allow_second_derivatives,
     channel_axis,
     check_second_derivative,
     output_shape,
 )
-from repmtl_ray.tasks import Task
 
 
 @final
@@ -50,7 +49,7 @@ class MultiTaskModel(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Sequence[Task]
+        self, encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Sequence[HasHead]
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -101,7 +100,7 @@ class MultiTaskModel(nn.Module):
 
 def build_model(
     config: ModelConfig,
-    tasks: Sequence[Task],
+    tasks: Sequence[HasHead],
     *,
     image_size: tuple[int, int],
     workers: Workers = ALONE,
@@ -136,7 +135,7 @@ def build_model(
 
 
 def _parts(
-    config: ModelConfig, tasks: Sequence[Task], image_size: tuple[int, int]
+    config: ModelConfig, tasks: Sequence[HasHead], image_size: tuple[int, int]
 ) -> tuple[nn.Module, dict[str, nn.Module]]:
     """The encoder, and a head for every task."""
     if config.encoder == SEGNET:

@@ -7,7 +7,7 @@ are not in place: heads are differentiated twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import ModelConfig
 from repmtl_ray.models.batch_norm import GlobalBatchNorm
-from repmtl_ray.tasks import Task
 
 
 def _convolution(num_inputs: int, num_outputs: int, size: int, rate: int = 1) -> nn.Sequential:
@@ -123,7 +122,20 @@ def bottleneck(num_channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(linear, nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.5))
 
 
-def build_head(config: ModelConfig, task: Task, num_channels: int) -> nn.Module:
+class HasHead(Protocol):
+    """What a head is built from: a task, or the description of one that is stored with a model."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def dense(self) -> bool: ...
+
+    @property
+    def num_outputs(self) -> int: ...
+
+
+def build_head(config: ModelConfig, task: HasHead, num_channels: int) -> nn.Module:
     """The head that the configuration gives to a task.
 
     Args:

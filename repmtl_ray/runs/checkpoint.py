@@ -1,7 +1,7 @@
 """All that a run must remember to go on as if it had never stopped, as one directory.
 
 Owns what the files hold: `state.pt` (tensors and plain values, read with weights_only=True, so that
-a checkpoint made by someone else cannot run code) and `experiment.json`. That they are whole is for
+a checkpoint made by someone else cannot run code), `experiment.json` and `data.json`. That they are whole is for
 `keeper.py`, whose marker is written last. Random numbers need no state: every draw is a function of
 the seed, the step and the worker (`step.py`, `data/batches.py`), so their position is the `progress`
 below. No Ray.
@@ -20,7 +20,8 @@ import torch
 
 from repmtl_ray import storage
 from repmtl_ray.config import Experiment, ExperimentError, differences, from_dict, to_dict
-from repmtl_ray.data.sources import image_size, tasks_of
+from repmtl_ray.data.description import DataDescription, data_differences
+from repmtl_ray.data.sources import describe_config
 from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.models.encoders import check_tensors
 from repmtl_ray.policies.base import Policy
@@ -29,6 +30,7 @@ from repmtl_ray.runs.keeper import FORMAT, MARKER_FILE, Marker
 
 STATE_FILE = "state.pt"
 EXPERIMENT_FILE = "experiment.json"
+DATA_FILE = "data.json"
 STATE_KEYS = frozenset({"format", "progress", "model", "optimizer", "scheduler", "policy"})
 
 
@@ -82,6 +84,7 @@ def save(
     parts: Parts,
     progress: Progress,
     data: str = "",
+    description: DataDescription | None = None,
 ) -> None:
     """Writes a checkpoint to a folder or URI; it is none before its last file is there.
 
@@ -89,6 +92,8 @@ def save(
         directory: a new one.
         experiment, parts, progress: of the run.
         data: fingerprint of the samples it trains on.
+        description: of the data, with which the model can be built where the data are not; None
+            takes what the experiment's configuration says of a named data set.
 
     Raises:
         StorageError: the storage refused it.
@@ -105,8 +110,10 @@ def save(
         },
         state,
     )
+    description = description or describe_config(experiment.data, experiment.tasks)
     files = {
         EXPERIMENT_FILE: (json.dumps(to_dict(experiment), indent=2) + "\n").encode(),
+        DATA_FILE: (json.dumps(to_dict(description), indent=2) + "\n").encode(),
         STATE_FILE: state.getvalue(),
     }
     marker = Marker(
@@ -123,7 +130,12 @@ def save(
 
 
 def load(
-    directory: str | Path, *, experiment: Experiment, parts: Parts, data: str = ""
+    directory: str | Path,
+    *,
+    experiment: Experiment,
+    parts: Parts,
+    data: str = "",
+    description: DataDescription | None = None,
 ) -> Progress:
     """Restores the parts from a checkpoint of the same experiment.
 
@@ -138,6 +150,12 @@ def load(
         raise ExperimentError(
             f"checkpoint {directory} belongs to another experiment: {differences(stored, experiment)}. "
             "Resume with the same configuration, or start under a new name."
+        )
+    differs = "" if description is None else _described_otherwise(directory, description)
+    if differs:
+        raise ExperimentError(
+            f"checkpoint {directory} was trained with other settings of the data: {differs}. "
+            "Resume with the same ones, or start under a new name."
         )
     before = keeper.read_marker(str(directory)).data
     if data and before and before != data:
@@ -207,21 +225,78 @@ def read_experiment(directory: str | Path) -> Experiment:
         ) from error
 
 
-def read_model(directory: str | Path) -> MultiTaskModel:
-    """The model of a checkpoint, on the CPU, in eval mode.
+def read_description(directory: str | Path) -> DataDescription:
+    """What the data of a checkpoint were: tasks, image size and normalisation.
 
     Raises:
-        ValueError: as `read_state` and `read_experiment`; or weights that do not fit the experiment
-            beside them, which then is another's.
+        ValueError: a file that describes no data, or a checkpoint of the user's own data from a
+            version that did not describe them.
+    """
+    directory = str(directory)
+    marker = keeper.read_marker(directory)
+    if DATA_FILE not in marker.files:
+        experiment = read_experiment(directory)
+        return missing_description(f"checkpoint {directory}", experiment)
+    content = keeper.read_file(directory, DATA_FILE, marker)
+    return description_from(content, f"checkpoint {directory}/{DATA_FILE}")
+
+
+def description_from(content: str | bytes, where: str) -> DataDescription:
+    """A description from its file.
+
+    Raises:
+        ValueError: it is none of this version.
+    """
+    try:
+        return from_dict(DataDescription, json.loads(content))
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{where} does not describe the data of a model: {error}") from error
+
+
+def missing_description(where: str, experiment: Experiment) -> DataDescription:
+    """What the configuration says, for models that were stored before descriptions were.
+
+    Raises:
+        ValueError: the data were the user's own, of which the configuration says nothing.
+    """
+    if experiment.data.name == "custom":
+        raise ValueError(
+            f"{where} has no {DATA_FILE}: it was written by a version that did not store the tasks and "
+            "the image size of data of your own, without which its model cannot be built. Continue "
+            "the run with this version, which writes them, or train again."
+        )
+    return describe_config(experiment.data, experiment.tasks)
+
+
+def _described_otherwise(directory: str | Path, description: DataDescription) -> str:
+    """What differs from the description that is stored; empty if nothing does or none is stored."""
+    if DATA_FILE not in keeper.read_marker(str(directory)).files:
+        return ""
+    return data_differences(read_description(directory), description)
+
+
+def build_stored_model(experiment: Experiment, data: DataDescription) -> MultiTaskModel:
+    """The model that stored weights are for; its own weights are of no meaning.
+
+    Args:
+        experiment: of the run.
+        data: of the run.
+    """
+    # The weights are stored: nothing of the hub or of another file is needed.
+    config = dataclasses.replace(experiment.model, pretrained=False, weights=None)
+    model = build_model(config, data.tasks, image_size=data.image_size, penalized=False)
+    return model.double() if experiment.precision == "float64" else model
+
+
+def read_model(directory: str | Path) -> MultiTaskModel:
+    """The model of a checkpoint, on the CPU, in eval mode. The data are not needed.
+
+    Raises:
+        ValueError: as `read_state`, `read_experiment` and `read_description`; or weights that do not
+            fit the experiment beside them, which then is another's.
     """
     experiment, state = read_experiment(directory), read_state(directory)
-    known = tasks_of(experiment.data)
-    tasks = [task for task in known if experiment.tasks is None or task.name in experiment.tasks]
-    # Its weights are in the checkpoint: nothing of the hub or of another file is needed.
-    config = dataclasses.replace(experiment.model, pretrained=False, weights=None)
-    model = build_model(config, tasks, image_size=image_size(experiment.data), penalized=False)
-    if experiment.precision == "float64":
-        model = model.double()
+    model = build_stored_model(experiment, read_description(directory))
     check_tensors(f"checkpoint {directory}", state["model"], model.state_dict())
     try:
         model.load_state_dict(state["model"])

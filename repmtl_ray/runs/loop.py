@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import Experiment, ExperimentError, NonFiniteLossError, OptimizerConfig
 from repmtl_ray.data.batches import Rows, eval_batches, steps_per_epoch, train_batches
 from repmtl_ray.data.columns import IMAGE
+from repmtl_ray.data.description import describe
 from repmtl_ray.data.pairing import check_pairable
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
 from repmtl_ray.data.stream import check_one_size
@@ -193,10 +196,18 @@ def run(
     tasks = selected_tasks(experiment, train.tasks)
     steps = num_steps(experiment, train.streams)
     _check_sizes({"train": train, experiment.data.eval_split: evaluation})
-    parts = build(experiment, tasks, device=device, workers=workers, size=train.image_size)
+    size = train.image_size or image_size(experiment.data)
+    description = describe(tasks, size, train.streams[0].normalize)
+    parts = build(experiment, tasks, device=device, workers=workers, size=size)
+    stored: dict[str, Any] = {
+        "experiment": experiment,
+        "parts": parts,
+        "data": data,
+        "description": description,
+    }
     progress = Progress(seed=experiment.seed)
     if resume_from is not None:
-        progress = checkpoint.load(resume_from, experiment=experiment, parts=parts, data=data)
+        progress = checkpoint.load(resume_from, **stored)
         _check_place(resume_from, progress, steps)
     stepper = _stepper(experiment, tasks, parts, workers)
     while progress.epochs_done < experiment.epochs:
@@ -206,7 +217,9 @@ def run(
             if after_step is not None:
                 done, global_step = before.epochs_done, before.epochs_done * steps + step
                 inside = replace(before, step_in_epoch=step, global_step=global_step, seen=seen)
-                after_step(done, step, global_step, _writer(experiment, parts, inside, data))
+                after_step(
+                    done, step, global_step, partial(checkpoint.save, **stored, progress=inside)
+                )
 
         seen = _train_epoch(
             experiment,
@@ -235,7 +248,7 @@ def run(
             seed=experiment.seed,
             history=[*progress.history, metrics],
         )
-        report(metrics, _writer(experiment, parts, progress, data))
+        report(metrics, partial(checkpoint.save, **stored, progress=progress))
     return parts, progress
 
 
@@ -380,10 +393,4 @@ def _check_finite(metrics: Mapping[str, float], experiment: Experiment, global_s
 def _diverged(found: str, experiment: Experiment, global_step: int) -> NonFiniteLossError:
     return NonFiniteLossError(
         f"{found} after step {global_step} with policy {experiment.policy.name!r}; training diverged, lower the learning rate."
-    )
-
-
-def _writer(experiment: Experiment, parts: Parts, progress: Progress, data: str) -> Write:
-    return lambda directory: checkpoint.save(
-        directory, experiment=experiment, parts=parts, progress=progress, data=data
     )
