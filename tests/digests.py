@@ -109,8 +109,9 @@ def experiments(folder: Path) -> Iterator[tuple[str, Experiment]]:
     yield "office, bottleneck", office(photographs, bottleneck)
     tokens: Changes = {"model.encoder": "test_vit", "model.features": "tokens"}
     yield "office, tokens", office(photographs, tokens)
-    arrays: Changes = {"data.path": str(npy_folder(folder / "npy"))}
-    yield "npy folder", small({**arrays, "data.height": None, "data.width": None})
+    stored = dict.fromkeys(("height", "width", "num_train", "num_val"))
+    arrays = {"path": str(npy_folder(folder / "npy")), **stored}
+    yield "npy folder", small({f"data.{name}": value for name, value in arrays.items()})
 
 
 def office(path: str, changes: Changes) -> Experiment:
