@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: tune test lint install clean
+.PHONY: tune test test-fast lint install clean
 
 tune: install
 	$(BIN)/python pipelines/tune_cityscapes.py
@@ -11,10 +11,15 @@ tune: install
 test: install
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
+# Without the tests that start Ray.
+test-fast: install
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/unit
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Dependencies once per pyproject.toml; the link to this checkout every time (an environment may be shared by clones).
 install: $(VENV)/dependencies-installed
