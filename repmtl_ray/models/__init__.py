@@ -160,7 +160,7 @@ def _parts(
 def _set_representation(
     model: MultiTaskModel,
     config: ModelConfig,
-    tasks: Sequence[Task],
+    tasks: Sequence[HasHead],
     image_size: tuple[int, int],
 ) -> None:
     name = config.representation
