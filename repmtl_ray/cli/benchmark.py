@@ -18,6 +18,7 @@ from repmtl_ray.config import DataConfig, Experiment, nearest, replace
 from repmtl_ray.report import benchmark_table
 from repmtl_ray.report.html_report import benchmark_report
 from repmtl_ray.report.records import Summary, summarise
+from repmtl_ray.report.runs import benchmark_runs, conclusion
 from repmtl_ray.studies.benchmark import BenchmarkResult, benchmark
 from repmtl_ray.studies.methods import REP_MTL, Changes
 
@@ -230,6 +231,7 @@ def run(
         failures=result.failures,
     )
     write_tables(summary, out, stem)
+    print(f"\n{conclusion(benchmark_runs(result.records, summary.baseline_means))}\n")
     report = benchmark_report(
         summary,
         result.records,

@@ -29,6 +29,8 @@ PALETTE = (
 """Colours of the methods, readable on white and on dark grey."""
 DIVERGING = ((0.0, "#c0392b"), (0.5, "#a9b0b7"), (1.0, "#1f6fb2"))
 """Worse than single-task training, equal, better."""
+ALL_TASKS = "all tasks"
+MAX_PAIRED_TASKS = 8
 MAX_LEGEND = 12
 """Methods up to which a chart has a legend; with more, pointing at a mark names it."""
 
@@ -109,55 +111,66 @@ def delta_p_chart(runs: Sequence[Run], colors: Mapping[str, str]) -> Chart:
 
 
 def task_chart(runs: Sequence[Run], colors: Mapping[str, str]) -> Chart | None:
-    """The gains of two tasks against each other, with the Pareto front over all tasks."""
+    """The gains of two tasks against each other, with the Pareto front over all tasks.
+
+    With more than `MAX_PAIRED_TASKS` tasks, every task is against the mean of all.
+    """
     tasks = list(runs[0].gains)
-    runs = [run for run in runs if len(run.gains) == len(tasks)]
-    on_front = pareto_front([[run.gains[task] for task in tasks] for run in runs])
-    figures = {}
-    for one, other in itertools.combinations(tasks, 2):
-        traces = []
-        if len(tasks) == 2:
-            line = sorted(
-                (run.gains[one], run.gains[other])
-                for run, marked in zip(runs, on_front, strict=True)
-                if marked
-            )
-            front_x, front_y = zip(*line, strict=True)
-            style = {"dash": "dot", "width": 1.5, "color": "#8a94a0"}
-            traces.append(
-                {"type": "scatter", "x": front_x, "y": front_y, "mode": "lines", "line": style}
-                | {"hoverinfo": "skip", "showlegend": False}
-            )
-        for method, color in colors.items():
-            own = [
-                (r, marked) for r, marked in zip(runs, on_front, strict=True) if r.method == method
-            ]
-            marker = {
-                "color": color,
-                "size": 11,
-                "opacity": [1.0 if marked else 0.5 for _, marked in own],
-                "symbol": ["diamond" if marked else "circle" for _, marked in own],
-            }
-            texts = [
-                f"{r.name}: {one} {r.gains[one]:+.2f} %, {other} {r.gains[other]:+.2f} %"
-                for r, _ in own
-            ]
-            x, y = [r.gains[one] for r, _ in own], [r.gains[other] for r, _ in own]
-            traces.append(_dots(x, y, texts, marker=marker, name=method))
-        figure = _figure(traces, x=f"{one}: gain, %", y=f"{other}: gain, %", legend=len(colors))
-        figure.update_xaxes(zeroline=True, rangemode="tozero")
-        figure.update_yaxes(zeroline=True, rangemode="tozero")
-        figures[f"{one} and {other}"] = figure
-    if not figures:
+    if len(tasks) < 2:
         return None
+    runs = [run for run in runs if len(run.gains) == len(tasks)]
+    points = [[run.gains[task] for task in tasks] for run in runs]
+    front = {run.name for run, marked in zip(runs, pareto_front(points), strict=True) if marked}
+    pairs = list(itertools.combinations(tasks, 2))
+    if len(tasks) > MAX_PAIRED_TASKS:
+        pairs = [(task, ALL_TASKS) for task in tasks]
     return Chart(
         title="Tasks against each other",
-        figures=figures,
+        figures={
+            f"{one} and {other}": _task_figure(runs, colors, (one, other), front, len(tasks) == 2)
+            for one, other in pairs
+        },
         caption=(
             "Gain over single-task training, which is at (0, 0). Diamonds: the Pareto front over all "
             "tasks, where no run is better in one task and as good in all others."
         ),
     )
+
+
+def _task_figure(
+    runs: Sequence[Run],
+    colors: Mapping[str, str],
+    pair: tuple[str, str],
+    front: set[str],
+    has_line: bool,
+) -> Figure:
+    gains = {
+        run.name: [{**run.gains, ALL_TASKS: run.delta_p}[task] for task in pair] for run in runs
+    }
+    traces = []
+    if has_line:
+        line = sorted(gains[name] for name in front)
+        style = {"dash": "dot", "width": 1.5, "color": "#8a94a0"}
+        x, y = zip(*line, strict=True)
+        traces.append(_dots(x, y, [], mode="lines", line=style, hoverinfo="skip"))
+    for method in dict.fromkeys(run.method for run in runs):
+        names = [run.name for run in runs if run.method == method]
+        marker = {
+            "color": colors[method],
+            "size": 11,
+            "opacity": [1.0 if name in front else 0.5 for name in names],
+            "symbol": ["diamond" if name in front else "circle" for name in names],
+        }
+        x, y = zip(*(gains[name] for name in names), strict=True)
+        texts = [
+            f"{name}: {pair[0]} {gains[name][0]:+.2f} %, {pair[1]} {gains[name][1]:+.2f} %"
+            for name in names
+        ]
+        traces.append(_dots(x, y, texts, marker=marker, name=method))
+    figure = _figure(traces, x=f"{pair[0]}: gain, %", y=f"{pair[1]}: gain, %", legend=len(colors))
+    figure.update_xaxes(zeroline=True, rangemode="tozero")
+    figure.update_yaxes(zeroline=True, rangemode="tozero")
+    return figure
 
 
 def curve_chart(

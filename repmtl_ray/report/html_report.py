@@ -93,7 +93,6 @@ def benchmark_report(
         title: of the page.
         pictures: of checkpoints.
     """
-    baseline = {name: summary.rows[0].values[name].mean for name in summary.metrics}
     failed_runs = [
         Run(name=name, method=name, configuration=name, parameters=dict.fromkeys(PARAMETERS),
             metrics={}, delta_p=None, gains={}, status="failed", reason=reason)
@@ -108,11 +107,11 @@ def benchmark_report(
             f"protocol {summary.protocol}",
             f"{summary.reported_split} split",
             f"{len(records)} runs",
-            *(f"commit {commit}" for commit in commits),
+            *(f"code {commit}" for commit in commits),
         ],
         notes=benchmark_table.notes(summary),
         methods=_methods_table(summary),
-        runs=[*benchmark_runs(records, baseline), *failed_runs],
+        runs=[*benchmark_runs(records, summary.baseline_means), *failed_runs],
         metrics=summary.metrics,
         pictures=pictures,
         experiment=dict(records[0]["experiment"]) | by_run,

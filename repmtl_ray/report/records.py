@@ -92,6 +92,11 @@ class Summary:
     notes: tuple[str, ...]
     failures: Mapping[str, str]
 
+    @property
+    def baseline_means(self) -> dict[str, float]:
+        """Single-task metrics, means over seeds."""
+        return {name: self.rows[0].values[name].mean for name in self.metrics}
+
 
 def published_name(data: DataConfig) -> str | None:
     """The data set's name in the published tables; None for rendered data."""

@@ -292,6 +292,14 @@ def test_the_penalties_have_cells_with_the_best_run_of_each_or_dots_where_there_
     assert len(dots.x) == MAX_CELLS + 1
 
 
+@pytest.mark.parametrize(("num_tasks", "num_figures"), [(2, 1), (4, 6), (40, 40)])
+def test_many_tasks_do_not_make_a_figure_per_pair(num_tasks: int, num_figures: int) -> None:
+    run = penalised(0.0, 0.0, 1.0)
+    gains = {f"task {n}": float(n) for n in range(num_tasks)}
+    chart = charts_of([Run(**{**vars(run), "gains": gains})])["Tasks against each other"]
+    assert len(chart.figures) == num_figures
+
+
 def test_no_place_beside_a_chart_is_empty() -> None:
     for charts in (benchmark_charts(), charts_of([penalised(0.0, 0.0, 1.0)])):
         assert sum(not chart.is_wide for chart in charts.values()) % 2 == 0
