@@ -14,11 +14,13 @@ from repmtl_ray import storage
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import replace
 from repmtl_ray.runs import checkpoint, loop
-from repmtl_ray.runs.checkpoint import EXPERIMENT_FILE, MARKER_FILE, STATE_FILE, Progress
+from repmtl_ray.runs.checkpoint import DATA_FILE, EXPERIMENT_FILE, MARKER_FILE, STATE_FILE, Progress
 from repmtl_ray.runs.keeper import describe
 from repmtl_ray.runs.step import ExperimentError
 from tests.helpers.asserts import assert_same
 from tests.helpers.training import run, small_experiment, state_of
+
+FILES = (STATE_FILE, EXPERIMENT_FILE, DATA_FILE, MARKER_FILE)
 
 pytestmark = pytest.mark.usefixtures("scenes_cache")
 
@@ -92,7 +94,7 @@ def trained(experiment, scenes_cache, tmp_path_factory):
 @pytest.fixture
 def saved(trained, tmp_path):
     """A copy of its first checkpoint, for a test to spoil."""
-    for name in (STATE_FILE, EXPERIMENT_FILE, MARKER_FILE):
+    for name in FILES:
         (tmp_path / name).write_bytes((trained.checkpoints[1] / name).read_bytes())
     return tmp_path
 
@@ -129,7 +131,7 @@ def spoil(directory, name, content):
 
 def test_a_checkpoint_is_files_of_plain_values(experiment, trained):
     directory = trained.checkpoints[2]
-    assert {path.name for path in directory.iterdir()} == {STATE_FILE, EXPERIMENT_FILE, MARKER_FILE}
+    assert {path.name for path in directory.iterdir()} == set(FILES)
     assert checkpoint.read_experiment(directory) == experiment
     state = checkpoint.read_state(directory)
     assert set(state) == set(checkpoint.STATE_KEYS)
