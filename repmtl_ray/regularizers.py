@@ -19,7 +19,7 @@ from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.conversion import NonFiniteLossError
 from repmtl_ray.saliency import (
     Losses,
-    arrange,
+    channels_first,
     check_representation,
     derivative_error,
     named_losses,
@@ -282,7 +282,7 @@ class RepMTL(nn.Module):
         axis = self._axis_of(representation)
         by_name = named_losses(losses)
         self._check_losses(by_name)
-        terms = self.terms(arrange(named_saliency(by_name, representation), axis))
+        terms = self.terms(channels_first(named_saliency(by_name, representation), axis))
         penalty = sum(terms.values(), total)
         if self._is_first_call and penalty.requires_grad:
             try:

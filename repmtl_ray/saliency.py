@@ -1,7 +1,7 @@
 """Task saliency, equation 3: each task's loss differentiated at the shared representation.
 
-Owns the derivative and its arrangement as [tasks, batch, channels, *positions]; the penalties on it
-are in `regularizers.py`. No Ray.
+Owns the derivative, its errors, and its layout as [tasks, batch, channels, *positions]; the penalties
+on it are in `regularizers.py`. No Ray.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def derivative_error(error: RuntimeError) -> ValueError:
     )
 
 
-def arrange(saliency: Tensor, channel_axis: int = 1) -> Tensor:
+def channels_first(saliency: Tensor, channel_axis: int = 1) -> Tensor:
     """Moves the channels to where the penalties expect them.
 
     Args:
@@ -151,3 +151,28 @@ def arrange(saliency: Tensor, channel_axis: int = 1) -> Tensor:
     """
     axis = channel_axis if channel_axis < 0 else channel_axis + 1
     return saliency.movedim(axis, 2)
+
+
+def align_task_rows(saliency: Sequence[Tensor], rows: Sequence[slice]) -> Tensor:
+    """The saliencies of all tasks in one tensor, with sample b of every task in row b.
+
+    Args:
+        saliency: T tensors [batch rows, ...]; a task's rows outside its own slice are zero.
+        rows: by task, its slice of the batch rows. Equal slices (dense tasks): the rows stay as
+            they are. Different slices (Office: every task has its own images): row b of every
+            slice becomes sample b, as in the benchmarks that the paper builds on. Shorter slices
+            are filled up with zeros, which both penalties leave out.
+
+    Returns:
+        [T, longest slice, ...].
+    """
+    first = rows[0]
+    if all(of_task == first for of_task in rows) and first == slice(0, saliency[0].shape[0]):
+        return torch.stack(list(saliency))
+    longest = max(of_task.stop - of_task.start for of_task in rows)
+    aligned = []
+    for tensor, of_task in zip(saliency, rows, strict=True):
+        own_rows = tensor[of_task]
+        missing = own_rows.new_zeros(longest - own_rows.shape[0], *own_rows.shape[1:])
+        aligned.append(torch.cat([own_rows, missing]))
+    return torch.stack(aligned)

@@ -9,10 +9,11 @@ every task knows which rows are its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # processes that only read samples never load torch
+    import torch
     from torch import Tensor
 
 SAMPLE_ID = "sample_id"
@@ -45,3 +46,9 @@ class Batch:
     targets: Mapping[str, Tensor]
     rows: Mapping[str, Rows]
     sample_ids: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with images and targets on another device."""
+        targets = {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, targets=targets)

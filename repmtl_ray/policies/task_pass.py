@@ -24,12 +24,12 @@ class Penalty:
 
     Args:
         representation: [*representation.shape].
-        shared_after: by parameter in `TaskPass.shared_after`.
+        downstream: by parameter in `TaskPass.downstream_parameters`.
         heads: by task, by head parameter.
     """
 
     representation: Tensor
-    shared_after: Sequence[Tensor | None]
+    downstream: Sequence[Tensor | None]
     heads: Sequence[Sequence[Tensor | None]]
 
 
@@ -39,11 +39,11 @@ class TaskGradients:
 
     Args:
         saliency: T tensors [*representation.shape], own rows.
-        shared_after: by task, by parameter in `TaskPass.shared_after`.
+        downstream_gradients: by task, by parameter in `TaskPass.downstream_parameters`.
     """
 
     saliency: Sequence[Tensor]
-    shared_after: Sequence[Sequence[Tensor | None]]
+    downstream_gradients: Sequence[Sequence[Tensor | None]]
 
 
 class EncoderBackward(Protocol):
@@ -56,7 +56,7 @@ class EncoderBackward(Protocol):
     def __call__(
         self, cotangent: Tensor, parameters: Sequence[Parameter] | None = None
     ) -> Sequence[Tensor]:
-        """By parameter; `parameters` are some of `TaskPass.shared_before`, None means all."""
+        """By parameter; `parameters` are some of `TaskPass.upstream_parameters`, None means all."""
         ...
 
 
@@ -77,10 +77,10 @@ class TaskPass:
         saliency: T tensors [*representation.shape], own rows: d losses[t] / d representation.
         head_gradients: by task, by head parameter, own parts: d losses[t] / d parameter.
         head_parameters: by task.
-        shared_before: parameters that the representation is computed with.
-        shared_after: shared parameters between representation and heads (none when the
+        upstream_parameters: shared parameters that the representation is computed with.
+        downstream_parameters: shared parameters between representation and heads (none when the
             representation is the encoder's output).
-        shared_after_gradients: by task, for `shared_after`, own parts.
+        downstream_gradients: by task, for `downstream_parameters`, own parts.
         encoder_backward: see there.
         sub_batch_gradients: number of sub-batches -> each one's task gradients. Row r of the global
             batch belongs to sub-batch r modulo their number, whichever worker holds it. The losses
@@ -101,9 +101,9 @@ class TaskPass:
     saliency: Sequence[Tensor]
     head_gradients: Sequence[Sequence[Tensor | None]]
     head_parameters: Sequence[Sequence[Parameter]]
-    shared_before: Sequence[Parameter]
-    shared_after: Sequence[Parameter]
-    shared_after_gradients: Sequence[Sequence[Tensor | None]]
+    upstream_parameters: Sequence[Parameter]
+    downstream_parameters: Sequence[Parameter]
+    downstream_gradients: Sequence[Sequence[Tensor | None]]
     encoder_backward: EncoderBackward
     sub_batch_gradients: Callable[[int], Sequence[TaskGradients]]
     penalty: Penalty | None
@@ -112,12 +112,12 @@ class TaskPass:
     @property
     def shared(self) -> list[Parameter]:
         """Shared parameters, in the order of the columns of `jacobian`."""
-        return [*self.shared_before, *self.shared_after]
+        return [*self.upstream_parameters, *self.downstream_parameters]
 
     @property
     def gradients(self) -> TaskGradients:
         """Those of the whole batch."""
-        return TaskGradients(saliency=self.saliency, shared_after=self.shared_after_gradients)
+        return TaskGradients(saliency=self.saliency, downstream_gradients=self.downstream_gradients)
 
     def jacobian(self, gradients: TaskGradients | None = None) -> Tensor:
         """[T, P]: every task's gradient at all shared parameters, global; T encoder backwards.
@@ -127,8 +127,8 @@ class TaskPass:
         """
         of = self.gradients if gradients is None else gradients
         rows = []
-        for saliency, after in zip(of.saliency, of.shared_after, strict=True):
-            parts = [*self.encoder_backward(saliency), *_filled(after, self.shared_after)]
+        for saliency, after in zip(of.saliency, of.downstream_gradients, strict=True):
+            parts = [*self.encoder_backward(saliency), *_filled(after, self.downstream_parameters)]
             rows.append(torch.cat([part.reshape(-1) for part in parts]))
         jacobian = torch.stack(rows)
         self.workers.total_([jacobian])
@@ -141,11 +141,12 @@ class TaskPass:
         kernel or a matrix: no bias, no normalisation). The backward passes end there, so all T
         together cost less than one encoder backward.
         """
-        last = _last_weight(self.shared_after or self.shared_before)
-        if self.shared_after:
-            index = [parameter is last for parameter in self.shared_after].index(True)
+        last = _last_weight(self.downstream_parameters or self.upstream_parameters)
+        if self.downstream_parameters:
+            index = [parameter is last for parameter in self.downstream_parameters].index(True)
             rows = [
-                _filled(after, self.shared_after)[index] for after in self.shared_after_gradients
+                _filled(after, self.downstream_parameters)[index]
+                for after in self.downstream_gradients
             ]
         else:
             rows = [self.encoder_backward(saliency, [last])[0] for saliency in self.saliency]
@@ -252,16 +253,16 @@ class TaskPass:
         """By parameter, own parts, the penalty's added; what is None counts as zero."""
         penalty = self.penalty
         own = [torch.zeros_like(parameter) for parameter in self._parameters]
-        num_before, num_shared = len(self.shared_before), len(self.shared)
+        num_before, num_shared = len(self.upstream_parameters), len(self.shared)
         after, rest = own[num_before:num_shared], own[num_shared:]
         if penalty is not None:
             at = penalty.representation
             cotangent = at if cotangent is None else cotangent + at
-            _add(after, penalty.shared_after)
+            _add(after, penalty.downstream)
         if cotangent is not None:
             _add(own[:num_before], self.encoder_backward(cotangent))
         if after_weights is not None:
-            for weight, gradients in zip(after_weights, of.shared_after, strict=True):
+            for weight, gradients in zip(after_weights, of.downstream_gradients, strict=True):
                 _add(after, gradients, weight)
         for task, parameters in enumerate(self.head_parameters):
             head, rest = rest[: len(parameters)], rest[len(parameters) :]

@@ -25,10 +25,9 @@ from repmtl_ray.data.sources import open_streams, tasks_of
 from repmtl_ray.data.stream import Kind
 from repmtl_ray.models.representation import representation_module
 from repmtl_ray.runs import checkpoint
-from repmtl_ray.runs.cut import cut_at
+from repmtl_ray.runs.graph_split import split_graph_at
 from repmtl_ray.runs.loop import DTYPES
-from repmtl_ray.runs.step import paired_saliency
-from repmtl_ray.saliency import arrange
+from repmtl_ray.saliency import align_task_rows, channels_first
 from repmtl_ray.tasks import Task
 
 Array = NDArray[Any]
@@ -127,7 +126,7 @@ def _predictions_and_saliency(
     size = (batch.images.shape[-2], batch.images.shape[-1])
     with (
         torch.enable_grad(),
-        cut_at(representation_module(model, experiment.model.representation)) as cut,
+        split_graph_at(representation_module(model, experiment.model.representation)) as split,
     ):
         representation = model.encoder(batch.images)
         predictions = {
@@ -140,11 +139,11 @@ def _predictions_and_saliency(
         loss = total / count.clamp(min=1)
         # The gradient of log L is the gradient of L divided by L.
         scale = loss.detach() if experiment.policy.log_losses and loss > 0 else 1.0
-        (gradient,) = torch.autograd.grad(loss / scale, cut.leaf, retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss / scale, split.leaf, retain_graph=True)
         gradients.append(gradient)
-    paired = paired_saliency(gradients, [batch.rows[task.name] for task in tasks])
+    aligned = align_task_rows(gradients, [batch.rows[task.name] for task in tasks])
     detached = {name: prediction.detach() for name, prediction in predictions.items()}
-    return detached, arrange(paired, model.channel_axis)
+    return detached, channels_first(aligned, model.channel_axis)
 
 
 def task_distribution(saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs import checkpoint
 from repmtl_ray.runs.checkpoint import Parts, Progress
 from repmtl_ray.runs.evaluate import evaluate
-from repmtl_ray.runs.step import Stepper, to_device
+from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Task
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
@@ -309,7 +309,7 @@ def _train_epoch(
         dtype=DTYPES[experiment.precision],
     )
     for step, batch in enumerate(batches, start=progress.step_in_epoch + 1):
-        values = stepper.step(to_device(batch, device), global_step=first_global_step + step - 1)
+        values = stepper.step(batch.to(device), global_step=first_global_step + step - 1)
         for name, value in values.items():
             seen.setdefault(name, []).append(value)
         stepped(step, seen)
@@ -354,7 +354,7 @@ def evaluate_split(
     )
     return evaluate(
         model,
-        (to_device(batch, device) for batch in batches),
+        (batch.to(device) for batch in batches),
         tasks,
         workers=workers,
         device=device,

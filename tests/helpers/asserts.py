@@ -67,9 +67,9 @@ def assert_same(got: Any, expected: Any) -> None:
 
 def assert_penalty_is_added(make: Make, num_tasks: int) -> None:
     """The gradient with a penalty minus the one without is the penalty's own."""
-    for with_shared_after in (False, True):
-        without = toy_pass(num_tasks, with_shared_after=with_shared_after)
-        with_it = toy_pass(num_tasks, with_shared_after=with_shared_after, with_penalty=True)
+    for with_downstream in (False, True):
+        without = toy_pass(num_tasks, with_downstream=with_downstream)
+        with_it = toy_pass(num_tasks, with_downstream=with_downstream, with_penalty=True)
         make().backward(without.task_pass)
         make().backward(with_it.task_pass)
         expected = with_it.gradients_of(with_it.penalty)
@@ -111,7 +111,7 @@ def assert_order_of_tasks_does_not_matter(
     names = task_names(len(order))
     usual, other = make(names), make([names[task] for task in order])
     for step in range(steps):
-        toy = toy_pass(len(order), seed=step, with_shared_after=True)
+        toy = toy_pass(len(order), seed=step, with_downstream=True)
         toys = (pass_like(toy, range(len(order))), pass_like(toy, order))
         for policy, each in zip((usual, other), toys, strict=True):
             if step % BATCHES_AN_EPOCH == 0:

@@ -67,7 +67,7 @@ def toy_pass(
     log_losses: bool = False,
     absent: Sequence[int] = (),
     with_penalty: bool = False,
-    with_shared_after: bool = False,
+    with_downstream: bool = False,
     loss_scale: float | Sequence[float] = 1.0,
 ) -> Toy:
     """An encoder (4 -> 5), perhaps a shared layer after it, a linear head a task.
@@ -84,14 +84,14 @@ def toy_pass(
     encoder, after = Parameter(draw(4, 5) / 2), Parameter(draw(5, 5) / 2)
     heads = [[Parameter(draw(5)), Parameter(draw(()))] for _ in range(num_tasks)]
     targets = [draw(6) for _ in range(num_tasks)]
-    shared_after = [after] if with_shared_after else []
+    downstream = [after] if with_downstream else []
 
     root = torch.tanh(images @ encoder)
 
     scales = [loss_scale] * num_tasks if isinstance(loss_scale, (int, float)) else loss_scale
 
     def losses_at(representation: Tensor, rows: slice = slice(None)) -> list[Tensor]:
-        hidden = representation @ after if with_shared_after else representation
+        hidden = representation @ after if with_downstream else representation
         found = []
         for task, ((slope, offset), target) in enumerate(zip(heads, targets, strict=True)):
             error = (hidden @ slope + offset - target)[rows]
@@ -100,13 +100,13 @@ def toy_pass(
         return found
 
     def penalty_at(representation: Tensor) -> Tensor:
-        own = sum((p.pow(3).sum() for p in shared_after), representation.square().sum())
+        own = sum((p.pow(3).sum() for p in downstream), representation.square().sum())
         return own + heads[0][0].sin().sum()
 
     leaf = root.detach().requires_grad_()
     plain = losses_at(leaf)
     trained = [loss.log() if log_losses else loss for loss in plain]
-    columns = [leaf, *shared_after]
+    columns = [leaf, *downstream]
     by_task = [
         torch.autograd.grad(loss, [*columns, *head], retain_graph=True)
         for loss, head in zip(trained, heads, strict=True)
@@ -120,7 +120,8 @@ def toy_pass(
             rows = [torch.autograd.grad(loss, columns, retain_graph=True) for loss in losses]
             parts.append(
                 TaskGradients(
-                    saliency=[row[0] for row in rows], shared_after=[row[1:] for row in rows]
+                    saliency=[row[0] for row in rows],
+                    downstream_gradients=[row[1:] for row in rows],
                 )
             )
         return parts
@@ -131,7 +132,7 @@ def toy_pass(
         parts = torch.autograd.grad(penalty_at(leaf), [*columns, first[0]])
         penalty = Penalty(
             representation=parts[0],
-            shared_after=parts[1 : len(columns)],
+            downstream=parts[1 : len(columns)],
             heads=[[parts[-1], None], *([None, None] for _ in rest)],
         )
     task_pass = TaskPass(
@@ -144,9 +145,9 @@ def toy_pass(
         saliency=[parts[0] for parts in by_task],
         head_gradients=[parts[len(columns) :] for parts in by_task],
         head_parameters=heads,
-        shared_before=[encoder],
-        shared_after=shared_after,
-        shared_after_gradients=[parts[1 : len(columns)] for parts in by_task],
+        upstream_parameters=[encoder],
+        downstream_parameters=downstream,
+        downstream_gradients=[parts[1 : len(columns)] for parts in by_task],
         encoder_backward=lambda cotangent, parameters=None: torch.autograd.grad(
             root, [encoder], cotangent, retain_graph=True
         ),
@@ -158,7 +159,7 @@ def toy_pass(
         task_pass=task_pass,
         losses=torch.stack(losses_at(root)),
         penalty=penalty_at(root),
-        shared=[encoder, *shared_after],
+        shared=[encoder, *downstream],
         heads=heads,
     )
 
@@ -192,12 +193,12 @@ def pass_of(
         saliency=list(jacobian),
         head_gradients=[[jacobian.new_tensor(1.0 + task)] for task in range(num_tasks)],
         head_parameters=heads,
-        shared_before=[encoder],
-        shared_after=[],
-        shared_after_gradients=[[] for _ in range(num_tasks)],
+        upstream_parameters=[encoder],
+        downstream_parameters=[],
+        downstream_gradients=[[] for _ in range(num_tasks)],
         encoder_backward=lambda cotangent, parameters=None: [cotangent.clone()],
         sub_batch_gradients=lambda num_parts: [
-            TaskGradients(saliency=list(part), shared_after=[[]] * num_tasks)
+            TaskGradients(saliency=list(part), downstream_gradients=[[]] * num_tasks)
             for part in parts(num_parts)
         ],
         penalty=None,

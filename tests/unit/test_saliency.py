@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from repmtl_ray.saliency import arrange, task_saliency
+from repmtl_ray.saliency import channels_first, task_saliency
 
 
 def two_losses(representation):
@@ -63,6 +63,6 @@ def test_a_representation_without_gradient_is_explained():
 
 def test_arrange_moves_channels_of_tokens():
     tokens = torch.randn(2, 4, 7, 5)
-    assert arrange(tokens, 2).shape == (2, 4, 5, 7)
-    assert arrange(tokens, -1).shape == (2, 4, 5, 7)
-    assert arrange(tokens, 1).shape == (2, 4, 7, 5)
+    assert channels_first(tokens, 2).shape == (2, 4, 5, 7)
+    assert channels_first(tokens, -1).shape == (2, 4, 5, 7)
+    assert channels_first(tokens, 1).shape == (2, 4, 7, 5)

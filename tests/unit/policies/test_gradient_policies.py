@@ -68,7 +68,7 @@ def assert_heads_have_weight_one(toy):
 def test_directions_are_torchjds_on_the_full_jacobian(name):
     policy, aggregator = make(name, **FULL.get(name, {})), REFERENCES[name]()
     for step in range(4):
-        toy = toy_pass(3, seed=step, with_shared_after=True, loss_scale=3.0)
+        toy = toy_pass(3, seed=step, with_downstream=True, loss_scale=3.0)
         policy.backward(toy.task_pass)
         expected = reference_update(aggregator, toy.task_pass.jacobian(), step)
         tolerance = TOLERANCE.get(name, 1e-9)

@@ -209,7 +209,7 @@ def test_updates_are_those_of_the_transcription(
     literal = transcription(**options)
     for step in range(STEPS):
         policy.begin_epoch(step // BATCHES_AN_EPOCH)
-        toy = toy_pass(3, seed=step, log_losses=log_losses, with_shared_after=True)
+        toy = toy_pass(3, seed=step, log_losses=log_losses, with_downstream=True)
         policy.backward(toy.task_pass)
         expected, head_weights = literal.update(toy, step)
         torch.testing.assert_close(toy.finished_shared(), expected, rtol=1e-6, atol=1e-9)
@@ -260,7 +260,7 @@ def test_mtadam_updates_are_those_of_the_authors_optimiser(with_penalty):
     ranks = [1.0, 2.0, 0.5]
     policy, literal = make("MTAdam", ranks=ranks), None
     for step in range(STEPS):
-        toy = toy_pass(3, seed=step, with_shared_after=True, with_penalty=with_penalty)
+        toy = toy_pass(3, seed=step, with_downstream=True, with_penalty=with_penalty)
         literal = literal or MTAdam(toy.parameters, ranks)
         policy.backward(toy.task_pass)
         terms = [*toy.losses, *([toy.penalty] if with_penalty else [])]

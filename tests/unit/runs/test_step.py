@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from repmtl_ray.collectives import ALONE
-from repmtl_ray.config import PolicyConfig
+from repmtl_ray.config import ExperimentError, NonFiniteLossError, PolicyConfig
 from repmtl_ray.regularizers import RepMTL
-from repmtl_ray.runs.cut import cut_at
-from repmtl_ray.runs.step import ExperimentError, NonFiniteLossError, paired_saliency
-from repmtl_ray.saliency import task_saliency
+from repmtl_ray.runs.graph_split import split_graph_at
+from repmtl_ray.saliency import align_task_rows, task_saliency
 from tests.helpers.runs import (
     DENSE,
     OFFICE,
@@ -23,7 +22,7 @@ from tests.helpers.runs import (
 
 
 def gradient_of_total(model, tasks, batch, *, log_losses, regularizer, representation):
-    """Equation 10 in one piece: no cut, one backward through everything."""
+    """Equation 10 in one piece: no split, one backward through everything."""
     captured = []
     module = model.get_submodule(representation)
     handle = module.register_forward_hook(lambda _m, _i, output: captured.append(output))
@@ -40,7 +39,7 @@ def gradient_of_total(model, tasks, batch, *, log_losses, regularizer, represent
     objective = sum(losses)
     if any(regularizer):
         saliency = task_saliency(losses, captured[0])
-        saliency = paired_saliency(list(saliency), [batch.rows[task.name] for task in tasks])
+        saliency = align_task_rows(list(saliency), [batch.rows[task.name] for task in tasks])
         objective = objective + sum(RepMTL(*regularizer).terms(saliency).values())
     return torch.autograd.grad(objective, list(model.parameters()))
 
@@ -266,19 +265,22 @@ def test_csa_with_one_sample_is_explained():
         stepper.step(dense_batch(0, ALONE, size=1), global_step=0)
 
 
-def test_a_module_that_hands_over_no_tensor_cannot_be_cut():
+def test_a_module_that_hands_over_no_tensor_cannot_be_the_representation():
     class Pair(torch.nn.Module):
         def forward(self, x):
             return x, x
 
     module = Pair()
-    with pytest.raises(ValueError, match="Pair gives tuple; expected a tensor"), cut_at(module):
+    with (
+        pytest.raises(ValueError, match="Pair gives tuple; expected a tensor"),
+        split_graph_at(module),
+    ):
         module(torch.ones(1))
 
 
 def test_unequal_rows_are_paired_by_position_and_padded():
     saliency = [torch.randn(5, 2), torch.randn(5, 2)]
-    paired = paired_saliency(saliency, [slice(0, 3), slice(3, 5)])
+    paired = align_task_rows(saliency, [slice(0, 3), slice(3, 5)])
     assert paired.shape == (2, 3, 2)
     assert torch.equal(paired[0], saliency[0][:3])
     assert torch.equal(paired[1, :2], saliency[1][3:])

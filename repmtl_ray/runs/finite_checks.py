@@ -1,0 +1,154 @@
+"""Whether losses and gradients are finite, and what to say where they are not.
+
+Owns the checks of a step and their messages. They cost no synchronisation of their own: flags travel
+to the host with the losses, and the update's norm is computed anyway. All of them are equal on every
+worker, so that all workers raise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from repmtl_ray.collectives import Workers
+from repmtl_ray.config import NonFiniteLossError
+from repmtl_ray.policies.task_pass import Penalty, TaskPass
+from repmtl_ray.runs.graph_split import TaskDerivatives
+
+PENALTY = "Rep-MTL's penalty"
+
+
+def largest_entry(tensors: Iterable[Tensor | None]) -> Tensor:
+    """The largest absolute entry of all tensors; NaN if any entry is."""
+    present = [tensor for tensor in tensors if tensor is not None and tensor.numel()]
+    return nn.utils.get_total_norm(present, math.inf)
+
+
+def check_losses(
+    tasks: Sequence[str], losses: Sequence[float], *, log_losses: bool, where: str
+) -> None:
+    """Refuses losses that no update can be made from.
+
+    Args:
+        tasks: names.
+        losses: plain ones, by task.
+        log_losses: whether their logarithms are trained on.
+        where: step and policy, for the message.
+
+    Raises:
+        NonFiniteLossError: a loss that is infinite or NaN, or not above 0 with `log_losses`.
+    """
+    for task, loss in zip(tasks, losses, strict=True):
+        if not math.isfinite(loss) or (log_losses and loss <= 0):
+            expected = "a finite number"
+            if log_losses:
+                expected += " above 0, because log losses are on"
+            raise NonFiniteLossError(
+                f"task {task!r}: loss is {loss} {where}; expected {expected}. Lower the learning rate, or look at "
+                "this task's labels and predictions."
+            )
+
+
+def check_losses_and_gradients(
+    tasks: Sequence[str],
+    plain_losses: Tensor,
+    derivatives: TaskDerivatives,
+    penalty: Penalty | None,
+    penalty_terms: Iterable[Tensor],
+    *,
+    workers: Workers,
+    log_losses: bool,
+    where: str,
+) -> list[float]:
+    """The plain losses as numbers, once they and all gradients downstream are known to be finite.
+
+    It comes before the policy, whose state stays as it was. The encoder's gradients do not exist
+    yet; the norm of the update tells of them.
+
+    Args:
+        tasks: names, T of them.
+        plain_losses: [T], replicated.
+        derivatives: of the losses; own parts.
+        penalty, penalty_terms: Rep-MTL's gradients and values; None and empty when they are off.
+        workers: all of them.
+        log_losses, where: as for `check_losses`.
+
+    Raises:
+        NonFiniteLossError: names the task, or the penalty, and `where`.
+    """
+    groups = [
+        [saliency, *downstream, *head]
+        for saliency, downstream, head in zip(
+            derivatives.saliency,
+            derivatives.downstream_gradients,
+            derivatives.head_gradients,
+            strict=True,
+        )
+    ]
+    if penalty is not None:
+        heads = [gradient for head in penalty.heads for gradient in head]
+        terms = [term.reshape(1) for term in penalty_terms]
+        groups.append([penalty.representation, *penalty.downstream, *heads, *terms])
+    largest = [largest_entry(group).to(plain_losses.device, torch.float64) for group in groups]
+    num_failed = (~torch.stack(largest).isfinite()).double()
+    workers.total_([num_failed])
+    # One transfer to the host for losses and flags; the losses have to get there in any case.
+    numbers = torch.cat([plain_losses.double(), num_failed]).tolist()
+    losses, failures = numbers[: len(tasks)], numbers[len(tasks) :]
+    check_losses(tasks, losses, log_losses=log_losses, where=where)
+    for name, failed in zip([*_quoted(tasks), PENALTY], failures, strict=False):
+        if failed:
+            raise NonFiniteLossError(
+                f"{name}: the gradient is not finite {where}; no parameter was changed. Lower the learning rate, or look "
+                "at this loss, its labels and its predictions."
+            )
+    return losses
+
+
+def check_norm(
+    norm: float, gradients: Sequence[Tensor], task_pass: TaskPass, *, where: str
+) -> None:
+    """Refuses an update whose norm is not finite; only then it costs a backward pass per task.
+
+    A finite norm says that every gradient is finite, and its square too, which Adam keeps.
+
+    Args:
+        norm: of `gradients`, replicated.
+        gradients: what the policy left, by parameter.
+        task_pass: that the policy made them of.
+        where: step and policy, for the message.
+
+    Raises:
+        NonFiniteLossError: names the tasks whose own gradient is not finite, or says that the
+            entries are finite and the norm is not.
+    """
+    if math.isfinite(norm):
+        return
+    end = f"{where}; no parameter was changed. Lower the learning rate, or look at these losses."
+    everyone = f"{', '.join(_quoted(task_pass.tasks))}:"
+    largest = float(largest_entry(gradients))
+    if math.isfinite(largest):
+        raise NonFiniteLossError(
+            f"{everyone} the norm of the gradient overflows, though every entry is finite (the largest is {largest:.3g}), {end}"
+        )
+    finite = task_pass.jacobian().isfinite().all(dim=1).tolist()
+    names = [
+        name
+        for name, is_finite in zip(_quoted(task_pass.tasks), finite, strict=True)
+        if not is_finite
+    ]
+    penalty = task_pass.global_penalty_gradient()
+    if penalty is not None and not math.isfinite(float(largest_entry(penalty))):
+        names.append(PENALTY)
+    if names:
+        raise NonFiniteLossError(f"{', '.join(names)}: the encoder's gradient is not finite {end}")
+    raise NonFiniteLossError(
+        f"{everyone} each gradient is finite, but what the policy makes of them is not, {end}"
+    )
+
+
+def _quoted(tasks: Sequence[str]) -> list[str]:
+    return [f"task {task!r}" for task in tasks]
