@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import math
@@ -17,6 +18,7 @@ from typing import Any
 import pandas
 import pytest
 
+import repmtl_ray
 from repmtl_ray.config import DataConfig, Experiment
 from repmtl_ray.report.charts import Chart, make_charts
 from repmtl_ray.report.heatmap import MAX_CELLS
@@ -286,6 +288,7 @@ def test_the_penalties_have_cells_with_the_best_run_of_each_or_dots_where_there_
     (cells,) = charts_of(few)["delta_p over the penalties"].figures[""].data
     assert (list(cells.x), list(cells.y)) == (["0", "0.9"], ["0.1", "0.9"])
     assert [list(row) for row in cells.z] == [[None, -2.0], [3.0, None]]
+    assert [list(row) for row in cells.text] == [["", "-2.0"], ["+3.0", ""]]
     many = [penalised(n / 20, n / 30, n - 9.0) for n in range(MAX_CELLS + 1)]
     (dots,) = charts_of(many)["delta_p over the penalties"].figures[""].data
     assert dots.type == "scatter"
@@ -317,6 +320,18 @@ def test_gains_are_by_task_in_percent_with_directions() -> None:
         "segmentation": pytest.approx(5),
         "depth": pytest.approx(12.5),
     }
+
+
+def test_the_libraries_of_the_page_are_loaded_only_when_a_page_is_made() -> None:
+    """A worker imports the package too, and makes no page."""
+    package = Path(repmtl_ray.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                names += [getattr(node, "module", None) or ""]
+                tops = {name.partition(".")[0] for name in names}
+                assert not tops & {"plotly", "jinja2"}, f"{path}: line {node.lineno}"
 
 
 BROWSER = next(
