@@ -18,13 +18,11 @@ from typing import Any
 from unittest import mock
 
 import ray
-from ray._private.worker import global_worker
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 from ray.train import ScalingConfig
 
 from bench import faults
-from repmtl_ray import train
+from repmtl_ray import ray_compat, train
 from repmtl_ray.train import FitResult
 
 NOTICE_S = 4.0
@@ -46,12 +44,7 @@ def preempted(run: Run, folder: Path, at: int, *, elastic: bool) -> FitResult:
     two, goes on with one."""
     with _nodes(2) as (nodes, goes), _running(run, folder, (1, 2) if elastic else 2) as result:
         _wait_for_step(folder, at, result)
-        deadline_ms = int((time.time() + NOTICE_S) * 1000)
-        accepted, why = global_worker.gcs_client.drain_node(  # type: ignore[attr-defined]
-            goes.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", deadline_ms
-        )
-        if not accepted:
-            raise RuntimeError(f"Ray did not accept the notice: {why}")
+        ray_compat.announce_preemption(goes.node_id, time.time() + NOTICE_S)
         time.sleep(NOTICE_S)
         _log(folder, "preemption, elastic" if elastic else "preemption", result)
         nodes.remove_node(goes, allow_graceful=False)

@@ -27,6 +27,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
+from repmtl_ray import ray_compat
 from repmtl_ray.data import validation
 from repmtl_ray.data.blocks import (
     StoredStream,
@@ -340,9 +341,7 @@ def quiet() -> Iterator[None]:
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.ERROR)  # among the warnings: that progress bars are off
-    with warnings.catch_warnings():
-        # Ray 2.60 warns of a deprecated setting whenever it copies its own, which it always does.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with ray_compat.data_context_warnings_ignored():
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

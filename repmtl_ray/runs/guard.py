@@ -13,7 +13,7 @@ import time
 
 from ray.train.collective import broadcast_from_rank_zero
 
-from repmtl_ray import storage
+from repmtl_ray import ray_compat, storage
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment, ExperimentError
 from repmtl_ray.runs.keeper import Checkpoints, Keeper
@@ -141,20 +141,13 @@ class Guard:
         return broadcast_from_rank_zero((path, fault and fault[:REASONS_BYTES]))
 
     def _noticed(self) -> bool:
-        """Whether Ray has said that a node of this run goes, and its time has not passed.
-
-        Ray's public `get_preemption_info` is a barrier of milliseconds, to be called by all; only
-        the first worker needs to know here, so it looks at what was told to its own process.
-        """
-        from ray.train.v2._internal.execution.context import get_train_context
-
-        info = get_train_context().preemption_context.preemption_info
-        if info is None:
+        """Whether Ray has said that a node of this run goes, and its time has not passed."""
+        notice = ray_compat.preemption_notice()
+        if notice is None:
             return False
         if self._notice_ends is None:
             logger.warning("a node of this run is about to go: saving after every step")
-            given = info.deadline_ms
-            self._notice_ends = given / 1000 if given else time.time() + NO_DEADLINE_S
+            self._notice_ends = notice.deadline_s or time.time() + NO_DEADLINE_S
         return time.time() < self._notice_ends
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from repmtl_ray import storage
+from repmtl_ray import ray_compat, storage
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class ResumableASHA(ASHAScheduler):
     """Stops trials that fall behind at the same epoch, across interruptions of the search.
 
     Args:
-        location: of the file of rungs, path or URI; one that exists is gone on from.
+        location: path or URI of the file of rungs. If it exists, the search continues from it.
         options: of Ray Tune's ASHAScheduler.
     """
 
@@ -53,8 +53,8 @@ class ResumableASHA(ASHAScheduler):
 
     def _rungs(self) -> dict[str, dict[str, float]]:
         """By milestone: each trial's value."""
-        (bracket,) = self._brackets
-        return {str(milestone): dict(values) for milestone, values in bracket._rungs}
+        rungs = ray_compat.asha_rungs(self)
+        return {str(milestone): dict(values) for milestone, values in rungs}
 
     def _write(self) -> None:
         text = json.dumps({"rungs": self._rungs(), "stopped": sorted(self._stopped)}, indent=1)
@@ -67,8 +67,7 @@ class ResumableASHA(ASHAScheduler):
             return
         try:
             stored = json.loads(text)
-            (bracket,) = self._brackets
-            for milestone, values in bracket._rungs:
+            for milestone, values in ray_compat.asha_rungs(self):
                 values.update(stored["rungs"].get(str(milestone), {}))
             self._stopped.update(stored["stopped"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:

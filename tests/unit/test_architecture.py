@@ -17,7 +17,7 @@ PACKAGE = ROOT / "repmtl_ray"
 MAX_NUM_LINES = 400
 USERS = {
     "ray.data": {"data"},
-    "ray.train": {"runs", "train"},
+    "ray.train": {"ray_compat", "runs", "train"},
     "ray.tune": {"runs", "search", "studies"},
     "torch.distributed": {"collectives"},
 }

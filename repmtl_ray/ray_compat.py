@@ -1,0 +1,234 @@
+"""Every use of Ray's private names, and the small corrections of Ray 2.60's faults.
+
+Owns all that may break with the next version of Ray, in one place: nothing else in this project
+imports a private name of Ray (`tests/unit/test_ray_compat.py` reads the sources). Every entry says
+why it exists, what is known upstream, and when it can go. Raise the pin of Ray in pyproject.toml only
+together with a look at every entry.
+
+Three corrections are modules of their own, because they are more than a few lines:
+
+- the module that hands a run's reports to Tune in place of `TuneReportCallback`. With Ray's own
+  callback a trial can wait for ever for its last report, and its queue may lie on another node.
+  Upstream: no issue known. It can go when a search of many short trials on a busy machine ends with
+  Ray's callback.
+- `search/asha.py`, which stores the rungs of ASHA with a search. Upstream: Ray issue 30838 (open).
+  It can go when `Tuner.restore` restores schedulers.
+- the module that removes placement groups whose maker has died. Upstream: Ray issues 54305 and
+  53921, Ray's cleaner is pull request 58515. It can go when `python -m bench.stops` counts no group
+  without it.
+
+Ray's modules are imported in the functions, because several processes per trial import this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import ray
+
+
+def dashboard_url() -> str:
+    """Address of the dashboard of the cluster that this process is connected to; "" without one.
+
+    Why: without the dashboard's server, Ray never cleans up after a trial that Tune stops early, and
+    the next trial waits for ever. No public function tells whether the server runs. Upstream: Ray
+    issue 54305. It can go when early stopping needs no dashboard.
+    """
+    from ray._private.worker import get_dashboard_url
+
+    return get_dashboard_url() or ""
+
+
+@contextlib.contextmanager
+def interrupt_handler_restored() -> Iterator[None]:
+    """Restores Python's handler of Ctrl-C after the block, in which Ray Train or Ray Tune runs.
+
+    Why: both replace the handler for their run and keep it. Ctrl-C would continue to mean "abort that
+    run", and Train's handler keeps the run's controller alive in the cluster. Upstream: Train's
+    handler is pull request 53600; no issue about its removal is known. It can go when
+    `signal.getsignal(signal.SIGINT)` is the same before and after `TorchTrainer.fit`.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Ray changes nothing there
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: an embedding program set a handler in C
+            signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def address_known_to_run() -> Iterator[None]:
+    """Gives this cluster's address to the processes of the Ray Train runs that the block starts.
+
+    Why: Ray Train's cleaner asks without an address whether the run's controller is alive. On a
+    machine with two Rays this is an error that ends the cleaner. A trial that is stopped early then
+    keeps its CPUs for ever, and the next ones wait for them. Upstream: no issue known. It can go when
+    the cleaner passes an address to Ray's state API.
+    """
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
+
+
+class PreemptionNotice(NamedTuple):
+    """Ray's notice that a node of this run is about to go.
+
+    Attributes:
+        deadline_s: when it goes, in seconds since the epoch; None if Ray does not know.
+    """
+
+    deadline_s: float | None
+
+
+def preemption_notice() -> PreemptionNotice | None:
+    """The notice that Ray gave to this worker's process; None without one.
+
+    Why: the public `ray.train.get_preemption_info` is a barrier of all workers that takes
+    milliseconds, and only the first worker needs to know here, at every step. Upstream: no issue
+    known. It can go when a worker can look without a barrier.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    if info is None:
+        return None
+    return PreemptionNotice(info.deadline_ms / 1000 if info.deadline_ms else None)
+
+
+class OwnedGroup(NamedTuple):
+    """A placement group that an actor of this job made, and that still exists.
+
+    Attributes:
+        group: to be removed with `ray.util.remove_placement_group`.
+        maker: id of the actor.
+        is_detached: whether it is to outlive its maker.
+    """
+
+    group: Any
+    maker: bytes
+    is_detached: bool
+
+
+def groups_of_actors() -> list[OwnedGroup]:
+    """The placement groups of this job's actors.
+
+    Why: the public `ray.util.placement_group_table` does not name the maker. Upstream: no issue
+    known. It can go together with the module that removes placement groups.
+    """
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
+    from ray.util.placement_group import PlacementGroup
+
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    groups = []
+    for content in state._connect_and_get_accessor().get_placement_group_table():
+        row = PlacementGroupTableData.FromString(content)
+        is_removed = row.state == PlacementGroupTableData.REMOVED
+        has_maker = bool(row.creator_actor_id.strip(b"\xff"))
+        if has_maker and not is_removed and row.creator_job_id == job:
+            group = PlacementGroup(ray.PlacementGroupID(row.placement_group_id))
+            groups.append(OwnedGroup(group, row.creator_actor_id, row.is_detached))
+    return groups
+
+
+def is_dead(actor: bytes) -> bool:
+    """Whether an actor, named by its id, has died. Ray keeps its row long after its death.
+
+    Why: the public `ray.util.state.get_actor` needs the dashboard's server. Upstream: no issue known.
+    It can go together with the module that removes placement groups.
+    """
+    from ray._private.state import state
+
+    row = state.actor_table(actor.hex(), None, None)
+    return not row or row["State"] == "DEAD"
+
+
+def num_live_actors(class_name: str) -> int:
+    """How many actors of this job with this class live.
+
+    Why, upstream and end: as `is_dead`.
+    """
+    from ray._private.state import state
+
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    alive = state.actor_table(None, job, "ALIVE").values()
+    return sum(actor["ActorClassName"] == class_name for actor in alive)
+
+
+def asha_rungs(scheduler: Any) -> list[tuple[float, dict[str, float]]]:
+    """The rungs of an `ASHAScheduler` with one bracket: (milestone, value by trial).
+
+    The dicts are the scheduler's own: what is written into them takes part in its decisions.
+
+    Why: Tune stores searchers with a search, but no schedulers. Upstream: Ray issue 30838 (open). It
+    can go together with `search/asha.py`.
+    """
+    (bracket,) = scheduler._brackets
+    rungs: list[tuple[float, dict[str, float]]] = bracket._rungs
+    return rungs
+
+
+@contextlib.contextmanager
+def data_context_warnings_ignored() -> Iterator[None]:
+    """Ignores deprecation warnings while Ray Data makes its settings.
+
+    Why: Ray Data warns of its own defaults when a process first makes its settings. Upstream: Ray
+    issue 65302 (closed). It can go when `DataContext()` warns of nothing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def autoscaler_status() -> Any:
+    """What the cluster's autoscaler waits for and could not start.
+
+    Why: this module of Ray is not documented. What the autoscaler may add is in no answer of Ray at
+    all, so `cluster.allowed_nodes` reads it from the cluster file. Upstream: Ray issue 37838 (open)
+    asks for a public way; pull request 63012 (closed) would report the cluster's configuration. It
+    can go when Ray documents either.
+    """
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    return get_cluster_status(ray.get_runtime_context().gcs_address)
+
+
+def announce_preemption(node: str, deadline_s: float) -> None:
+    """Tells the cluster that a node will be taken away, as a cloud does with a spot machine.
+
+    Why: Ray has no public way to say so, and the campaign of faults needs one. Upstream: no issue
+    known. It can go when Ray documents how to drain a node.
+
+    Args:
+        node: its id.
+        deadline_s: when it goes, in seconds since the epoch.
+
+    Raises:
+        RuntimeError: the cluster does not accept it.
+    """
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
+
+    accepted, reason = global_worker.gcs_client.drain_node(  # type: ignore[attr-defined]
+        node, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", int(deadline_s * 1000)
+    )
+    if not accepted:
+        raise RuntimeError(f"Ray did not accept the notice: {reason}")

@@ -1,0 +1,168 @@
+"""The private names of Ray: that only one module uses them, and that they are what it takes them for."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import signal
+import threading
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+import ray.data
+from ray.tune.schedulers import ASHAScheduler
+
+from repmtl_ray import ray_compat
+from tests.helpers.paths import ROOT
+
+PRIVATE = re.compile(r"^ray\b.*(\._|\.core\.generated|\.autoscaler\.)|^ray\.train\.v2\b")
+SOURCES = [
+    path
+    for folder in ("repmtl_ray", "pipelines", "search_spaces", "bench")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path.name != "ray_compat.py"
+]
+NOT_YET = {"cluster.py", "train.py", "orphans.py", "placement_group_cleanup.py"}
+"""Modules that are to use `ray_compat` and do not yet."""
+
+
+def imports_at_run_time(path: Path) -> set[str]:
+    """Modules with the names that are imported from them, without those for type checkers alone."""
+    tree = ast.parse(path.read_text())
+    for_types = [
+        node
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    ]
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_other_module_imports_a_private_name_of_ray(path: Path) -> None:
+    private = {name for name in imports_at_run_time(path) if PRIVATE.search(name)}
+    if path.name in NOT_YET:
+        pytest.skip("is to use ray_compat")
+    assert not private, f"use repmtl_ray/ray_compat.py instead of {sorted(private)}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ray._private.state.state",
+        "ray.train.v2._internal.constants.X",
+        "ray.core.generated.gcs_pb2.X",
+        "ray.autoscaler.v2.sdk.X",
+    ],
+)
+def test_private_names_are_recognised(name: str) -> None:
+    assert PRIVATE.search(name)
+    assert not PRIVATE.search("ray.train.torch.TorchTrainer")
+
+
+def entries() -> list[str]:
+    functions = inspect.getmembers(ray_compat, inspect.isfunction)
+    return [name for name, value in functions if value.__module__ == ray_compat.__name__]
+
+
+@pytest.mark.parametrize("name", entries())
+def test_every_entry_says_why_it_exists_what_is_known_upstream_and_when_it_can_go(
+    name: str,
+) -> None:
+    text = " ".join((getattr(ray_compat, name).__doc__ or "").split())
+    assert "Why" in text
+    assert "pstream" in text
+    assert "It can go" in text or "as `is_dead`" in text
+
+
+def test_the_dashboards_address_is_what_ray_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_OVERRIDE_DASHBOARD_URL", "http://127.0.0.1:8265")
+    assert ray_compat.dashboard_url() == "127.0.0.1:8265"
+
+
+def test_the_interrupt_handler_is_the_same_after_the_block_and_untouched_in_other_threads() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with ray_compat.interrupt_handler_restored():
+        signal.signal(signal.SIGINT, lambda *_: None)
+    assert signal.getsignal(signal.SIGINT) is before
+    entered = []
+
+    def in_a_thread() -> None:
+        with ray_compat.interrupt_handler_restored():
+            entered.append(True)
+
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    assert entered == [True]
+
+
+@pytest.mark.parametrize("before", [None, "10.0.0.1:6379"])
+def test_a_runs_processes_get_the_address_and_this_process_keeps_its_own(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train.v2._internal import constants
+
+    context = SimpleNamespace(gcs_address="127.0.0.1:1234")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(constants, "ENV_VARS_TO_PROPAGATE", set(constants.ENV_VARS_TO_PROPAGATE))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if before:
+        monkeypatch.setenv("RAY_ADDRESS", before)
+    with ray_compat.address_known_to_run():
+        assert os.environ["RAY_ADDRESS"] == "127.0.0.1:1234"
+        assert "RAY_ADDRESS" in constants.ENV_VARS_TO_PROPAGATE
+    assert os.environ.get("RAY_ADDRESS") == before
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        (None, None),
+        (SimpleNamespace(deadline_ms=2500), ray_compat.PreemptionNotice(2.5)),
+        (SimpleNamespace(deadline_ms=0), ray_compat.PreemptionNotice(None)),
+    ],
+)
+def test_a_notice_of_preemption_is_what_ray_gave_to_this_process(
+    info: SimpleNamespace | None,
+    expected: ray_compat.PreemptionNotice | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = SimpleNamespace(preemption_context=SimpleNamespace(preemption_info=info))
+    monkeypatch.setattr(
+        "ray.train.v2._internal.execution.context.get_train_context", lambda: context
+    )
+    assert ray_compat.preemption_notice() == expected
+
+
+def test_the_rungs_of_asha_are_the_schedulers_own() -> None:
+    scheduler = ASHAScheduler(
+        time_attr="epoch", metric="m", mode="max", max_t=9, grace_period=1, reduction_factor=3
+    )
+    rungs = ray_compat.asha_rungs(scheduler)
+    assert [milestone for milestone, _ in rungs] == [9, 3, 1]
+    rungs[-1][1]["trial"] = 0.5
+    assert ray_compat.asha_rungs(scheduler)[-1][1] == {"trial": 0.5}
+
+
+def test_ray_data_still_warns_of_its_own_settings() -> None:
+    """When this fails, `data_context_warnings_ignored` can go."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ray.data.DataContext()
+    assert [warning for warning in caught if warning.category is DeprecationWarning]
+    with ray_compat.data_context_warnings_ignored():
+        ray.data.DataContext()
