@@ -6,22 +6,20 @@ what is said of a cluster that cannot be joined or does not grow. Imports Ray, n
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
-from ray._private.worker import get_dashboard_url
+
+from repmtl_ray import ray_compat
 
 logger = logging.getLogger(__name__)
 
@@ -73,24 +71,8 @@ def connect(*, num_cpus: int | None = None) -> None:
         os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
-    with _own_signal_handlers():
+    with ray_compat.signal_handlers_kept():
         _connect(num_cpus, user_set)
-
-
-@contextlib.contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Keeps this process's signal handlers: Ray puts its own in their place, which abort on SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            if callable(handler):
-                signal.signal(number, handler)
 
 
 def _connect(num_cpus: int | None, user_set: set[str]) -> None:
@@ -129,7 +111,7 @@ def _connect(num_cpus: int | None, user_set: set[str]) -> None:
 
 def has_dashboard() -> bool:
     """Whether the cluster's head serves the dashboard, which Ray's own processes ask what is alive."""
-    return bool(get_dashboard_url())
+    return bool(ray_compat.dashboard_url())
 
 
 def _check_address(wanted: str) -> None:
@@ -265,9 +247,7 @@ def address_of(node: str) -> str:
 
 def waiting_for() -> str:
     """What the autoscaler is waiting for, or could not get, in words; empty if nothing."""
-    from ray.autoscaler.v2.sdk import get_cluster_status
-
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    status = ray_compat.autoscaler_status()
     coming: dict[str, int] = {}
     for launch in status.pending_launches:
         kind = launch.ray_node_type_name

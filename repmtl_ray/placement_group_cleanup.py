@@ -18,10 +18,9 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-import ray
-from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import remove_placement_group
+
+from repmtl_ray import ray_compat
 
 EVERY_S = 2.0
 """Between two looks for such groups while a search runs."""
@@ -46,11 +45,8 @@ def ended_by_interrupt() -> Iterator[None]:
 
 def _kill_own_runs() -> None:
     """Kills the Tune trials and Ray Train controllers of this process; their workers die with them."""
-    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
-    kill = ray._private.worker.global_worker.core_worker.kill_actor  # type: ignore[attr-defined]
-    for actor_id, actor in state.actor_table(None, job, "ALIVE").items():
-        if actor["ActorClassName"] in RUN_ACTORS:
-            kill(ray.ActorID(bytes.fromhex(actor_id)), True)
+    for actor in ray_compat.live_actors(*RUN_ACTORS):
+        ray_compat.kill_actor(actor)
 
 
 def remove_last_groups() -> None:
@@ -58,7 +54,8 @@ def remove_last_groups() -> None:
     now = time.monotonic()
     deadline, seen_at = now + PATIENCE_S, now
     while now < deadline and now - seen_at < QUIET_S:
-        if _num_controllers() + remove_orphaned_groups():
+        num_controllers = len(ray_compat.live_actors("TrainController"))
+        if num_controllers + remove_orphaned_groups():
             seen_at = now
         time.sleep(0.2)
         now = time.monotonic()
@@ -70,27 +67,8 @@ def remove_orphaned_groups() -> int:
     Returns:
         How many groups of actors of this job there still were, removed ones included.
     """
-    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
-    seen = 0
-    for row in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(row)
-        gone = group.state == PlacementGroupTableData.REMOVED
-        if gone or group.creator_job_id != job or not group.creator_actor_id.strip(b"\xff"):
-            continue
-        seen += 1
-        if not group.is_detached and _is_dead(group.creator_actor_id):
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
-    return seen
-
-
-def _is_dead(actor: bytes) -> bool:
-    """Ray keeps an actor's row as long as it lives, and long after."""
-    row = state.actor_table(actor.hex(), None, None)
-    return not row or row["State"] == "DEAD"
-
-
-def _num_controllers() -> int:
-    """Ray Train's, of this job, that live."""
-    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
-    alive = state.actor_table(None, job, "ALIVE").values()
-    return sum(actor["ActorClassName"] == "TrainController" for actor in alive)
+    groups = ray_compat.groups_of_actors()
+    for group in groups:
+        if not group.is_detached and ray_compat.is_dead(group.maker):
+            remove_placement_group(group.group)
+    return len(groups)

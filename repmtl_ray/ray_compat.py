@@ -13,9 +13,9 @@ Three corrections are modules of their own, because they are more than a few lin
   Ray's callback.
 - `search/asha.py`, which stores the rungs of ASHA with a search. Upstream: Ray issue 30838 (open).
   It can go when `Tuner.restore` restores schedulers.
-- the module that removes placement groups whose maker has died. Upstream: Ray issues 54305 and
-  53921, Ray's cleaner is pull request 58515. It can go when `python -m bench.stops` counts no group
-  without it.
+- `placement_group_cleanup.py`, which removes placement groups whose maker has died. Upstream: Ray
+  issues 54305 and 53921; Ray's cleaner is pull request 58515. It can go when `python -m bench.stops`
+  counts no group without it.
 
 Ray's modules are imported in the functions, because several processes per trial import this one.
 """
@@ -46,23 +46,38 @@ def dashboard_url() -> str:
 
 
 @contextlib.contextmanager
-def interrupt_handler_restored() -> Iterator[None]:
-    """Restores Python's handler of Ctrl-C after the block, in which Ray Train or Ray Tune runs.
+def signal_handlers_kept() -> Iterator[None]:
+    """Restores this process's handlers of SIGINT, SIGTERM and SIGHUP after the block.
 
-    Why: both replace the handler for their run and keep it. Ctrl-C would continue to mean "abort that
-    run", and Train's handler keeps the run's controller alive in the cluster. Upstream: Train's
-    handler is pull request 53600; no issue about its removal is known. It can go when
-    `signal.getsignal(signal.SIGINT)` is the same before and after `TorchTrainer.fit`.
+    Why: `ray.init` replaces them, and its handler of SIGTERM ends the process without a word. Upstream:
+    no issue known. It can go when the handlers are the same before and after `ray.init`.
     """
     if threading.current_thread() is not threading.main_thread():  # Ray changes nothing there
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:
-        if before is not None:  # None: an embedding program set a handler in C
-            signal.signal(signal.SIGINT, before)
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
+
+
+def leave_interrupts_to_caller(trainer: Any) -> None:
+    """Makes Ctrl-C during `trainer.fit()` raise KeyboardInterrupt, as anywhere else.
+
+    Why: Ray Train takes SIGINT for its run. It ends the process with exit code 0 and keeps the run's
+    controller alive until the next run of the process. Upstream: pull request 53600 added this; no
+    issue about it is known. It can go when Ray Train has a setting for it, as Ray Tune has with
+    TUNE_DISABLE_SIGINT_HANDLER.
+
+    Args:
+        trainer: a `ray.train.torch.TorchTrainer`, before its `fit`.
+    """
+    assert callable(trainer._register_sigint_handler)
+    trainer._register_sigint_handler = lambda controller: None
 
 
 @contextlib.contextmanager
@@ -131,7 +146,7 @@ def groups_of_actors() -> list[OwnedGroup]:
     """The placement groups of this job's actors.
 
     Why: the public `ray.util.placement_group_table` does not name the maker. Upstream: no issue
-    known. It can go together with the module that removes placement groups.
+    known. It can go together with `placement_group_cleanup.py`.
     """
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
@@ -153,7 +168,7 @@ def is_dead(actor: bytes) -> bool:
     """Whether an actor, named by its id, has died. Ray keeps its row long after its death.
 
     Why: the public `ray.util.state.get_actor` needs the dashboard's server. Upstream: no issue known.
-    It can go together with the module that removes placement groups.
+    It can go together with `placement_group_cleanup.py`.
     """
     from ray._private.state import state
 
@@ -161,16 +176,29 @@ def is_dead(actor: bytes) -> bool:
     return not row or row["State"] == "DEAD"
 
 
-def num_live_actors(class_name: str) -> int:
-    """How many actors of this job with this class live.
+def live_actors(*class_names: str) -> list[bytes]:
+    """Ids of the living actors of this job that have one of these classes.
 
-    Why, upstream and end: as `is_dead`.
+    Why: as `is_dead`. Upstream: no issue known. It can go together with `placement_group_cleanup.py`.
     """
     from ray._private.state import state
 
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
-    alive = state.actor_table(None, job, "ALIVE").values()
-    return sum(actor["ActorClassName"] == class_name for actor in alive)
+    rows = state.actor_table(None, job, "ALIVE")
+    return [
+        bytes.fromhex(actor) for actor, row in rows.items() if row["ActorClassName"] in class_names
+    ]
+
+
+def kill_actor(actor: bytes) -> None:
+    """Kills an actor, named by its id, without a restart.
+
+    Why: the public `ray.kill` needs a handle, and only Ray has the handles of the actors that it
+    starts for a run. Upstream: no issue known. It can go when `ray.kill` takes an id.
+    """
+    from ray._private.worker import global_worker
+
+    global_worker.core_worker.kill_actor(ray.ActorID(actor), True)  # type: ignore[attr-defined]
 
 
 def asha_rungs(scheduler: Any) -> list[tuple[float, dict[str, float]]]:

@@ -11,20 +11,16 @@ of every trial.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-from repmtl_ray import alike, cluster
+from repmtl_ray import alike, cluster, ray_compat
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import (
     Experiment,
@@ -229,7 +225,7 @@ def train(
     resources = {"CPU": placement.cpus_per_worker}
     if use_gpu:
         resources["GPU"] = placement.gpus_per_worker
-    trainer = _Trainer(
+    trainer = TorchTrainer(
         run_worker,  # type: ignore[arg-type]  # may return a value in Train V2
         train_loop_config={
             "experiment": to_dict(experiment),
@@ -253,7 +249,8 @@ def train(
             callbacks=list(callbacks),
         ),
     )
-    with ended_by_interrupt(), _own_address():
+    ray_compat.leave_interrupts_to_caller(trainer)
+    with ended_by_interrupt(), ray_compat.address_known_to_run():
         outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     if outcome is None:
         raise RuntimeError(f"run {name!r} in {storage} ended without a result.")
@@ -271,37 +268,6 @@ def train(
         final=outcome["final"],
         notes=data.notes,
     )
-
-
-class _Trainer(TorchTrainer):
-    """Ray's trainer, which leaves Ctrl-C to this project: it raises KeyboardInterrupt.
-
-    Ray Train would take SIGINT for its run, end the process with exit code 0, and keep the run's
-    controller alive until the process's next run.
-    """
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def _own_address() -> Iterator[None]:
-    """Tells the run's processes which Ray is theirs.
-
-    Ray Train's cleaner asks "is the controller alive?" without an address. Where a machine runs two
-    Rays that is an error that ends the cleaner: a trial stopped early would keep its CPUs for ever,
-    and the next ones wait for them.
-    """
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["RAY_ADDRESS"]
-        else:
-            os.environ["RAY_ADDRESS"] = before
 
 
 def finished(folder: str, experiment: Experiment, data: CachedData) -> FitResult | None:

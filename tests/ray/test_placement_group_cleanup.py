@@ -67,9 +67,7 @@ def test_a_group_that_ray_heard_of_after_its_makers_death_is_removed(monkeypatch
         return [row.SerializeToString() for row in rows]
 
     accessor = SimpleNamespace(get_placement_group_table=late, get_actor_info=real.get_actor_info)
-    monkeypatch.setattr(
-        placement_group_cleanup.state, "_connect_and_get_accessor", lambda: accessor
-    )
+    monkeypatch.setattr(state, "_connect_and_get_accessor", lambda: accessor)
     deadline = time.monotonic() + 120
     while placement_group_cleanup.remove_orphaned_groups() and time.monotonic() < deadline:
         time.sleep(0.1)

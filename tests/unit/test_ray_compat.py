@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import ray.data
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.schedulers import ASHAScheduler
 
 from repmtl_ray import ray_compat
@@ -27,8 +28,6 @@ SOURCES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
     if path.name != "ray_compat.py"
 ]
-NOT_YET = {"cluster.py", "train.py", "orphans.py", "placement_group_cleanup.py"}
-"""Modules that are to use `ray_compat` and do not yet."""
 
 
 def imports_at_run_time(path: Path) -> set[str]:
@@ -54,8 +53,6 @@ def imports_at_run_time(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_other_module_imports_a_private_name_of_ray(path: Path) -> None:
     private = {name for name in imports_at_run_time(path) if PRIVATE.search(name)}
-    if path.name in NOT_YET:
-        pytest.skip("is to use ray_compat")
     assert not private, f"use repmtl_ray/ray_compat.py instead of {sorted(private)}"
 
 
@@ -85,7 +82,7 @@ def test_every_entry_says_why_it_exists_what_is_known_upstream_and_when_it_can_g
     text = " ".join((getattr(ray_compat, name).__doc__ or "").split())
     assert "Why" in text
     assert "pstream" in text
-    assert "It can go" in text or "as `is_dead`" in text
+    assert "It can go" in text
 
 
 def test_the_dashboards_address_is_what_ray_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +90,41 @@ def test_the_dashboards_address_is_what_ray_says(monkeypatch: pytest.MonkeyPatch
     assert ray_compat.dashboard_url() == "127.0.0.1:8265"
 
 
-def test_the_interrupt_handler_is_the_same_after_the_block_and_untouched_in_other_threads() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with ray_compat.interrupt_handler_restored():
-        signal.signal(signal.SIGINT, lambda *_: None)
-    assert signal.getsignal(signal.SIGINT) is before
+def test_signal_handlers_are_the_same_after_the_block_and_untouched_in_other_threads() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def own(number: int, frame: object) -> None:
+        raise AssertionError("no signal is sent")
+
+    before = [signal.signal(number, own) for number in numbers]
+    try:
+        with ray_compat.signal_handlers_kept():
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
+        assert [signal.getsignal(number) for number in numbers] == [own] * 3
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
     entered = []
 
     def in_a_thread() -> None:
-        with ray_compat.interrupt_handler_restored():
+        with ray_compat.signal_handlers_kept():
             entered.append(True)
 
     thread = threading.Thread(target=in_a_thread)
     thread.start()
     thread.join()
     assert entered == [True]
+
+
+def test_ray_trains_fit_registers_its_handler_by_the_method_that_is_replaced() -> None:
+    source = inspect.getsource(DataParallelTrainer)
+    assert "self._register_sigint_handler(" in source
+    trainer = SimpleNamespace(_register_sigint_handler=signal.signal)
+    ray_compat.leave_interrupts_to_caller(trainer)
+    before = signal.getsignal(signal.SIGINT)
+    trainer._register_sigint_handler("the controller")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("before", [None, "10.0.0.1:6379"])
