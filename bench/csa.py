@@ -3,9 +3,10 @@ forward and backward.
 
     python -m bench.csa [--repeats 5] [--device cpu|cuda] [--shapes 2,16,2048,512 ...]
 
-Every figure comes from a fresh process that does one thing. Peak memory is what forward and
-backward add to the process that already holds the input (CUDA: to the allocator). The two are timed
-in turn; the ratio is of medians in one run. About one minute on two cores.
+Every figure comes from a fresh process that does one thing. Peak memory is what the forward and the
+backward pass add to a process that already holds the input (CUDA: to the allocator). The two forms
+are timed in turn, and the ratio is that of their medians in one run. Takes about one minute on two
+cores.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Samples a second on the way to the model, against a torch DataLoader; and how long training waits.
+"""How many samples per second arrive at the model, compared with a torch DataLoader; how long training waits.
 
     python -m bench.data [--samples 1024] [--height 128 --width 256] [--repeats 3] [--s3 URI]
 
-Makes frames in the Cityscapes npy layout (random images, labels in blocks, depths with holes),
-prepares them as shards, and shows them in batches of 16 with augmentation, from: Ray's object
-store, shards on disk, npy files, and shards in a bucket (the one of `--s3`, or moto's server, a
-process of its own on the same cores); and by Ray Data's own pipeline over the same shards. The
-DataLoader does the same work on the same cores: plain `numpy.load`, the same augmentation and
-collation, one process a core. Every epoch is in another order; the first, which opens files, is not
-counted. Rates are medians, in turn, of the repeats.
+Makes frames in the Cityscapes npy layout (random images, labels in blocks, depths with holes) and
+prepares them as shards. Then reads them in batches of 16 with augmentation from Ray's object store,
+from shards on disk, from npy files, from shards in a bucket, and with Ray Data's own pipeline over
+the same shards. The bucket is that of `--s3`, or one of moto's server, which is a process of its own
+on the same cores. The DataLoader does the same work on the same cores: plain `numpy.load`, the same
+augmentation and collation, one process per core. Every epoch has another order. The first epoch opens
+the files and is not counted. A rate is the median of the repeats; the sources take turns.
 
-Then one epoch of training on the CPU from each, and the share of its time that the loop waited for
-a batch.
+After that, one epoch of training on the CPU runs from each source, and the share of its time in which
+the loop waited for a batch is printed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Faults at chosen moments of a run's workers, for `bench/survival.py` and the tests.
 
-`worker` takes the place of the function that `fit` runs in every worker: it reads a plan beside the
-run's folder, arms it, and calls the real one. Every fault strikes once, whatever restarts follow;
-steps and faults are logged with their times. Nothing in the package knows of this module.
+`worker` replaces the function that `fit` runs in every worker. It reads a plan beside the run's
+folder, prepares the faults, and calls the real function. Every fault happens once, also when the run
+starts again. Steps and faults are logged with their times. No module of the package knows of this one.
 """
 
 from __future__ import annotations

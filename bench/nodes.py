@@ -1,8 +1,8 @@
-"""Nodes that go and come while a run is at work, on a cluster of real raylets on this machine, for
+"""Nodes that leave and join a cluster of real raylets on this machine while a run trains, for
 `bench/survival.py` and the tests.
 
-The run is slowed down by `bench/faults.py`, so that it outlasts what happens to it; its workers log
-their steps there.
+`bench/faults.py` slows the run down, so that it lasts longer than what happens to it, and logs the
+steps of its workers.
 """
 
 from __future__ import annotations

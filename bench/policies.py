@@ -1,15 +1,15 @@
-"""Every policy's step time and peak memory as ratios to EW's: same model, same batches, one run.
+"""Step time and peak memory of every policy relative to EW, with one model and the same batches.
 
     python -m bench.policies [--rounds 2] [--device cpu|cuda] [--policies EW UPGrad MGDA@r ...]
                              [--encoder resnet10t --size 32 --batch-size 8]
 
-Prints a Markdown table. Rows that end in "@r" combine gradients at the representation. A whole
-training step is timed: forward, heads, encoder backwards, policy, optimiser. Steps of a policy
-alternate with EW's, so that a slow moment of the machine falls on both; the ratio is the median of
-the pairs' ratios (CPU: of processor time). Memory is what two steps add at their peak to what model
-and batch take, optimiser and policy state included (CPU: resident pages, Linux only; CUDA: the
-allocator's). IGBv2 is timed between two of its agent's lessons. Without Ray; about two minutes on
-one core by default.
+Prints a Markdown table. Rows that end in "@r" combine gradients at the representation. The time is
+that of a whole training step: forward pass, heads, backward passes of the encoder, policy, optimiser.
+Steps of a policy alternate with steps of EW, so that a slow moment of the machine affects both. The
+ratio is the median of the ratios of the pairs (CPU: of processor time). Memory is what two steps add
+at their peak to what model and batch take; it includes the state of optimiser and policy (CPU:
+resident pages, Linux only; CUDA: the allocator's). IGBv2 is timed between two updates of its agent.
+Needs no Ray. Takes about two minutes on one core by default.
 """
 
 from __future__ import annotations

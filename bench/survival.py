@@ -1,16 +1,21 @@
-"""The kill campaign: runs that are struck at seeded random moments, against one that is not.
+"""The campaign of faults: runs with faults at random moments, compared with an undisturbed run.
 
     python -m bench.survival [--seed 0] [--runs 0 1 2 3] [--storage DIR]
                              [--parts workers drivers clusters preemption arrival]
 
-Prints a Markdown table, a row a fault: kind, moment, whether the run ended with its result, steps
-that had to be taken again, seconds from the fault to the first step after it, and whether the final
-weights and all metrics equal the undisturbed run's to the bit ("to 1e-6": the metrics do, so far).
-`workers`: several faults a run, by SIGKILL, torn files or a full disk (`bench/faults.py`).
-`drivers`: the process that called `fit` dies; `clusters`: it and all of Ray; both start again under
-the same name. `preemption` and `arrival`: a node is announced to go, and goes, or another comes,
-while the run is at work (`bench/nodes.py`). The moments follow from seed, part and number, so that
-runs may be done apart. On two idle cores about 20 minutes.
+Prints a Markdown table with one row per fault. The columns are the kind of fault, its moment, whether
+the run ended with its result, the steps that were taken again, the seconds from the fault to the first
+step after it, and whether the final weights and all metrics equal those of the undisturbed run to the
+bit ("to 1e-6" means that the metrics agree to this tolerance). The parts are:
+
+    workers      several faults per run: SIGKILL, torn files, or a full disk (`bench/faults.py`)
+    drivers      the process that called `fit` dies, and `fit` is called again with the same name
+    clusters     the same with all of Ray
+    preemption   a node is announced to go and goes while the run trains (`bench/nodes.py`)
+    arrival      another node comes while the run trains
+
+The moments follow from seed, part and number, so the runs can be done separately. Takes about 20
+minutes on two idle cores.
 """
 
 from __future__ import annotations

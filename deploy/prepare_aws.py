@@ -1,13 +1,13 @@
-"""Makes what `ray_cluster.yaml` needs in an AWS account, and says what to write into it.
+"""Makes what `ray_cluster.yaml` needs in an AWS account, and writes the values into a copy of that file.
 
     pip install boto3
     python deploy/prepare_aws.py --region us-west-2 --bucket my-bucket --write my_cluster.yaml
     ray up my_cluster.yaml
 
-Makes, unless they are there: the bucket (private), the roles and instance profiles of head and
-workers, and the security group that lets SSH in from this machine's address alone. Costs nothing
-but the bucket's contents. Looks at the spot quota for GPUs and warns if it is too small for one
-machine. Run it where the file and the repository are; it never starts a machine.
+Makes what does not exist yet: a private bucket, the roles and instance profiles of head and workers,
+and a security group that accepts SSH from this machine's address alone. Only the contents of the
+bucket cost money. Reads the spot quota for GPUs and warns if it is too small for one machine. Run it
+in the folder of the repository, where the cluster file is. It never starts a machine.
 """
 
 from __future__ import annotations

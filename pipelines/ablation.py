@@ -3,12 +3,12 @@
     python pipelines/ablation.py scenes                    rendered street scenes
     python pipelines/ablation.py cityscapes --data DIR --protocol libmtl --gpus-per-worker 1
 
-The paper's "neither" trains on plain losses and its other cells on their logarithms; here the
-logarithm is a factor of its own, so that what it gives is not booked on the penalties. Besides the
-table it prints, and leaves as factors.csv, what each factor changes delta_p by: over all cells, alone,
-and beside the other two; where these differ, the factors depend on each other. Options and results
-are those of pipelines/benchmark.py. Cost of the first form: 8 x 3 runs and 6 single-task ones of 35 to
-55 s, two at a time, on 2 cores.
+In the paper, the cell without penalties trains on plain losses and the other cells train on their
+logarithms. Here the logarithm is a factor of its own, so that its gain is not counted as the gain of
+the penalties. Besides the table, the recipe prints by how much each factor changes delta_p, and writes
+it to factors.csv: over all cells, alone, and together with the other two. Where these differ, the
+factors depend on each other. Options and results are those of pipelines/benchmark.py. The first form
+takes 8 x 3 runs and 6 single-task runs of 35 to 55 s, two at a time, on 2 cores.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
     python pipelines/benchmark.py scenes                                  rendered street scenes
     python pipelines/benchmark.py cityscapes --data DIR --gpus-per-worker 1
     python pipelines/benchmark.py office_31 --data DIR --methods EW EW-log Nash-MTL Rep-MTL
-    python pipelines/benchmark.py scenes --resume NAME                    goes on; same other options
+    python pipelines/benchmark.py scenes --resume NAME                    continues; same other options
 
-A method is a policy (plain losses), a policy on log losses ("UW-log"), "Rep-MTL", or "Rep-MTL+UW".
-Single-task rows are trained first and kept for the next benchmark. Leaves the table as CSV, Markdown
-and LaTeX, with the published values beside where the data are the paper's, and report.html. Cost of
-the first form: 35 to 55 s a run, two at a time, on 2 cores; a run is a method, or a task, and a seed.
+A method is a policy on plain losses ("UW"), a policy on log losses ("UW-log"), "Rep-MTL", or a policy
+with Rep-MTL's penalties ("Rep-MTL+UW"). The single-task rows are trained first and kept for the next
+benchmark. Writes the table as CSV, Markdown and LaTeX, and report.html. Where the data are those of the
+paper, the published values stand beside ours. In the first form a run takes 35 to 55 s, two at a time,
+on 2 cores. There is one run per method and seed, and one per task and seed.
 """
 
 from __future__ import annotations

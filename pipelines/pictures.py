@@ -1,11 +1,11 @@
-"""What a checkpoint's model sees in a few images: predictions, saliency, who owns which position.
+"""Pictures of a checkpoint's model on a few images: predictions, saliency, and affinities of the tasks.
 
     python pipelines/pictures.py CHECKPOINT --out DIR
     python pipelines/pictures.py CHECKPOINT --images 6 --split val --tensorboard LOGS
 
 Writes predictions.png, saliency.png (|S_t| of every task, the task distribution P, its entropy) and
-affinity.png (how alike the tasks' channel affinities are); with --tensorboard the same as images
-there (pip install "repmtl_ray[loggers]").
+affinity.png (how similar the tasks' channel affinities are). With --tensorboard it writes the same
+pictures as a TensorBoard log (pip install "repmtl_ray[loggers]").
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@
     python pipelines/plan_cluster.py --calibrate RUNS/small RUNS/other    times of finished searches
 
 The time of an epoch is measured here (a few steps on rendered scenes of the experiment's size), or
-given, or read from a finished search; prices are those of your provider's list. The search is
-simulated on clusters of several sizes, and a table is printed; --out also leaves plan.csv and
+given, or read from a finished search. You give the prices of your provider. The recipe simulates the
+search on clusters of several sizes and prints a table. With --out it also writes plan.csv and
 plan.png. With several searches after --calibrate, the first one gives the times, and each of the
-others is compared with its simulation. Takes seconds, or as long as a dozen training steps; starts
-no Ray and no machine.
+others is compared with its simulation. It takes seconds, or as long as a dozen training steps, and
+starts neither Ray nor a machine.
 """
 
 from __future__ import annotations

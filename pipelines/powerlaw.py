@@ -2,9 +2,9 @@
 
     python pipelines/powerlaw.py CHECKPOINT [CHECKPOINT ...]
 
-By the library weightwatcher: pip install "repmtl_ray[analysis]". Several checkpoints, of EW and of
-Rep-MTL for example, are shown one after the other; they must be of the same model. Writes every
-layer's exponent to powerlaw.csv.
+Uses the library weightwatcher (pip install "repmtl_ray[analysis]"). Shows several checkpoints, for
+example of EW and of Rep-MTL, one after the other; they must be of the same model. Writes the exponent
+of every layer to powerlaw.csv.
 """
 
 from __future__ import annotations

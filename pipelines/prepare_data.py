@@ -3,8 +3,8 @@
     python pipelines/prepare_data.py cityscapes --source DIR --out s3://bucket/cityscapes
     python pipelines/prepare_data.py office31 --source DIR --out DIR --set domains='["dslr"]'
 
-Reports everything that is wrong in one go; run again, it goes on where it was. Then
-`pipelines/inspect_data.py URI` shows the result, and `data.path` URI trains from it.
+Reports everything that is wrong in one message. After an interruption, the same command continues.
+Then `pipelines/inspect_data.py URI` shows the result, and `data.path` URI trains from it.
 """
 
 from __future__ import annotations

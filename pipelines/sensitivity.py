@@ -4,8 +4,9 @@
     python pipelines/sensitivity.py cityscapes --data DIR --vary csa --gpus-per-worker 1
     python pipelines/sensitivity.py scenes --vary tsr --values 0.1 0.9 1.9
 
-One value varies, the others stay (0.9, 0.9, the protocol's rate). Options and results are those of
-pipelines/benchmark.py; single-task rows are trained once, with the unvaried rate.
+One value varies, and the others keep their values (0.9, 0.9, the protocol's learning rate). Options and
+results are those of pipelines/benchmark.py. The single-task rows are trained once, with the protocol's
+learning rate.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
     python pipelines/timing.py cityscapes --data DIR --protocol libmtl --device cuda
     python pipelines/timing.py scenes --methods all --rounds 1
 
-Trains in this process, without Ray and without evaluation, methods in turn, so that the machine's
-other work hits all of them; use it on an idle machine. Methods as in pipelines/benchmark.py; "all"
-is every policy on plain losses. Prints the table and writes timing.csv.
+Trains in this process, without Ray and without evaluation. The methods take turns, so that other work
+of the machine affects all of them; use it on an idle machine. The methods are those of
+pipelines/benchmark.py; "all" means every policy on plain losses. Prints the table and writes
+timing.csv.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
     python pipelines/tune_cityscapes.py                 rendered street scenes, minutes on a laptop
     python pipelines/tune_cityscapes.py --data DIR      Cityscapes in any form, the paper's setting
-    python pipelines/tune_cityscapes.py --resume NAME   goes on with an interrupted search; give the
-                                                        same other options
+    python pipelines/tune_cityscapes.py --resume NAME   continues an interrupted search; give the same
+                                                        other options
 
-Two tasks, segmentation and inverse depth. Joins the Ray cluster of this machine, or starts a local
-one. Single-task baselines are trained first and kept for the next search. Leaves a table, a CSV, a
-picture of delta_p over (lambda_tsr, lambda_csa) and the best configuration. Cost of the first
-form: about 4 minutes on 2 cores. The paper's setting needs a GPU a trial: --gpus-per-worker 1.
+The two tasks are segmentation and inverse depth. The recipe joins the Ray cluster of this machine, or
+starts a local one. It trains the single-task baselines first and keeps them for the next search. It
+writes a table, a CSV, a picture of delta_p over (lambda_tsr, lambda_csa) and the best configuration.
+The first form takes about 4 minutes on 2 cores. The paper's setting needs one GPU per trial:
+--gpus-per-worker 1.
 """
 
 from __future__ import annotations

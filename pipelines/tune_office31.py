@@ -4,10 +4,10 @@
     python pipelines/tune_office31.py --data DIR --preset paper         ResNet-18, 224 x 224, 100 epochs
     python pipelines/tune_office31.py --data DIR --dataset office_home  four domains, 65 classes
 
-Every domain is a task with its own images. DIR holds amazon/images/<class>/*.jpg, dslr/...,
-webcam/... (Office-Home: Art/<class>/*.jpg, Clipart/..., Product/..., Real_World/...) and, if there
-are any, the split lists splits/<domain>_{train,val,test}.txt; without lists a seeded split is made
-and written beside the data.
+Every domain is a task with its own images. DIR holds amazon/images/<class>/*.jpg, dslr/..., webcam/...
+(Office-Home: Art/<class>/*.jpg, Clipart/..., Product/..., Real_World/...), and optionally the split
+lists splits/<domain>_{train,val,test}.txt. Without lists, the recipe makes a split from a seed and
+writes it beside the data.
 """
 
 from __future__ import annotations
