@@ -15,6 +15,8 @@ from types import SimpleNamespace
 import pytest
 import ray
 import ray.data
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.schedulers import ASHAScheduler
 
@@ -120,10 +122,10 @@ def test_signal_handlers_are_the_same_after_the_block_and_untouched_in_other_thr
 def test_ray_trains_fit_registers_its_handler_by_the_method_that_is_replaced() -> None:
     source = inspect.getsource(DataParallelTrainer)
     assert "self._register_sigint_handler(" in source
-    trainer = SimpleNamespace(_register_sigint_handler=signal.signal)
+    trainer = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=1))
     ray_compat.leave_interrupts_to_caller(trainer)
     before = signal.getsignal(signal.SIGINT)
-    trainer._register_sigint_handler("the controller")
+    trainer._register_sigint_handler(None)  # type: ignore[attr-defined]
     assert signal.getsignal(signal.SIGINT) is before
 
 
