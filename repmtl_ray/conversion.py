@@ -1,6 +1,7 @@
-"""Configurations as plain values and back, with errors that say where, what and what instead.
+"""Dataclasses as plain values and back, with errors that say where, what and what instead.
 
-Owns the conversion of frozen dataclasses, for any of them; which there are is in `config.py`.
+Owns the one way from any frozen dataclass to JSON and back: of configurations, whose classes are in
+`config.py`, and of what is stored beside results and samples.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 C = TypeVar("C")
@@ -80,15 +81,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain, JSON-compatible values; `from_dict` reads it back."""
+    """A dataclass as plain, JSON-compatible values; `from_dict` reads it back."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
-    """Builds a configuration class from nested plain values.
+    """Builds a dataclass from nested plain values.
 
     Args:
-        cls: Experiment or one of its parts.
+        cls: the dataclass, for example Experiment or one of its parts.
         values: field names to values, nested like the classes.
         where: dotted prefix for messages.
 
@@ -149,11 +150,18 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         check(value in inner, path, value, "one of " + ", ".join(map(repr, inner)))
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         check(isinstance(value, list | tuple), path, value, "a list")
-        if inner[-1] is not ...:
-            check(len(value) == len(inner), path, value, f"{len(inner)} values")
-        return tuple(_convert(inner[0], item, path) for item in value)
+        return origin(_convert_items(inner, value, path))
+    if isinstance(hint, type) and issubclass(hint, tuple):  # a NamedTuple
+        check(isinstance(value, list | tuple), path, value, "a list")
+        return hint(*_convert_items(tuple(typing.get_type_hints(hint).values()), value, path))
+    if origin is not None and issubclass(origin, Mapping) and inner[1] is not Any:
+        check(isinstance(value, Mapping), path, value, "a mapping")
+        return {
+            _convert(inner[0], key, path): _convert(inner[1], item, f"{path}.{key}")
+            for key, item in value.items()
+        }
     if hint is float:
         check(
             isinstance(value, int | float) and not isinstance(value, bool), path, value, "a number"
@@ -167,6 +175,15 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return value
     check(isinstance(value, Mapping), path, value, "a mapping")
     return _plain(value, path)
+
+
+def _convert_items(hints: tuple[Any, ...], values: Sequence[Any], path: str) -> Iterator[Any]:
+    """The items of a list; one hint for all (of a list, or before an ellipsis), or one for each."""
+    if len(hints) == 1 or hints[-1] is ...:
+        hints = (hints[0],) * len(values)
+    check(len(values) == len(hints), path, values, f"{len(hints)} values")
+    for hint, value in zip(hints, values, strict=True):
+        yield _convert(hint, value, path)
 
 
 def _plain(value: Any, path: str, depth: int = 0) -> Any:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, cast, get_args
+from typing import Any
 
 import numpy as np
 
 from repmtl_ray import storage
+from repmtl_ray.conversion import check, from_dict, to_dict
 from repmtl_ray.data.stream import Kind, Normalization
 
 FILE = "manifest.json"
@@ -34,6 +35,15 @@ class Column:
 
     shape: tuple[int, ...]
     dtype: str
+
+    def __post_init__(self) -> None:
+        for size in self.shape:
+            check(size >= 0, "a column's shape", self.shape, "sizes from 0 on")
+        try:
+            is_numeric = np.dtype(self.dtype).kind in "uif"
+        except TypeError:
+            is_numeric = False
+        check(is_numeric, "a column's dtype", self.dtype, "the name of a numeric one")
 
     @property
     def num_bytes(self) -> int:
@@ -60,6 +70,10 @@ class Shard:
     first: int
     last: int
     labels: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_bytes", "first", "last"):
+            check(getattr(self, name) >= 0, f"a shard's {name}", getattr(self, name), "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +122,7 @@ class Manifest:
 
 def to_text(manifest: Manifest) -> str:
     """Readable JSON."""
-    values = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    values = {"format": FORMAT, "version": VERSION, **to_dict(manifest)}
     return json.dumps(values, indent=1) + "\n"
 
 
@@ -136,10 +150,9 @@ def read(root: str) -> Manifest:
         raise ValueError(f"{location} is no JSON ({error}); prepare the data again.") from error
     _check_format(location, values)
     try:
-        manifest = _manifest(values)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"has no {error}" if isinstance(error, KeyError) else f"is not as expected: {error}"
-        raise ValueError(f"{location} {what}; prepare the data again.") from error
+        manifest = from_dict(Manifest, _without_form(values))
+    except ValueError as error:
+        raise ValueError(f"{location}: {error} Prepare the data again.") from error
     for split, streams in manifest.splits.items():
         for name, stream in streams.items():
             _check_stream(f"{location}: {split}/{name}", stream)
@@ -163,72 +176,8 @@ def _check_format(location: str, values: Any) -> None:
         )
 
 
-def _manifest(values: Mapping[str, Any]) -> Manifest:
-    return Manifest(
-        name=_text(values["name"]),
-        source=dict(values["source"]),
-        software=_text(values["software"]),
-        splits={
-            split: {name: _stream(stream) for name, stream in streams.items()}
-            for split, streams in values["splits"].items()
-        },
-        left_out=tuple(dict(entry) for entry in values.get("left_out", ())),
-    )
-
-
-def _stream(values: Mapping[str, Any]) -> StoredStream:
-    normalize = values["normalize"]
-    for task, kind in values["kinds"].items():
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind {kind!r} of {task!r} is none of {', '.join(get_args(Kind))}")
-    return StoredStream(
-        kinds=cast(Mapping[str, Kind], dict(values["kinds"])),
-        columns={
-            name: Column(
-                shape=tuple(_number(size) for size in column["shape"]),
-                dtype=_dtype(column["dtype"]),
-            )
-            for name, column in values["columns"].items()
-        },
-        normalize=None if normalize is None else Normalization(*map(tuple, normalize)),
-        num_samples=_number(values["num_samples"]),
-        classes={name: dict(counts) for name, counts in values["classes"].items()},
-        valid={name: float(share) for name, share in values["valid"].items()},
-        shards=tuple(shard(entry) for entry in values["shards"]),
-        notes=tuple(_text(note) for note in values.get("notes", ())),
-    )
-
-
-def shard(values: Mapping[str, Any]) -> Shard:
-    """One entry of a manifest, its types checked."""
-    labels = values.get("labels")
-    return Shard(
-        path=_text(values["path"]),
-        num_samples=_number(values["num_samples"]),
-        num_bytes=_number(values["num_bytes"]),
-        sha256=_text(values["sha256"]),
-        first=_number(values["first"]),
-        last=_number(values["last"]),
-        labels=None if labels is None else tuple(labels),
-    )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} where text is expected")
-    return value
-
-
-def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{value!r} where a number from 0 on is expected")
-    return value
-
-
-def _dtype(value: Any) -> str:
-    if np.dtype(_text(value)).kind not in "uif":
-        raise ValueError(f"dtype {value!r} where a numeric one is expected")
-    return str(value)
+def _without_form(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in ("format", "version")}
 
 
 def _check_stream(where: str, stream: StoredStream) -> None:

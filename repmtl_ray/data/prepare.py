@@ -13,9 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ import ray
 
 import repmtl_ray
 from repmtl_ray import storage
+from repmtl_ray.conversion import from_dict, to_dict
 from repmtl_ray.data import manifest, shards, validation
 from repmtl_ray.data.columns import SAMPLE_ID
 from repmtl_ray.data.manifest import Column, Manifest, Shard, StoredStream
@@ -62,14 +62,24 @@ class _Outcome:
         contents: of the samples in it.
         errors: refused samples' numbers and why.
         failure: of the storage, which ends the preparation.
-        kept: it was there from an earlier run.
+        is_kept: it was there from an earlier run.
     """
 
     shard: Shard | None = None
     contents: validation.Contents = field(default_factory=validation.Contents)
     errors: tuple[tuple[int, str], ...] = ()
     failure: str | None = None
-    kept: bool = False
+    is_kept: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What is kept of a finished job, for a preparation that is interrupted and run again."""
+
+    plan: str
+    first: int
+    end: int
+    outcome: _Outcome
 
 
 def prepare(
@@ -256,7 +266,8 @@ def convert(stream: Stream, job: _Job) -> _Outcome:
             labels = stream.classes and tuple(stream.classes[number] for number in numbers)
             written = shards.write_shard(job.root, job.path, samples, numbers, labels)
             outcome = _Outcome(shard=written, contents=contents, errors=tuple(errors))
-        storage.write_text(_record_location(job), json.dumps(_record(job, outcome)))
+        record = _Record(plan=job.plan, first=job.first, end=job.end, outcome=outcome)
+        storage.write_text(_record_location(job), json.dumps(to_dict(record)))
         return outcome
     except (ValueError, OSError) as error:  # of the storage: those of samples are in `errors`
         return _Outcome(failure=str(error))
@@ -298,47 +309,26 @@ def _record_location(job: _Job) -> str:
     return storage.join(job.root, RECORDS, f"{job.path}.json")
 
 
-def _record(job: _Job, outcome: _Outcome) -> dict[str, Any]:
-    return {
-        "plan": job.plan,
-        "range": [job.first, job.end],
-        "shard": None if outcome.shard is None else asdict(outcome.shard),
-        "classes": {
-            name: {str(value): count for value, count in counts.items()}
-            for name, counts in outcome.contents.classes.items()
-        },
-        "valid": outcome.contents.valid,
-        "total": outcome.contents.total,
-        "errors": outcome.errors,
-    }
-
-
 def _recorded(job: _Job) -> _Outcome | None:
     """What an earlier run made of this job, if it is still there."""
     location = _record_location(job)
     if not storage.exists(location):
         return None
-    record = json.loads(storage.read_text(location))
-    errors = tuple((index, reason) for index, reason in record["errors"])
-    same = record["plan"] == job.plan and record["range"] == [job.first, job.end]
-    if not same or (errors and not job.skip_bad):
+    try:
+        record = from_dict(_Record, json.loads(storage.read_text(location)))
+    except ValueError:  # cut short, or of another version: the shard is made again
         return None
-    shard = None if record["shard"] is None else manifest.shard(record["shard"])
-    if shard is not None:
-        file = storage.join(job.root, shard.path)
+    outcome = record.outcome
+    same = (record.plan, record.first, record.end) == (job.plan, job.first, job.end)
+    if not same or (outcome.errors and not job.skip_bad):
+        return None
+    if outcome.shard is not None:
+        file = storage.join(job.root, outcome.shard.path)
         if not storage.exists(file):
             return None
-        if hashlib.sha256(storage.read_bytes(file)).hexdigest() != shard.sha256:
+        if hashlib.sha256(storage.read_bytes(file)).hexdigest() != outcome.shard.sha256:
             return None
-    contents = validation.Contents(
-        classes={
-            name: Counter({int(value): count for value, count in counts.items()})
-            for name, counts in record["classes"].items()
-        },
-        valid=Counter(record["valid"]),
-        total=Counter(record["total"]),
-    )
-    return _Outcome(shard=shard, contents=contents, errors=errors, kept=True)
+    return replace(outcome, is_kept=True)
 
 
 def _stored(
@@ -365,7 +355,7 @@ def _stored(
             normalize=stream.normalize,
             num_samples=sum(shard.num_samples for shard in written),
             classes={
-                task: {str(value): counts[value] for value in sorted(counts)}
+                task: {label: counts[label] for label in sorted(counts, key=int)}
                 for task, counts in contents.classes.items()
             },
             valid={

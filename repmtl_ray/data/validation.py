@@ -7,7 +7,6 @@ are checked as they are (`prepare`, `custom`).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,33 +223,38 @@ class Contents:
     """What columns hold, added up over samples.
 
     Args:
-        classes: by label or class column, how often each value was seen.
+        classes: by label or class column, how often each value was seen; values are written as
+            JSON's names are, "-1".
         valid, total: by target, values that losses read, and all.
     """
 
-    classes: dict[str, Counter[int]] = field(default_factory=dict)
-    valid: Counter[str] = field(default_factory=Counter)
-    total: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    valid: dict[str, int] = field(default_factory=dict)
+    total: dict[str, int] = field(default_factory=dict)
 
     def add(self, sample: Mapping[str, NDArray[Any]], kinds: Mapping[str, Kind]) -> None:
         for name, kind in kinds.items():
             values = np.asarray(sample[name])
             if kind in ("label", "class"):
-                classes, counts = np.unique(values, return_counts=True)
-                self.classes.setdefault(name, Counter()).update(
-                    dict(zip(classes.tolist(), counts.tolist(), strict=True))
-                )
+                labels, counts = np.unique(values, return_counts=True)
+                seen = dict(zip(map(str, labels.tolist()), counts.tolist(), strict=True))
+                _add_counts(self.classes.setdefault(name, {}), seen)
                 valid = values != IGNORE_LABEL
             else:
                 valid = values.any(axis=2)
-            self.valid[name] += int(np.count_nonzero(valid))
-            self.total[name] += int(np.size(valid))
+            _add_counts(self.valid, {name: int(np.count_nonzero(valid))})
+            _add_counts(self.total, {name: int(np.size(valid))})
 
     def merge(self, others: Iterable[Contents]) -> Contents:
         """This, with the others' counts added."""
         for other in others:
             for name, counts in other.classes.items():
-                self.classes.setdefault(name, Counter()).update(counts)
-            self.valid.update(other.valid)
-            self.total.update(other.total)
+                _add_counts(self.classes.setdefault(name, {}), counts)
+            _add_counts(self.valid, other.valid)
+            _add_counts(self.total, other.total)
         return self
+
+
+def _add_counts(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, number in more.items():
+        counts[name] = counts.get(name, 0) + number
