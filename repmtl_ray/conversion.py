@@ -145,8 +145,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return None
         options: list[Any] = [option for option in inner if option is not type(None)]
         is_list = isinstance(value, list | tuple)
-        listed = [option for option in options if str(option).startswith("tuple[")]
-        return _convert((listed if is_list and listed else options)[0], value, path)
+        exact = [option for option in options if type(value) is option]
+        listed = [option for option in options if is_list and str(option).startswith("tuple[")]
+        return _convert((exact or listed or options)[0], value, path)
     if origin is Literal:
         check(value in inner, path, value, "one of " + ", ".join(map(repr, inner)))
         return value

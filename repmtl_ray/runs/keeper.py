@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repmtl_ray import storage
+from repmtl_ray.conversion import check, from_dict, to_dict
 from repmtl_ray.protocols import best_epoch
 
 logger = logging.getLogger(__name__)
@@ -81,12 +82,16 @@ class Marker:
     epochs_done: int
     step_in_epoch: int
     global_step: int
-    history: list[dict[str, float]]
+    history: list[dict[str, int | float]]
     data: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs_done", "step_in_epoch", "global_step"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
 
 def marker_text(marker: Marker) -> str:
-    return json.dumps({"format": FORMAT, **vars(marker)}, indent=1) + "\n"
+    return json.dumps({"format": FORMAT, **to_dict(marker)}, indent=1) + "\n"
 
 
 def describe(files: Mapping[str, bytes]) -> dict[str, tuple[int, str]]:
@@ -119,28 +124,11 @@ def read_marker(location: str) -> Marker:
             f"checkpoint {path} has another format; this version reads format {FORMAT}."
         )
     try:
-        return _marker(values)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        return from_dict(Marker, values)
+    except ValueError as error:
         raise TornCheckpointError(
             f"checkpoint {path} is damaged: it has not the fields of a marker ({error})."
         ) from error
-
-
-def _marker(values: dict[str, Any]) -> Marker:
-    files = {
-        str(name): (int(size), str(digest)) for name, (size, digest) in values["files"].items()
-    }
-    counts = [values[name] for name in ("epochs_done", "step_in_epoch", "global_step")]
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"counts {counts}")
-    history = [{str(k): _number(v) for k, v in row.items()} for row in values["history"]]
-    return Marker(**{**values, "files": files, "history": history, "data": str(values["data"])})
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"a metric is {value!r}")
-    return value
 
 
 def read_file(location: str, name: str, marker: Marker) -> bytes:
@@ -175,6 +163,12 @@ def read_final(folder: str) -> dict[str, float] | None:
     except FileNotFoundError:
         return None
     return {str(name): _number(value) for name, value in values.items()}
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"a metric is {value!r}")
+    return value
 
 
 class Keeper:
