@@ -10,52 +10,128 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repmtl_ray import policies, protocols, tasks
     from repmtl_ray.cluster import Placement
-    from repmtl_ray.config import Experiment
+    from repmtl_ray.config import (
+        DataConfig,
+        Experiment,
+        ModelConfig,
+        NonFiniteLossError,
+        OptimizerConfig,
+        PolicyConfig,
+        RegularizerConfig,
+    )
     from repmtl_ray.data.custom import CustomData
-    from repmtl_ray.delta import delta_p
+    from repmtl_ray.delta import delta_m, delta_p
+    from repmtl_ray.inference import TrainedModel, evaluate, load_model, predict
     from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
     from repmtl_ray.runs.keeper import Checkpoints
     from repmtl_ray.saliency import task_saliency
     from repmtl_ray.search import SearchResult, tune
+    from repmtl_ray.studies.benchmark import benchmark
+    from repmtl_ray.tasks import Classification, Depth, InverseDepth, Normals, Segmentation, Task
     from repmtl_ray.train import FitResult, fit
 
 __version__ = "0.1.0"
 
+_NAMES = {
+    "cluster": ("Placement",),
+    "config": (
+        "DataConfig",
+        "Experiment",
+        "ModelConfig",
+        "NonFiniteLossError",
+        "OptimizerConfig",
+        "PolicyConfig",
+        "RegularizerConfig",
+    ),
+    "data.custom": ("CustomData",),
+    "delta": (
+        "delta_m",
+        "delta_p",
+    ),
+    "inference": (
+        "TrainedModel",
+        "evaluate",
+        "load_model",
+        "predict",
+    ),
+    "regularizers": (
+        "RepMTL",
+        "csa_loss",
+        "tsr_loss",
+    ),
+    "runs.keeper": ("Checkpoints",),
+    "saliency": ("task_saliency",),
+    "search": (
+        "SearchResult",
+        "tune",
+    ),
+    "studies.benchmark": ("benchmark",),
+    "tasks": (
+        "Classification",
+        "Depth",
+        "InverseDepth",
+        "Normals",
+        "Segmentation",
+        "Task",
+    ),
+    "train": (
+        "FitResult",
+        "fit",
+    ),
+}
+"""By module, the names that the package offers."""
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+_SUBMODULES = ("policies", "protocols", "tasks")
+
 __all__ = [
     "Checkpoints",
+    "Classification",
     "CustomData",
+    "DataConfig",
+    "Depth",
     "Experiment",
     "FitResult",
+    "InverseDepth",
+    "ModelConfig",
+    "NonFiniteLossError",
+    "Normals",
+    "OptimizerConfig",
     "Placement",
+    "PolicyConfig",
+    "RegularizerConfig",
     "RepMTL",
     "SearchResult",
+    "Segmentation",
+    "Task",
+    "TrainedModel",
+    "benchmark",
     "csa_loss",
+    "delta_m",
     "delta_p",
+    "evaluate",
     "fit",
+    "load_model",
+    "policies",
+    "predict",
+    "protocols",
     "task_saliency",
+    "tasks",
     "tsr_loss",
     "tune",
 ]
 
-_MODULES = {
-    "Checkpoints": "runs.keeper",
-    "CustomData": "data.custom",
-    "Experiment": "config",
-    "FitResult": "train",
-    "Placement": "cluster",
-    "RepMTL": "regularizers",
-    "SearchResult": "search",
-    "csa_loss": "regularizers",
-    "delta_p": "delta",
-    "fit": "train",
-    "task_saliency": "saliency",
-    "tsr_loss": "regularizers",
-    "tune": "search",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'repmtl_ray' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"repmtl_ray.{_MODULES[name]}"), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"repmtl_ray.{name}")
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"repmtl_ray.{_MODULE_OF[name]}"), name)
+    raise AttributeError(
+        f"module 'repmtl_ray' has no attribute {name!r}; it offers {', '.join(__all__)}"
+    )
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
