@@ -7,12 +7,9 @@ cluster of one node that cannot grow has nothing to compare and is left alone.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import platform
 import uuid
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import repmtl_ray
 from repmtl_ray import cluster, storage
+from repmtl_ray.code_version import source_digest
 
 if TYPE_CHECKING:
     import torch
@@ -46,17 +44,6 @@ class Word:
     python: str
     location: str
     content: str
-
-
-@functools.cache
-def source_digest() -> str:
-    """Of this project's source files as they are on this machine, committed or not."""
-    root = Path(repmtl_ray.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def leave_word(directory: str) -> Word | None:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from repmtl_ray import storage
+from repmtl_ray import code_version, storage
 from repmtl_ray.config import Experiment, differences, digest, from_dict, to_dict
+from repmtl_ray.data.description import DataDescription, data_differences
 
 EXPERIMENT_FILE = "experiment.json"
-FINGERPRINT_FILE = "data_fingerprint.txt"
+DATA_FILE = "data.json"
+CODE_FILE = "code.json"
 
 
 def checked_place(
@@ -53,36 +57,121 @@ def check_resume(kind: str, directory: str, resume: bool) -> None:
         )
 
 
-def claim(directory: str, experiment: Experiment, fingerprint: str | None = None) -> None:
-    """Notes in the folder of a run or a search whose it is.
+@dataclass(frozen=True, kw_only=True)
+class OwnData:
+    """What a run's result depends on in data of the user's own, which no configuration names.
 
     Args:
-        directory: of the run or search.
-        experiment: that owns it.
-        fingerprint: of custom data, which the experiment does not name.
+        description: of all their tasks, their image size and normalisation.
+        fingerprint: of the samples' content.
+    """
+
+    description: DataDescription
+    fingerprint: str
+
+
+def check_owner(directory: str, experiment: Experiment) -> None:
+    """Whether a folder is free or belongs to this experiment; writes nothing.
 
     Raises:
-        ValueError: it belongs to another experiment, or to other custom data.
+        ValueError: it belongs to another experiment, or another version of this package made it.
     """
-    if fingerprint is not None:
-        note = f"{directory}/{FINGERPRINT_FILE}"
-        if not storage.exists(note):
-            storage.write(note, fingerprint.encode())
-        elif (known := storage.read(note).decode()) != fingerprint:
+    with storage.explained(directory):
+        stored = _read(f"{directory}/{EXPERIMENT_FILE}")
+        if stored is None:
+            return
+        owner = from_dict(Experiment, stored)
+        if owner != experiment:
             raise ValueError(
-                f"{directory} was trained on other data: theirs has the fingerprint {known}, this "
-                f"{fingerprint}. Continue it with the same data, or give another name."
+                f"{directory} belongs to another experiment: {differences(owner, experiment)}. "
+                "Continue it with the same configuration, or give another name."
             )
-    note = f"{directory}/{EXPERIMENT_FILE}"
-    if not storage.exists(note):
-        storage.write(note, (json.dumps(to_dict(experiment), indent=2) + "\n").encode())
+        code = _read(f"{directory}/{CODE_FILE}") or {}
+        if code and code.get("version") != code_version.current()["version"]:
+            raise ValueError(
+                f"{directory} was begun with {code_version.difference(code)}. Continue it with that "
+                "version, or give another name: a result of two versions is a result of neither."
+            )
+
+
+def claim(directory: str, experiment: Experiment, data: OwnData | None = None) -> str:
+    """Notes in the folder of a run or a study whose it is, or compares with what is noted there.
+
+    Args:
+        directory: of the run or study.
+        experiment: that owns it.
+        data: of the user's own, if the experiment trains on such.
+
+    Returns:
+        A note for readers of the result, where other sources of the same version began it; else "".
+
+    Raises:
+        ValueError: it belongs to another experiment or to other data (what differs is named), or
+            another version of this package made it.
+    """
+    check_owner(directory, experiment)
+    with storage.explained(directory):
+        is_new = not storage.exists(f"{directory}/{EXPERIMENT_FILE}")
+        if data is not None:
+            _claim_data(directory, data, is_new)
+        if is_new:
+            _write(f"{directory}/{CODE_FILE}", code_version.current())
+            _write(f"{directory}/{EXPERIMENT_FILE}", to_dict(experiment))
+            return ""
+        difference = code_version.difference(_read(f"{directory}/{CODE_FILE}") or {})
+    note = f"{directory} was begun with {difference}; the code may give other numbers."
+    if difference:
+        print(f"note: {note}", flush=True)
+    return note if difference else ""
+
+
+def _claim_data(directory: str, data: OwnData, is_new: bool) -> None:
+    file = f"{directory}/{DATA_FILE}"
+    stored = _read(file)
+    if stored is None:
+        if not is_new:
+            raise ValueError(
+                f"{directory} has no {DATA_FILE}: it was begun by a version that did not note the "
+                "tasks and the normalisation of its data, so nobody can say whether these are the "
+                "same. Give another name."
+            )
+        _write(file, {"fingerprint": data.fingerprint, **to_dict(data.description)})
         return
-    stored = from_dict(Experiment, json.loads(storage.read(note)))
-    if stored != experiment:
+    fingerprint = stored.pop("fingerprint", "")
+    differs = data_differences(from_dict(DataDescription, stored), data.description)
+    if differs:
         raise ValueError(
-            f"{directory} belongs to another experiment: {differences(stored, experiment)}. "
-            "Continue it with the same configuration, or give another name."
+            f"{directory} was trained with other settings of the data: {differs}. Continue it with "
+            "the same ones, or give another name."
         )
+    if fingerprint != data.fingerprint:
+        raise ValueError(
+            f"{directory} was trained on other data: theirs has the fingerprint {fingerprint}, this "
+            f"{data.fingerprint}. Continue it with the same data, or give another name."
+        )
+
+
+def _read(location: str) -> dict[str, Any] | None:
+    """The plain values of a file; None if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        values = json.loads(storage.read(location))
+    except FileNotFoundError:
+        return None
+    except (UnicodeDecodeError, RecursionError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{location} is damaged ({error}); remove it, or give another name."
+        ) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{location} is not of this project; remove it, or give another name.")
+    return values
+
+
+def _write(location: str, values: dict[str, Any]) -> None:
+    storage.write(location, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def fresh_name(kind: str, experiment: Experiment) -> str:

@@ -11,6 +11,7 @@ of every trial.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,21 +21,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from repmtl_ray import alike, cluster, ray_compat
+from repmtl_ray import alike, ray_compat
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import (
     Experiment,
     ExperimentError,
     to_dict,
 )
+from repmtl_ray.conversion import shown
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt
-from repmtl_ray.run_folder import checked_place, claim
+from repmtl_ray.prepared_run import check_settings, expect, open_data, prepare_run, read_samples
+from repmtl_ray.run_folder import check_owner, checked_place, claim
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.keeper import Checkpoints, Keeper, read_final, read_marker
 from repmtl_ray.runs.worker import CachedData, run_worker
 
 if TYPE_CHECKING:
-    from repmtl_ray.data.cache import HeldSplit
     from repmtl_ray.data.custom import CustomData
 
 logger = logging.getLogger(__name__)
@@ -67,78 +69,13 @@ class FitResult:
 def cache_data(
     experiment: Experiment, final_split: Literal["val", "test"] | None = None
 ) -> CachedData:
-    """Reads the splits once, in parallel; every fault of the data shows here, before anything is
-    trained."""
-    from repmtl_ray.data.cache import CachedSplit, hold_streams
-    from repmtl_ray.data.sources import open_streams
-    from repmtl_ray.data.stream import check_one_size
-
-    opened = {
-        split: open_streams(experiment.data, split)
-        for split in ("train", experiment.data.eval_split, final_split)
-        if split is not None
-    }
-    check_one_size(opened)
-    held: list[HeldSplit] = []
-    for split in ("train", experiment.data.eval_split, final_split):
-        if split is not None:
-            streams = opened[split]
-            kept = sum(part.num_bytes for part in held if isinstance(part, CachedSplit))
-            held.append(hold_streams(streams, taken=kept))
-    data = CachedData(train=held[0], evaluation=held[1], final=held[2] if len(held) > 2 else None)
-    for note in data.notes:
-        print(f"note: {note}", flush=True)
-    return data
+    """Opens and reads the splits of a named data set (`prepared_run`)."""
+    return read_samples(open_data(experiment, Placement(), final_split))
 
 
-def cache_custom(experiment: Experiment, data: CustomData) -> CachedData:
-    """`cache_data` for data sets of the user's own.
-
-    Raises:
-        ValueError: an experiment on other data; everything in which the rows break the contract.
-    """
-    from repmtl_ray.data import custom
-
-    if experiment.data.name != custom.NAME:
-        raise ValueError(
-            f"data.name is {experiment.data.name!r}, but fit has data of your own; use "
-            f"DataConfig(name={custom.NAME!r})."
-        )
-    train, evaluation, size = custom.cache_custom(data)
-    return CachedData(train=train, evaluation=evaluation, tasks=data.tasks, image_size=size)
-
-
-def preflight(
-    experiment: Experiment, placement: Placement, *, held: CachedData | None = None
-) -> None:
-    """Finds what would fail later: policy, tasks, batch, encoder, weights, resources.
-
-    Args:
-        experiment, placement: as for `fit`.
-        held: samples that were read already.
-
-    Raises:
-        ValueError: where, what was found, what to do.
-    """
-    from repmtl_ray.data.sources import image_size, open_streams
-    from repmtl_ray.data.stream import check_one_size
-    from repmtl_ray.models import build_model
-    from repmtl_ray.runs import loop
-
-    placement.check_divides(experiment.batch_size)
-    tasks = loop.selected_tasks(experiment, None if held is None else held.tasks)
-    if held is None:
-        train = open_streams(experiment.data, "train")
-        loop.num_steps(experiment, train)
-        evaluation = open_streams(experiment.data, experiment.data.eval_split)
-        check_one_size({"train": train, experiment.data.eval_split: evaluation})
-        size = image_size(experiment.data)
-    else:
-        loop.num_steps(experiment, held.train.streams)
-        size = held.image_size or image_size(experiment.data)
-    penalized = experiment.regularizer.active
-    build_model(experiment.model, tasks, image_size=size, penalized=penalized)
-    placement.check_fits()
+def preflight(experiment: Experiment, placement: Placement) -> None:
+    """Finds what would fail later (`prepared_run`)."""
+    prepare_run(experiment, placement=placement)
 
 
 def fit(
@@ -176,23 +113,35 @@ def fit(
         KeyboardInterrupt: as `run_lock.Interrupted`; the same name continues the run.
         ray.train.TrainingFailedError: workers were lost more often than `max_failures`.
     """
-    placement = placement or Placement()
+    placement = Placement() if placement is None else placement
+    _check_arguments(name, max_failures, checkpoints)
+    check_settings(experiment, placement, data)
     root, name = checked_place(storage, name, "fit", experiment)
+    directory = f"{root}/{name}"
+    check_owner(directory, experiment)
     print(f"run {name} in {root}", flush=True)
-    cluster.connect()
-    held = None if data is None else cache_custom(experiment, data)
-    preflight(experiment, placement, held=held)
-    with hold(f"{root}/{name}", "run"):
-        claim(f"{root}/{name}", experiment, None if held is None else held.fingerprint)
-        alike.check_nodes(f"{root}/{name}")
-        return train(
+    prepared = prepare_run(experiment, placement=placement, data=data)
+    with hold(directory, "run"):
+        note = claim(directory, experiment, prepared.own_data)
+        alike.check_nodes(directory)
+        result = train(
             experiment,
-            cache_data(experiment) if held is None else held,
+            read_samples(prepared),
             placement=placement,
             storage=root,
             name=name,
             max_failures=max_failures,
             checkpoints=checkpoints,
+        )
+    return dataclasses.replace(result, notes=(*result.notes, *([note] if note else [])))
+
+
+def _check_arguments(name: object, max_failures: object, checkpoints: object) -> None:
+    expect("name", name, str, optional=True)
+    expect("checkpoints", checkpoints, Checkpoints, optional=True)
+    if type(max_failures) is not int or max_failures < -1:
+        raise ValueError(
+            f"max_failures is {shown(max_failures)}; expected an integer >= 0, or -1 for no limit."
         )
 
 

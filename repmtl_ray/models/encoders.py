@@ -41,14 +41,7 @@ def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.
     Raises:
         ValueError: see `build_model`.
     """
-    architecture = config.encoder.split(".")[0]
-    if not timm.is_model(architecture):
-        raise ValueError(
-            f"model.encoder is {config.encoder!r}, which timm does not know; "
-            f"{similar_names(architecture, timm.list_models())}"
-        )
-    if config.pretrained:
-        _require_published_weights(config.encoder)
+    check_available(config)
     try:
         encoder = _create(config, image_size, pretrained=config.pretrained)
     except OSError as error:
@@ -60,6 +53,25 @@ def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.
     elif config.features == "tokens":
         _stop_pooling(encoder, config.encoder)
     return encoder, _check_features(encoder, config, image_size)
+
+
+def check_available(config: ModelConfig) -> None:
+    """Whether the encoder and its weights can be had; builds nothing.
+
+    Raises:
+        ValueError: a name that timm does not know, weights that are not published or out of reach, or
+            a file that does not exist.
+    """
+    architecture = config.encoder.split(".")[0]
+    if config.encoder != SEGNET and not timm.is_model(architecture):
+        raise ValueError(
+            f"model.encoder is {config.encoder!r}, which timm does not know; "
+            f"{similar_names(architecture, timm.list_models())}"
+        )
+    if config.pretrained:
+        _require_published_weights(config.encoder)
+    if config.weights is not None and not Path(config.weights).expanduser().is_file():
+        raise ValueError(f"model.weights '{config.weights}': no such file.")
 
 
 def similar_names(name: str, known: Iterable[str]) -> str:

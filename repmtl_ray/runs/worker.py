@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, Any
 import ray.train
 
 from repmtl_ray import alike, collectives
-from repmtl_ray.config import (
-    Experiment,
-    ExperimentError,
-    from_dict,
-)
+from repmtl_ray.config import Experiment, ExperimentError, digest, from_dict
+from repmtl_ray.data.description import DataDescription, describe
 from repmtl_ray.delta import delta_p
 from repmtl_ray.runs.keeper import read_marker
 
@@ -36,15 +33,25 @@ class CachedData:
     evaluation: HeldSplit
     final: HeldSplit | None = None
     """The split that is read once, at the end, with the best epoch's weights (protocols.py)."""
-    tasks: tuple[Task, ...] | None = None
-    """Those of custom data; None: what `DataConfig` says. Likewise the images' size."""
-    image_size: tuple[int, int] | None = None
+    tasks: tuple[Task, ...]
+    """All of the data set, in its order."""
+    image_size: tuple[int, int]
+    """(height, width)."""
+    is_own: bool = False
+    """Whether they are the user's own: no configuration describes them then."""
+
+    @property
+    def description(self) -> DataDescription:
+        """What a model must know of the data."""
+        return describe(self.tasks, self.image_size, self.train.streams[0].normalize)
 
     @property
     def fingerprint(self) -> str:
-        """Of the samples' content; what a result may be kept under."""
+        """What a result may be kept under: of the samples' content and, for data of the user's own,
+        of their description; a configuration describes the others."""
         final = "" if self.final is None else self.final.fingerprint
-        return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}"
+        described = digest(self.description) if self.is_own else ""
+        return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}{described}"
 
     @property
     def notes(self) -> tuple[str, ...]:

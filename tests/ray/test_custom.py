@@ -1,5 +1,7 @@
 """Ray Datasets of the user's own: what keeps the contract trains, what does not is explained."""
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 import ray.data
 
 from repmtl_ray import CustomData, fit
-from repmtl_ray.config import DataConfig, replace, to_dict
+from repmtl_ray.config import DataConfig, Experiment, replace, to_dict
 from repmtl_ray.data.cache import quiet
 from repmtl_ray.data.custom import cache_custom
+from repmtl_ray.data.stream import Normalization
+from repmtl_ray.runs.checkpoint import read_description, read_model
 from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation
 
 pytestmark = pytest.mark.ray
@@ -107,3 +111,37 @@ def test_fit_trains_on_it_and_goes_on_with_the_same_data_only(experiment, tmp_pa
     other = CustomData(train=dataset(rows[1:]), evaluation=given.evaluation, tasks=TASKS)
     with pytest.raises(ValueError, match="was trained on other data"):
         fit(experiment, data=other, storage=tmp_path, name="own")
+    small = replace_normalization(given)
+    with pytest.raises(ValueError, match="other settings of the data: mean was None, is"):
+        fit(experiment, data=small, storage=tmp_path, name="own")
+    assert fit(experiment, data=given, storage=tmp_path, name="own").epochs_now == 0
+    model = read_model(result.checkpoint)
+    assert list(model.heads) == [task.name for task in TASKS]
+    assert read_description(result.checkpoint).image_size == (32, 32)
+
+
+def replace_normalization(data: CustomData) -> CustomData:
+    return dataclasses.replace(data, normalize=Normalization(mean=(0.5,) * 3, std=(1.0,) * 3))
+
+
+def test_an_evaluation_split_without_labels_is_refused_before_training(
+    experiment: Experiment, tmp_path: Path
+) -> None:
+    experiment = replace(experiment, {"data": to_dict(DataConfig(name="custom"))})
+    unlabelled = [{**row(i), "scene": -1} for i in range(4)]
+    given = CustomData(
+        train=dataset([row(i) for i in range(8)]), evaluation=dataset(unlabelled), tasks=TASKS
+    )
+    with pytest.raises(ValueError, match="task 'scene' has no valid label in any of its 4 samples"):
+        fit(experiment, data=given, storage=tmp_path, name="none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_error_in_the_rows_own_functions_is_one_line() -> None:
+    def broken(_row: dict[str, Any]) -> dict[str, Any]:
+        raise KeyError("picture")
+
+    with quiet():
+        rows = ray.data.range(2).map(broken)
+    with pytest.raises(ValueError, match="its rows cannot be read: KeyError: 'picture'"):
+        cache_custom(CustomData(train=rows, evaluation=rows, tasks=TASKS))
