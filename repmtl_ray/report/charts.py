@@ -195,7 +195,7 @@ def curve_chart(
                 x, y = zip(*points, strict=True)
                 is_first = all(trace["legendgroup"] != _plain(run.method) for trace in traces)
                 traces.append(
-                    _dots(x, y, [f"{run.name}: {value:.4g}" for value in y], name=run.method)
+                    _dots(x, y, run.name, name=run.method, hoverinfo="x+y+text")
                     | {"mode": "lines+markers" if len(points) < 30 else "lines"}
                     | {"legendgroup": _plain(run.method), "showlegend": is_first}
                     | {"line": {"color": colors[run.method], "width": 2}, "marker": {"size": 5}}
@@ -320,7 +320,8 @@ def _figure(traces: Sequence[Mapping[str, Any]], *, x: str, y: str, legend: int 
         "template": {},  # the page's script sets the colours
         "margin": {"l": 60, "r": 16, "t": 30, "b": 110 if has_legend else 50},
         "xaxis": {"title": {"text": _plain(x)}, "zeroline": False, "automargin": True},
-        "yaxis": {"title": {"text": _plain(y)}, "zeroline": False, "automargin": True},
+        "yaxis": {"title": {"text": _plain(y)}, "zeroline": False, "automargin": True}
+        | {"hoverformat": ".4~g"},
         "showlegend": has_legend,
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         "hovermode": "closest",
@@ -330,14 +331,15 @@ def _figure(traces: Sequence[Mapping[str, Any]], *, x: str, y: str, legend: int 
 
 
 def _dots(
-    x: Sequence[Any], y: Sequence[Any], texts: Sequence[str], *, name: str = "", **style: Any
+    x: Sequence[Any], y: Sequence[Any], texts: Sequence[str] | str, *, name: str = "", **style: Any
 ) -> dict[str, Any]:
+    """Points with a text per point, or one text for all of them, that is shown on pointing at them."""
     return {
         "type": "scatter",
         "x": list(x),
         "y": list(y),
         "mode": "markers",
-        "hovertext": [_plain(text) for text in texts],
+        "hovertext": _plain(texts) if isinstance(texts, str) else [_plain(text) for text in texts],
         "hoverinfo": "text",
         "name": _plain(name),
         "showlegend": bool(name),

@@ -216,12 +216,14 @@ def conclusion(runs: Sequence[Run]) -> str:
     without penalties; without one, with the second best), and says whether the deviation over seeds
     allows a conclusion: a difference is clear from `CLEAR_DIFFERENCE` standard errors on.
     """
-    values: dict[str, list[float]] = {}
+    by_seed: dict[str, dict[int, float]] = {}
     references = set()
     for run in finished(runs):
-        values.setdefault(run.configuration, []).append(_delta_p(run))
+        # A configuration that is drawn twice with one seed tells nothing of the deviation over seeds.
+        by_seed.setdefault(run.configuration, {})[run.seed] = _delta_p(run)
         if run.is_reference:
             references.add(run.configuration)
+    values = {configuration: list(own.values()) for configuration, own in by_seed.items()}
     if not values:
         return "No run has a result, so nothing can be concluded; the reasons are in the table of runs."
     ordered = sorted(values, key=lambda name: fmean(values[name]), reverse=True)

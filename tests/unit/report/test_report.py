@@ -226,6 +226,12 @@ def test_one_seed_concludes_nothing_however_large_the_difference() -> None:
     assert "the deviation over seeds is unknown, so nothing can be concluded" in text
 
 
+def test_two_runs_with_one_seed_are_not_two_seeds() -> None:
+    runs = runs_with({"EW": [0.0], "UW": [1.0]})
+    assert "nothing can be concluded" in conclusion([*runs, *runs])
+    assert conclusion([*runs, *runs]) == conclusion(runs)
+
+
 def test_a_reference_that_is_best_is_called_one() -> None:
     text = conclusion(runs_with({"EW": [3.0], "UW": [1.0], "GLS": [2.0]}))
     assert "EW, itself a reference, has the largest delta_p" in text
