@@ -8,6 +8,7 @@ of this package import TorchJD.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def build(
         tasks: names, in the order of the losses.
         num_tasks: in place of `tasks`: so many, named "task_0", "task_1", ...
         seed: of the run.
-        arguments: the policy's own, where `policy` is a name.
+        arguments: the policy's own; they go before those of a configuration.
 
     Raises:
         ValueError: a number of tasks that the policy cannot train, an argument that is unknown,
@@ -113,7 +114,8 @@ def build(
     if isinstance(policy, str):
         config = PolicyConfig(name=policy, arguments=arguments, log_losses=False)
     else:
-        config, arguments = policy, {**policy.arguments, **arguments}
+        config = dataclasses.replace(policy, arguments={**policy.arguments, **arguments})
+    arguments = dict(config.arguments)
     if num_tasks is not None:
         tasks = [f"task_{number}" for number in range(num_tasks)]
     cls = class_of(config.name)
@@ -122,7 +124,7 @@ def build(
     if config.gradients == "representation":
         if not cls.allows_representation:
             raise ValueError(_no_representation(config.name))
-        arguments = {**arguments, "at_representation": True}
+        arguments["at_representation"] = True
     built = cls(tasks=tasks, seed=seed, **arguments)
     built.check_loss_scale(log_losses=config.log_losses)
     return built

@@ -31,7 +31,7 @@ class Rule:
         """The value as the policy takes it.
 
         Raises:
-            ValueError, TypeError: without a message, if the rule does not allow the value.
+            ArithmeticError, TypeError, ValueError: the rule does not allow the value.
         """
         raise NotImplementedError
 
@@ -188,7 +188,7 @@ def accept_arguments(policy: Any, name: str, tasks: Sequence[str]) -> None:
         value, rule = getattr(policy, key), argument.rule
         try:
             accepted = rule.accept(value, tasks)
-        except (ValueError, TypeError):
+        except (ArithmeticError, TypeError, ValueError):  # an integer may be too large for a float
             raise ValueError(
                 f"policy.arguments.{key} of policy {name!r} is {value!r}; expected "
                 f"{rule.expected} (tasks: {', '.join(tasks)})."

@@ -6,12 +6,12 @@ Owns the method; the agent is in `soft_actor_critic.py`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.arguments import NonNegativeInt, Positive, PositiveInt
+from repmtl_ray.policies.arguments import Integer, NonNegativeInt, Positive, PositiveInt
 from repmtl_ray.policies.base import LossPolicy, StepInputs
 from repmtl_ray.policies.soft_actor_critic import Replay, SoftActorCritic
 from repmtl_ray.policies.state import require_names
@@ -32,7 +32,7 @@ class IGBv2(LossPolicy):
 
     Args:
         learning_rate: of the agent.
-        replay_size: transitions that are kept.
+        replay_size: transitions that are kept; their memory is taken at the start.
         batch_size: of a learning step with an empty replay is half of it; with a full one, all.
         random_epochs, baseline_epoch, learning_epoch: see above; epochs count from 0.
         learn_every: steps; an empty replay means half as many learning steps, a full one as many.
@@ -48,7 +48,7 @@ class IGBv2(LossPolicy):
     """
 
     learning_rate: Positive = 3e-4
-    replay_size: PositiveInt = 10_000
+    replay_size: Annotated[int, Integer(at_least=1, at_most=10_000_000)] = 10_000
     batch_size: PositiveInt = 256
     random_epochs: NonNegativeInt = 5
     baseline_epoch: NonNegativeInt = 1

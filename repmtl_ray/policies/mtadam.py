@@ -84,11 +84,11 @@ class MTAdam(Policy):
         anchor: the task whose norms the others take.
         beta1, beta2, eps: Adam's.
         norm_beta: decay of the norms.
-        ranks: by task, its share of the anchor's norm.
+        ranks: per task, its share of the anchor's norm.
 
     Source:
         Malkiel and Wolf, "MTAdam", EMNLP 2021, arXiv:2006.14683, algorithm 1, and its code. Norms
-        are kept here, by task, where the code hides them on parameters; a norm counts from above 0
+        are kept here, per task, where the code hides them on parameters; a norm counts from above 0
         where the code has 1e-10; the code adds weight decay to every term's gradient, so T times.
         State: two moments for each task, of the shared parameters and its head, and for the
         penalty; norms; counts. Memory: 2 (T + 1) times the shared parameters.
@@ -153,7 +153,7 @@ class MTAdam(Policy):
         by_head: Sequence[Sequence[int]],
         like: Tensor,
     ) -> None:
-        """Moments for whoever needs them now, and for whoever the checkpoint has them of."""
+        """Makes the moments of every term of this step, and of every term in the checkpoint."""
         needed = [*map(str, present), *(["penalty"] if with_penalty else []), *self._loaded]
         for key in needed:
             if key not in self.terms:

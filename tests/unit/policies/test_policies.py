@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from repmtl_ray import policies, policy_names
 from repmtl_ray.config import PolicyConfig
@@ -289,6 +291,44 @@ REFUSED = [
 def test_a_wrong_configuration_is_refused_before_training(fields, num_tasks, message):
     with pytest.raises(ValueError, match=message):
         policies.check(PolicyConfig(**fields), task_names(num_tasks))
+
+
+def test_a_constructor_checks_its_arguments_too():
+    with pytest.raises(ValueError, match=r"arguments\.beta of policy 'GradVac' is 1\.5; expected"):
+        policies.class_of("GradVac")(tasks=("a", "b"), beta=1.5)
+
+
+NUMBERS = (
+    st.integers(-3, 3) | st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([10**400])
+)
+VALUES = (
+    st.none()
+    | st.booleans()
+    | NUMBERS
+    | st.sampled_from(["a", "one", "l2"])
+    | st.lists(NUMBERS, max_size=3)
+    | st.dictionaries(st.sampled_from(["a", "b", "c"]), NUMBERS, max_size=3)
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_any_values_of_arguments_make_a_policy_or_are_refused(data):
+    name = data.draw(st.sampled_from([n for n in MULTI_TASK if policy_names.ARGUMENTS[n]]))
+    keys = st.sampled_from(policy_names.ARGUMENTS[name])
+    arguments = data.draw(st.dictionaries(keys, VALUES, min_size=1, max_size=2))
+    refusal = ""
+    try:
+        policy = policies.build(name, task_names(3), **arguments)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert f"policy {name!r}" in refusal or "policy.arguments" in refusal
+        return
+    rules = arguments_of(type(policy))
+    for key in arguments:
+        value = getattr(policy, key)
+        assert rules[key].rule.accept(value, policy.tasks) == value
 
 
 def test_clipping_is_refused_where_there_is_no_gradient_to_clip():
