@@ -1,9 +1,9 @@
 """Rep-MTL's two penalties: TSR (equations 4 to 6) and CSA (equations 7 to 9), exact and small.
 
-Owns pure functions of saliency and the two-line way into anybody's training loop, `RepMTL`. Both
-penalties depend on the direction of saliencies and not on their scale, which is used to compute
-them: whatever the scale and the autocast dtype, the arithmetic below happens on numbers around 1,
-in float32 at least. Across workers the batch is the global one (collectives.py). No Ray.
+Owns pure functions of saliency, and `RepMTL`, which adds the penalties to any training loop. Both
+penalties depend on the direction of saliencies and not on their scale. So every function divides by
+the largest entry first, and computes with numbers around 1, in float32 at least, whatever the scale
+and the autocast dtype. Across workers the batch is the global one (collectives.py). No Ray.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ MAX_AXES = 5
 def tsr_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
     """Entropy of the task distribution at each position, averaged.
 
-    Low when every position matters to one task; log(T) when all tasks weigh the same everywhere.
+    It is low when every position matters to one task, and log(T) when all tasks weigh the same
+    everywhere.
 
     Args:
         saliency: [tasks, batch, channels, *positions]; loss per feature unit; any scale.
-        workers: whose rows together are the global batch; every worker passes its own.
+        workers: all whose rows together are the global batch; every worker passes its own rows.
 
     Returns:
         Scalar in nats, in [0, log(tasks)], float32 at least; differentiable twice; 0 if no position
@@ -53,29 +54,32 @@ def tsr_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
     """
     _check_saliency(saliency)
     with torch.autocast(saliency.device.type, enabled=False):
-        magnitude = _at_least_float32(saliency).mean(dim=2).abs()
+        magnitude = _at_least_float32(saliency).mean(dim=2).abs()  # [tasks, batch, *positions]
         peak = magnitude.detach().amax(dim=0)
-        carries = peak != 0  # true for NaN, which must show in the result
-        magnitude = magnitude / torch.where(carries, peak, 1.0)
-        total = torch.where(carries, magnitude.sum(dim=0), 1.0)
+        has_saliency = peak != 0  # true for NaN, which must show in the result
+        magnitude = magnitude / torch.where(has_saliency, peak, 1.0)
+        total = torch.where(has_saliency, magnitude.sum(dim=0), 1.0)
+        # With p = m / sum(m), the entropy is log(sum(m)) - sum(m log m) / sum(m). In this form no
+        # probability is divided by zero. Zeros become ones before the logarithm, so that neither
+        # value nor derivatives are NaN: 1 log 1 = 0 stands for 0 log 0 = 0.
         positive = torch.where(magnitude > 0, magnitude, 1.0)
         entropy = total.log() - (positive * positive.log()).sum(dim=0) / total
-        return _global_mean(entropy, carries, workers)
+        return _global_mean(entropy, has_saliency, workers)
 
 
 def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = ALONE) -> Tensor:
     """Contrast of each task's channel affinity with its sample's anchor against others' anchors.
 
-    Low when the affinities of all tasks at a sample agree with that sample's anchor, and anchors of
-    different samples differ.
+    It is low when the affinities of all tasks at a sample agree with that sample's anchor, and the
+    anchors of different samples differ.
 
     Args:
         saliency: [tasks, batch, channels, *positions], any number of position axes, none included;
             any scale.
         temperature: of the softmax over samples, above 0. The paper gives none; 0.5 is this
             project's default.
-        workers: whose rows together are the global batch; every worker passes its own, equally
-            many.
+        workers: all whose rows together are the global batch; every worker passes its own rows,
+            equally many.
 
     Returns:
         Scalar in nats, float32 at least; differentiable twice; 0 if no (sample, task) pair can be
@@ -103,65 +107,93 @@ def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = A
             "set lambda_csa to 0."
         )
     with torch.autocast(saliency.device.type, enabled=False):
-        own = (
-            _at_least_float32(saliency).flatten(3)
-            if saliency.dim() > 3
-            else _at_least_float32(saliency).unsqueeze(3)
-        )
+        own = _at_least_float32(saliency)
+        own = own.flatten(3) if own.dim() > 3 else own.unsqueeze(3)  # [tasks, batch, channels, N]
         anchors, has_anchor = _unit_anchors(own)
         alignment, has_affinity = _alignment(own, anchors)
         similarity, is_negative = _similarity(anchors, has_anchor, workers)
+        # -log(exp(alignment) / sum over negatives of exp(similarity)), both over the temperature.
+        # A row without negatives would give logsumexp of -inf only, whose derivative is NaN even
+        # where the result is masked: its logits become zeros, and `valid` leaves it out.
         logits = (similarity / temperature).masked_fill(~is_negative, -torch.inf)
         has_negative = is_negative.any(dim=1)
-        denominator = torch.logsumexp(torch.where(has_negative[:, None], logits, 0.0), dim=1)
+        log_denominator = torch.logsumexp(torch.where(has_negative[:, None], logits, 0.0), dim=1)
         valid = has_affinity & (has_anchor & has_negative)
-        return _global_mean(denominator - alignment / temperature, valid, workers)
+        return _global_mean(log_denominator - alignment / temperature, valid, workers)
 
 
 def _unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation 8: [batch, tasks, channels] with |A A^T| = 1, and which samples have one; zero rows
-    where not."""
+    """Equation 8: the samples' anchors A, scaled to |A A^T| = 1, and which samples have one.
+
+    A sample without saliency has no anchor; its rows are zero.
+
+    Args:
+        saliency: [tasks, batch, channels, N].
+
+    Returns:
+        [batch, tasks, channels], the transposed A; and [batch] bool.
+    """
     anchors = saliency.mean(dim=3).transpose(0, 1)
     peak = anchors.detach().abs().amax(dim=(1, 2), keepdim=True)
     exists = peak != 0
     anchors = anchors / torch.where(exists, peak, 1.0)
+    # |A A^T| = |A^T A|, which is only [tasks, tasks]. The norm is of degree 2 in A, so A is divided
+    # by its square root, the fourth root of the squared norm.
     squared_norm = (anchors @ anchors.transpose(1, 2)).square().sum(dim=(1, 2), keepdim=True)
     return anchors / torch.where(exists, squared_norm, 1.0).pow(0.25), exists.flatten()
 
 
 def _alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine between affinity (equation 7) and anchor: [tasks, batch], and where the affinity is
-    not zero."""
+    """The cosine between each task's affinity S S^T (equation 7) and the anchor's A A^T.
+
+    Args:
+        saliency: [tasks, batch, channels, N].
+        anchors: [batch, tasks, channels], of `_unit_anchors`.
+
+    Returns:
+        [tasks, batch]; and where the affinity is not zero.
+    """
     peak = torch.linalg.vector_norm(saliency.detach(), torch.inf, dim=(2, 3), keepdim=True)
     exists = peak != 0
     saliency = saliency / torch.where(exists, peak, 1.0)
     channels, positions = saliency.shape[2:]
     transposed = saliency.transpose(2, 3)
+    # |S S^T| = |S^T S|: the smaller of the two matrices is built.
     gramian = saliency @ transposed if channels < positions else transposed @ saliency
     squared_norm = gramian.square().sum(dim=(2, 3))
-    projection = (anchors @ saliency).square().sum(dim=(2, 3))
+    projection = (anchors @ saliency).square().sum(dim=(2, 3))  # <S S^T, A A^T> = |A^T S|^2
     exists = exists.flatten(1)
     return projection / torch.where(exists, squared_norm, 1.0).sqrt(), exists
 
 
 def _similarity(anchors: Tensor, has_anchor: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
-    """Cosines between own anchors and everyone's: [batch, global batch], and which of them are
-    negatives."""
+    """The cosines between this worker's anchors and those of the global batch.
+
+    Args:
+        anchors: [batch, tasks, channels], of `_unit_anchors`.
+        has_anchor: [batch] bool.
+        workers: all of them.
+
+    Returns:
+        [batch, global batch]; and which of them are negatives: all anchors but the sample's own.
+    """
     batch, tasks, channels = anchors.shape
-    everyone = workers.spread(workers.gather(anchors))
-    everyone_has = workers.gather(has_anchor.to(anchors.dtype)) > 0
-    products = anchors.reshape(batch * tasks, channels) @ everyone.reshape(-1, channels).T
+    # Gathered anchors are equal on every worker, and each worker compares its own rows with them:
+    # `spread` adds the workers' derivatives up in the backward pass.
+    all_anchors = workers.spread(workers.gather(anchors))
+    all_have_anchor = workers.gather(has_anchor.to(anchors.dtype)) > 0
+    products = anchors.reshape(batch * tasks, channels) @ all_anchors.reshape(-1, channels).T
     similarity = products.reshape(batch, tasks, -1, tasks).square().sum(dim=(1, 3))
     own_index = torch.arange(batch, device=anchors.device) + workers.rank * batch
-    is_self = own_index[:, None] == torch.arange(everyone.shape[0], device=anchors.device)
-    return similarity, everyone_has & ~is_self
+    is_self = own_index[:, None] == torch.arange(all_anchors.shape[0], device=anchors.device)
+    return similarity, all_have_anchor & ~is_self
 
 
 def _global_mean(values: Tensor, valid: Tensor, workers: Workers) -> Tensor:
     """The mean of the valid values over all workers' rows; 0 if there is none."""
-    parts = torch.where(valid, values, 0.0).sum()
+    own_sum = torch.where(valid, values, 0.0).sum()
     count = workers.total(valid.sum().to(values.dtype))
-    return workers.total(parts) / count.clamp(min=1)
+    return workers.total(own_sum) / count.clamp(min=1)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

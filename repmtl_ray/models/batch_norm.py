@@ -1,7 +1,7 @@
 """Batch normalisation over the global batch: results do not depend on how many workers share it.
 
 Owns one normalisation layer and the replacement of a model's BatchNorm layers by it. torch's
-SyncBatchNorm is not used: it needs CUDA and cannot be differentiated twice. Every worker must run
+SyncBatchNorm is not used, because it needs CUDA and has no second derivative. Every worker must run
 the same layers in the same order.
 """
 
@@ -23,73 +23,83 @@ from repmtl_ray.collectives import ALONE, Workers
 M = TypeVar("M", bound=nn.Module)
 
 
-def _dims(x: Tensor) -> list[int]:
+def _reduced_axes(x: Tensor) -> list[int]:
+    """All axes of [rows, channels, *positions] but the channels."""
     return [0, *range(2, x.ndim)]
 
 
-def _as_channels(vector: Tensor, x: Tensor) -> Tensor:
+def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    """[channels] in a shape that broadcasts over [rows, channels, *positions]."""
     return vector.reshape(1, -1, *[1] * (x.ndim - 2))
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class _Moments(Function):
-    """Each channel's mean and sum of squared deviations; two passes; keeps nothing but its input
-    for backward.
+    """Each channel's mean and sum of squared deviations: [rows, channels, *positions] -> twice
+    [channels].
+
+    Plain tensor operations would do the same, but autograd would then keep several copies of the
+    activations. This function keeps its input alone. Its backward consists of differentiable
+    operations, so a second derivative exists.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         count = x.numel() // x.shape[1]
-        if count == 0:
-            zeros = _wide(x).new_zeros(2, x.shape[1])
-            mean, squares = zeros[0].clone(), zeros[1].clone()
+        if count == 0:  # a worker without rows still takes part in the gather
+            zeros = _at_least_float32(x).new_zeros(2, x.shape[1])
+            mean, squared_deviations = zeros[0].clone(), zeros[1].clone()
         else:
-            variance, mean = torch.var_mean(_wide(x), _dims(x), correction=0)
-            squares = variance * count
+            variance, mean = torch.var_mean(_at_least_float32(x), _reduced_axes(x), correction=0)
+            squared_deviations = variance * count
         ctx.save_for_backward(x, mean)
-        return mean, squares
+        return mean, squared_deviations
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
-        for_mean, for_squares = (_as_channels(cotangent, x) for cotangent in cotangents)
+        for_mean, for_squares = (_per_channel(cotangent, x) for cotangent in cotangents)
         count = max(x.numel() // x.shape[1], 1)
-        return (for_mean / count + 2 * (_wide(x) - _as_channels(mean, x)) * for_squares).to(x.dtype)
+        # d mean / d x = 1 / count, and d sum (x - mean)^2 / d x = 2 (x - mean): the mean's own
+        # share of the latter vanishes, because the deviations add up to zero.
+        deviation = _at_least_float32(x) - _per_channel(mean, x)
+        return (for_mean / count + 2 * deviation * for_squares).to(x.dtype)
 
 
 class _Normalise(Function):
-    """(x - mean) * scale + bias; keeps only x, in its own dtype, and vectors for backward."""
+    """(x - mean) * scale + bias, by channel.
+
+    Keeps only x, in its own dtype, and vectors for the backward pass, as the fused kernel does.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, mean, scale)
-        y = (_wide(x) - _as_channels(mean, x)) * _as_channels(scale, x) + _as_channels(bias, x)
-        return y.to(x.dtype)
+        deviation = _at_least_float32(x) - _per_channel(mean, x)
+        return (deviation * _per_channel(scale, x) + _per_channel(bias, x)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, ...]:
         x, mean, scale = ctx.saved_tensors
-        cotangent = _wide(cotangents[0])
-        for_bias = cotangent.sum(_dims(x))
-        for_scale = (cotangent * (_wide(x) - _as_channels(mean, x))).sum(_dims(x))
-        return (
-            (cotangent * _as_channels(scale, x)).to(x.dtype),
-            -for_bias * scale,
-            for_scale,
-            for_bias,
-        )
+        cotangent = _at_least_float32(cotangents[0])
+        axes = _reduced_axes(x)
+        for_bias = cotangent.sum(axes)
+        for_scale = (cotangent * (_at_least_float32(x) - _per_channel(mean, x))).sum(axes)
+        for_x = (cotangent * _per_channel(scale, x)).to(x.dtype)
+        return for_x, -for_bias * scale, for_scale, for_bias
 
 
 @final
 class GlobalBatchNorm(_BatchNorm):
-    """Takes a BatchNorm layer's place, parameters and names; statistics are of all workers' rows.
+    """A BatchNorm layer whose statistics are of all workers' rows.
 
-    In eval mode, and with one worker, it is `F.batch_norm`. A single value a channel (one row of a
-    pooled branch, one worker), for which torch raises an error, is normalised by the running
-    statistics and does not change them.
+    It takes over the parameters and names of the layer that it replaces. In eval mode, and with one
+    worker, it is `F.batch_norm`. A single value per channel (one row of a pooled branch on one
+    worker) is normalised by the running statistics and does not change them; torch raises an error
+    for it.
 
     Args:
         replaced: BatchNorm1d, 2d or 3d, or timm's BatchNormAct2d, whose activation comes along.
@@ -147,6 +157,8 @@ class GlobalBatchNorm(_BatchNorm):
         mean, variance, count = _global_moments(x, self.workers)
         if self.training and self.track_running_stats and self.running_mean is not None:
             self._update(mean.detach(), variance.detach() * (count / (count - 1).clamp_min(1)))
+        # The moments are equal on every worker, and each worker uses them for its own rows. Their
+        # derivative is therefore the sum over workers, which `spread` makes in the backward pass.
         mean, variance = self.workers.spread(torch.stack([mean, variance]))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
@@ -172,10 +184,11 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def _global_moments(x: Tensor, workers: Workers) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and number of values of a channel over all workers, in one message.
+    """Mean, biased variance and number of values per channel over all workers, in one message.
 
-    Each worker sends its own mean, squared deviations and count; they are combined as Chan, Golub
-    and LeVeque do, so that a mean much larger than the deviation costs no digits.
+    Each worker sends its own mean, squared deviations and count. They are combined as Chan, Golub
+    and LeVeque do. Sums of x and x^2 would be simpler, but where the mean is much larger than the
+    deviation, their difference has no correct digits left.
     """
     own_mean, own_squares = _Moments.apply(x)
     own_count = own_mean.new_full((1,), x.numel() // x.shape[1])
@@ -184,7 +197,8 @@ def _global_moments(x: Tensor, workers: Workers) -> tuple[Tensor, Tensor, Tensor
     means, squares, counts = gathered.split([num_channels, num_channels, 1], dim=1)
     count = counts.sum()
     mean = (counts * means).sum(dim=0) / count
-    variance = (squares.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)) / count
+    between_workers = (counts * (means - mean).square()).sum(dim=0)
+    variance = (squares.sum(dim=0) + between_workers) / count
     return mean, variance, count
 
 
@@ -192,13 +206,13 @@ _REPLACED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d, Glo
 
 
 def use_global_statistics(module: M, workers: Workers = ALONE) -> M:
-    """Replaces every BatchNorm layer in place by one with the statistics of all workers' batches.
+    """Replaces every BatchNorm layer by one with the statistics of all workers' batches.
 
-    Parameters stay the same objects, so an optimizer may already hold them. With `ALONE` every
-    worker keeps to its own batch, as DistributedDataParallel does.
+    Parameters stay the same objects, so an optimiser may already hold them. With `ALONE` every
+    worker uses the statistics of its own batch, as DistributedDataParallel does.
 
     Args:
-        module: searched through; may itself be a BatchNorm layer, so use what is returned.
+        module: is changed in place. It may itself be a BatchNorm layer: use what is returned.
         workers: whose batches are one.
 
     Returns:
@@ -207,32 +221,38 @@ def use_global_statistics(module: M, workers: Workers = ALONE) -> M:
     Raises:
         ValueError: a BatchNorm subclass of unknown behaviour, with more than one worker.
     """
-    done: dict[nn.Module, nn.Module] = {}
+    # By module, what takes its place: a layer that is used twice is replaced by one layer.
+    replacements: dict[nn.Module, nn.Module] = {}
 
     def convert(old: nn.Module, name: str) -> nn.Module:
-        if old not in done:
-            done[old] = old
+        if old not in replacements:
+            replacements[old] = old
             if type(old) in _REPLACED:
                 assert isinstance(old, _BatchNorm)
-                done[old] = GlobalBatchNorm(old, workers)
+                replacements[old] = GlobalBatchNorm(old, workers)
             elif isinstance(old, _BatchNorm) and workers.size > 1:
                 raise ValueError(
                     f"{name or 'module'} is a {type(old).__name__}, whose statistics cannot be "
                     "made global; choose another encoder or batch_norm 'local'."
                 )
-            for child_name, child in done[old].named_children():
-                setattr(done[old], child_name, convert(child, f"{name}.{child_name}".lstrip(".")))
-        return done[old]
+            for child_name, child in replacements[old].named_children():
+                setattr(
+                    replacements[old],
+                    child_name,
+                    convert(child, f"{name}.{child_name}".lstrip(".")),
+                )
+        return replacements[old]
 
     return convert(module, "")  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Forwards inside normalise as the mode says but leave all running statistics as they are.
+    """Forward passes inside leave all running statistics as they are.
 
     Args:
-        model: in training mode, for a second look at a batch; in eval mode nothing changes.
+        model: in training mode, it still normalises by the statistics of its batch; in eval mode
+            nothing changes.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     before = [layer.track_running_stats for layer in layers]
