@@ -358,6 +358,9 @@ function inspect() {
   const button = table.tHead.rows[0].cells[column].querySelector("button");
   button.click(); seen.rising = read();
   button.click(); seen.falling = read();
+  const sorter = document.querySelector(".table .sort");
+  seen.cards = getComputedStyle(sorter).display !== "none";
+  sorter.value = column + " rising"; sorter.dispatchEvent(new Event("change")); seen.chosen = read();
   const select = document.querySelector("figure select");
   const chart = select.closest("figure").querySelector("[data-chart]");
   const axis = () => chart.layout.yaxis.title.text;
@@ -378,7 +381,7 @@ addEventListener("message", (event) => { document.body.dataset.seen = event.data
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [1400, 390])
 def test_the_page_works_in_a_browser(report: str, tmp_path: Path, width: int) -> None:
-    """No column is cut, nothing hangs over the side, columns sort and charts change."""
+    """No column is cut, nothing hangs over the side, tables sort, charts change, a phone has cards."""
     assert BROWSER
     text = report.replace("</body>", INSPECT)
     (tmp_path / "report.html").write_text(text, encoding="utf-8")
@@ -406,5 +409,7 @@ def test_the_page_works_in_a_browser(report: str, tmp_path: Path, width: int) ->
     assert seen["drawn"] == [True] * 4
     assert seen["rising"] == sorted(seen["rising"])
     assert seen["falling"] == sorted(seen["falling"], reverse=True)
+    assert seen["chosen"] == seen["rising"]
+    assert seen["cards"] == (width == 390)
     assert (seen["first"], seen["second"]) == ("mIoU %", "pixel acc. %")
     assert seen["title"] == EVIL
