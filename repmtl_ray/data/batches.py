@@ -1,8 +1,8 @@
-"""From the samples of streams to each worker's part of every global batch.
+"""The loader: from the samples of streams to each worker's part of every global batch.
 
-Owns order, sharding, augmentation seeds, collation and the prefetching thread. Knows nothing of
-Ray: a `Rows` hands out samples, from the object store (`cache`) or straight from files
-(`LocalRows`).
+Owns sharding, augmentation seeds and the prefetching thread; the order of samples is in `sampler`,
+the layout of a batch in `collate`. Knows nothing of Ray: a `Rows` hands out samples, from the object
+store (`cache`) or straight from files (`LocalRows`).
 
 What the global batch number k is depends on seed, epoch and batch size alone. Workers cut it into
 equal slices, so however many they are, together they see the same samples with the same
@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from repmtl_ray.collectives import Workers
 from repmtl_ray.data.collate import collate
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch
-from repmtl_ray.data.pairing import class_aligned
+from repmtl_ray.data.sampler import Indices, samplers_of, steps_per_epoch
 from repmtl_ray.data.stream import Kind, Sample, Stream
 
-Indices = NDArray[np.int64]
 T = TypeVar("T")
 
 
@@ -38,10 +37,6 @@ class _Part(NamedTuple):
     stream: Stream
     samples: dict[str, NDArray[Any]]
     keys: list[tuple[int, ...]]
-
-
-_Draw = Callable[[int, int], tuple[Indices, Indices]]
-"""(first, count) to so many samples from a place in a stream's epoch on, and their laps."""
 
 
 class Rows(Protocol):
@@ -103,46 +98,6 @@ def select(streams: Sequence[Stream], tasks: Sequence[str]) -> tuple[Stream, ...
     return tuple(stream for stream in streams if any(task in stream.kinds for task in tasks))
 
 
-def steps_per_epoch(streams: Sequence[Stream], batch_size: int) -> int:
-    """How many global batches an epoch has: those that the longest stream fills.
-
-    Args:
-        streams: all of the training split, also those of tasks that are not trained: a task trained
-            alone takes as many steps as together with the others.
-        batch_size: samples of each stream in a global batch.
-
-    Raises:
-        ValueError: not even one.
-    """
-    longest = max(streams, key=lambda stream: stream.num_samples)
-    if longest.num_samples < batch_size:
-        which = (
-            "the training split" if len(streams) == 1 else f"the longest stream, {longest.name},"
-        )
-        raise ValueError(
-            f"batch_size is {batch_size}, but {which} has {longest.num_samples} samples, which do "
-            f"not fill one batch; take at most {longest.num_samples}."
-        )
-    return longest.num_samples // batch_size
-
-
-def epoch_order(num_samples: int, *, seed: int, epoch: int, lap: int, stream: str) -> Indices:
-    """The order of a stream's samples: a permutation that depends on these arguments alone.
-
-    Args:
-        num_samples: of the stream.
-        seed: of the run.
-        epoch: from 0.
-        lap: how often the stream was used up in this epoch; above 0 only for shorter streams.
-        stream: its name.
-
-    Returns:
-        [num_samples], every number once.
-    """
-    rng = np.random.default_rng([seed, epoch, lap, zlib.crc32(stream.encode())])
-    return rng.permutation(num_samples)
-
-
 def train_batches(
     streams: Sequence[Stream],
     rows: Mapping[str, Rows],
@@ -175,7 +130,7 @@ def train_batches(
         augment: whether to show random views (`augment.augment`); a sample's view depends on seed,
             epoch, lap, stream and sample_id, not on who reads it.
         dtype: of images, depths and normals.
-        pairing: "class" takes the orders of `pairing.class_aligned` instead.
+        pairing: "class" takes the orders of `sampler.align_task_rows` instead.
         prefetch: batches made ahead of use, at least 1, by one background thread; it ends with the
             iterator, and its errors come out of it.
 
@@ -184,13 +139,13 @@ def train_batches(
             split, an unknown task; later: what `rows` raises.
     """
     num_steps = steps_per_epoch(streams, batch_size)
-    draws = _draws(streams, num_steps * batch_size, seed=seed, epoch=epoch, pairing=pairing)
+    samplers = samplers_of(streams, num_steps * batch_size, seed=seed, epoch=epoch, pairing=pairing)
     streams = select(streams, tasks)
     num_own = _share(batch_size, workers)
 
     def part(stream: Stream, step: int) -> _Part:
         """This worker's samples of one stream in one step."""
-        indices, laps = draws[stream.name](step * batch_size + workers.rank * num_own, num_own)
+        indices, laps = samplers[stream.name](step * batch_size + workers.rank * num_own, num_own)
         key = zlib.crc32(stream.name.encode())
         return _Part(
             stream,
@@ -251,44 +206,6 @@ def eval_batches(
                 yield collate([(stream, samples)], tasks, dtype)
 
     return prefetched(make, prefetch)
-
-
-def _draws(
-    streams: Sequence[Stream],
-    num_entries: int,
-    *,
-    seed: int,
-    epoch: int,
-    pairing: Literal["position", "class"],
-) -> dict[str, _Draw]:
-    """By stream, which samples an epoch of so many entries has where."""
-    if pairing != "class":
-        return {stream.name: _in_laps(stream, seed=seed, epoch=epoch) for stream in streams}
-    longest = max(streams, key=lambda stream: stream.num_samples)
-    anchor = epoch_order(longest.num_samples, seed=seed, epoch=epoch, lap=0, stream=longest.name)
-    aligned = class_aligned(streams, anchor[:num_entries], seed=seed, epoch=epoch)
-    return {stream.name: _as_listed(*aligned[stream.name]) for stream in streams}
-
-
-def _in_laps(stream: Stream, *, seed: int, epoch: int) -> _Draw:
-    """One lap's order after the other; each is made when it is first reached."""
-    orders: dict[int, Indices] = {}
-
-    def draw(first: int, count: int) -> tuple[Indices, Indices]:
-        laps, places = np.divmod(np.arange(first, first + count), stream.num_samples)
-        for lap in np.unique(laps).tolist():
-            if lap not in orders:
-                orders[lap] = epoch_order(
-                    stream.num_samples, seed=seed, epoch=epoch, lap=lap, stream=stream.name
-                )
-        indices = np.array([orders[lap][place] for lap, place in zip(laps, places, strict=True)])
-        return indices, laps
-
-    return draw
-
-
-def _as_listed(indices: Indices, laps: Indices) -> _Draw:
-    return lambda first, count: (indices[first : first + count], laps[first : first + count])
 
 
 def _share(batch_size: int, workers: Workers) -> int:

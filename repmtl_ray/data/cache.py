@@ -39,11 +39,12 @@ from repmtl_ray.data.blocks import (
     views_of,
 )
 from repmtl_ray.data.columns import SAMPLE_ID
+from repmtl_ray.data.sampler import Indices
 from repmtl_ray.data.stream import Kind, Stream
 
 # `batches` needs torch, which reading tasks do not: they start several times as fast without it.
 if TYPE_CHECKING:
-    from repmtl_ray.data.batches import Indices, Rows
+    from repmtl_ray.data.batches import Rows
 
 T = TypeVar("T")
 

@@ -1,9 +1,9 @@
-"""Images with a target for every pixel, in whatever form they are stored: their checks and sizes.
+"""Images with a target for every pixel, in whatever form they are stored: their shapes and sizes.
 
-Owns what Cityscapes and NYUv2 have in common. A form (`npy_layout`, `mirrors`, `cityscapes_files`,
-`nyuv2_mat`) hands over stored arrays as `Frames`; from there on, all forms are the same. What
-listings and headers show is checked when a split is opened, what is in a frame when it is loaded.
-Images are not normalised, as in the published experiments.
+Owns what Cityscapes and NYUv2 have in common. A form (`npy`, `parquet_files`, or the official files in
+`cityscapes` and `nyuv2`) hands over stored arrays as `Frames`; from there on, all forms are the same.
+What listings and headers show is checked when a split is opened, what is in a frame when it is loaded
+(`validation`). Images are not normalised, as in the published experiments.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from repmtl_ray.data.dense import DenseSet, Shape
-from repmtl_ray.data.npy_layout import Folders
+from repmtl_ray.data.npy import Folders
 from repmtl_ray.scenes.scene_cache import Series, fill_cache, read_scene
 
 

@@ -13,19 +13,16 @@ from typing import TYPE_CHECKING, Literal
 from repmtl_ray.config import DataConfig
 from repmtl_ray.data import (
     cityscapes,
-    cityscapes_files,
     dense,
-    holdout,
-    mirrors,
-    npy_layout,
+    npy,
     nyuv2,
-    nyuv2_mat,
     office,
+    parquet_files,
     rendered,
     shards,
 )
 from repmtl_ray.data.description import DataDescription, describe
-from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
+from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream, hold_out
 from repmtl_ray.scenes.rooms import ROOMS
 from repmtl_ray.scenes.scene_cache import Series
 from repmtl_ray.scenes.streets import STREETS
@@ -46,7 +43,7 @@ __all__ = [
 
 Split = Literal["train", "val", "test"]
 
-_OFFICIAL = {"cityscapes": cityscapes_files, "nyuv2": nyuv2_mat}
+_OFFICIAL = {"cityscapes": cityscapes, "nyuv2": nyuv2}
 _RENDERERS = {"cityscapes": STREETS, "nyuv2": ROOMS}
 _DENSE = {
     "cityscapes": (cityscapes.CITYSCAPES, cityscapes.FOLDERS),
@@ -73,7 +70,7 @@ def open_streams(
     _check_named(data)
     if data.holdout > 0 and split in ("train", "holdout"):
         whole = open_streams(dataclasses.replace(data, holdout=0.0, eval_split="val"), "train")
-        return holdout.cut(whole, split == "holdout", fraction=data.holdout, seed=data.holdout_seed)
+        return hold_out(whole, split == "holdout", fraction=data.holdout, seed=data.holdout_seed)
     if split == "holdout":
         raise ValueError("data.holdout is 0: there is no split 'holdout'; give it a fraction.")
     size = None if data.height is None or data.width is None else (data.height, data.width)
@@ -94,7 +91,7 @@ def open_streams(
         official = _OFFICIAL[data.name].open_frames(_folder(data), split)
         return (dense.open_stream(which, official, size=size or which.size),)
     if form == "parquet":
-        rows = mirrors.open_frames(which, _folder(data), split, data.columns)
+        rows = parquet_files.open_frames(which, _folder(data), split, data.columns)
         return (dense.open_stream(which, rows, size=size),)
     return (_open_npy(data.name, _folder(data), split, size, every_header=every_header),)
 
@@ -152,9 +149,9 @@ def image_size(data: DataConfig) -> tuple[int, int]:
     if data.path is None or form_of(data) == "official":
         return which.size
     if form_of(data) == "parquet":
-        rows = mirrors.open_frames(which, _folder(data), "train", data.columns)
+        rows = parquet_files.open_frames(which, _folder(data), "train", data.columns)
         return dense.image_size(which, rows)
-    return dense.image_size(which, npy_layout.first_frame(which, folders, _folder(data)))
+    return dense.image_size(which, npy.first_frame(which, folders, _folder(data)))
 
 
 def form_of(data: DataConfig) -> str:
@@ -171,9 +168,9 @@ def form_of(data: DataConfig) -> str:
         return "folders"
     root = _folder(data)
     found = {
-        "npy": npy_layout.is_layout(_DENSE[data.name][1], root),
+        "npy": npy.is_layout(_DENSE[data.name][1], root),
         "official": _OFFICIAL[data.name].is_official(root),
-        "parquet": mirrors.is_mirror(root),
+        "parquet": parquet_files.is_mirror(root),
     }
     forms = [form for form, is_there in found.items() if is_there]
     if len(forms) > 1:
@@ -214,7 +211,7 @@ def _open_npy(
     name: str, root: Path, split: str, size: tuple[int, int] | None, *, every_header: bool = True
 ) -> Stream:
     which, folders = _DENSE[name]
-    frames = npy_layout.open_frames(which, folders, root, split, every_header=every_header)
+    frames = npy.open_frames(which, folders, root, split, every_header=every_header)
     return dense.open_stream(which, frames, size=size)
 
 

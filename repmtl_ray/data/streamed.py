@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.data.batches import Indices
+from repmtl_ray.data.sampler import Indices
 from repmtl_ray.data.stream import Sample, Stream
 
 NUM_THREADS = 16

@@ -19,10 +19,10 @@ import torch
 from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import Experiment, ExperimentError, NonFiniteLossError, OptimizerConfig
-from repmtl_ray.data.batches import Rows, eval_batches, steps_per_epoch, train_batches
+from repmtl_ray.data.batches import Rows, eval_batches, train_batches
 from repmtl_ray.data.columns import IMAGE
 from repmtl_ray.data.description import describe
-from repmtl_ray.data.pairing import check_pairable
+from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
 from repmtl_ray.data.stream import check_one_size
 from repmtl_ray.models import MultiTaskModel, build_model
@@ -112,7 +112,7 @@ def num_steps(experiment: Experiment, streams: Sequence[Stream]) -> int:
     """
     try:
         if experiment.data.pairing == "class":
-            check_pairable(streams)
+            check_alignable(streams)
         return steps_per_epoch(streams, experiment.batch_size)
     except ValueError as error:
         raise ExperimentError(str(error)) from error

@@ -19,8 +19,8 @@ import torch
 
 from repmtl_ray.config import Experiment, ExperimentError, replace
 from repmtl_ray.data.batches import LocalRows
-from repmtl_ray.data.holdout import Subset
 from repmtl_ray.data.sources import Stream, open_streams
+from repmtl_ray.data.stream import Subset
 from repmtl_ray.report.table import aligned
 from repmtl_ray.runs import loop
 from repmtl_ray.studies.methods import method

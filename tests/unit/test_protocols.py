@@ -8,7 +8,7 @@ import pytest
 from repmtl_ray import protocols
 from repmtl_ray.config import DataConfig, replace
 from repmtl_ray.data import sources
-from repmtl_ray.data.holdout import cut
+from repmtl_ray.data.stream import hold_out
 from repmtl_ray.studies.methods import ablation, method, methods, sensitivity
 from tests.helpers.layouts import dense_stream, domain_stream
 
@@ -116,7 +116,7 @@ def test_holdout_differs_from_libmtl_by_its_cut_alone():
         (lambda: DataConfig(name="cityscapes", eval_split="holdout"), "data.holdout is 0.0"),
         (lambda: DataConfig(name="cityscapes", holdout=1.0), "data.holdout is 1.0"),
         (lambda: sources.open_streams(SCENES, "holdout"), "there is no split 'holdout'"),
-        (lambda: cut([dense_stream(1)], True, fraction=0.1, seed=0), "nothing would be left"),
+        (lambda: hold_out([dense_stream(1)], True, fraction=0.1, seed=0), "nothing would be left"),
         (lambda: methods(["EW", "EW"]), "named twice"),
         (lambda: sensitivity("tau"), "'tau' is not studied"),
     ],
@@ -129,7 +129,7 @@ def test_what_means_nothing_is_refused(call, message):
 @pytest.mark.parametrize("fraction", [0.1, 0.34, 0.5])
 def test_a_cut_parts_every_stream_and_loses_nothing(fraction):
     streams = [dense_stream(20), domain_stream("dslr", 7)]
-    rest, held = (cut(streams, part, fraction=fraction, seed=3) for part in (False, True))
+    rest, held = (hold_out(streams, part, fraction=fraction, seed=3) for part in (False, True))
     for stream, kept, cut_off in zip(streams, rest, held, strict=True):
         assert cut_off.num_samples == max(1, round(fraction * stream.num_samples))
         originals = [stream.load(n)["image"].tobytes() for n in range(stream.num_samples)]
@@ -141,7 +141,7 @@ def test_a_cut_parts_every_stream_and_loses_nothing(fraction):
 
 def test_the_cut_depends_on_its_own_seed_alone():
     def numbers(seed):
-        return cut([dense_stream(20)], True, fraction=0.3, seed=seed)[0].load.numbers
+        return hold_out([dense_stream(20)], True, fraction=0.3, seed=seed)[0].load.numbers
 
     assert numbers(0) == numbers(0)
     assert numbers(0) != numbers(1)

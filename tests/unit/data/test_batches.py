@@ -13,13 +13,12 @@ from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.data.augment import augment
 from repmtl_ray.data.batches import (
     LocalRows,
-    epoch_order,
     eval_batches,
     select,
-    steps_per_epoch,
     train_batches,
 )
 from repmtl_ray.data.columns import Batch
+from repmtl_ray.data.sampler import epoch_order, steps_per_epoch
 from repmtl_ray.data.sources import Stream
 from tests.helpers.layouts import dense_stream, domain_stream
 

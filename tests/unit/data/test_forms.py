@@ -157,11 +157,11 @@ def test_a_file_without_permission_is_named(tmp_path):
     program = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from repmtl_ray.data import npy_layout, nyuv2\n"
+        "from repmtl_ray.data import npy, nyuv2\n"
         "if os.getuid() == 0:\n"
         "    os.setuid(65534)\n"
         "try:\n"
-        "    npy_layout.open_frames(nyuv2.NYUV2, nyuv2.FOLDERS, Path(sys.argv[1]), 'train')\n"
+        "    npy.open_frames(nyuv2.NYUV2, nyuv2.FOLDERS, Path(sys.argv[1]), 'train')\n"
         "except ValueError as error:\n"
         "    print(error)\n"
     )

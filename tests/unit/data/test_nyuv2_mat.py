@@ -14,7 +14,7 @@ import scipy.io
 
 from repmtl_ray.config import DataConfig
 from repmtl_ray.data.normals import estimate_normals
-from repmtl_ray.data.nyuv2_mat import FILE, NOTE
+from repmtl_ray.data.nyuv2 import FILE, NOTE
 from repmtl_ray.data.sources import Stream, form_of, image_size, open_streams
 from tests.helpers.forms import (
     MAT_TRAIN,
@@ -371,9 +371,9 @@ def test_without_its_libraries_the_extra_is_named(official):
     program = (
         "import sys; from pathlib import Path\n"
         "sys.modules['h5py'] = None\n"
-        "from repmtl_ray.data import nyuv2_mat\n"
+        "from repmtl_ray.data import nyuv2\n"
         "try:\n"
-        "    nyuv2_mat.open_frames(Path(sys.argv[1]), 'train')\n"
+        "    nyuv2.open_frames(Path(sys.argv[1]), 'train')\n"
         "except ValueError as error:\n"
         "    print(error)\n"
     )

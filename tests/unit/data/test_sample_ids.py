@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.data import custom
-from repmtl_ray.data.batches import Indices, LocalRows, eval_batches, train_batches
+from repmtl_ray.data.batches import LocalRows, eval_batches, train_batches
 from repmtl_ray.data.columns import Batch
+from repmtl_ray.data.sampler import Indices
 from tests.helpers.layouts import dense_stream
 
 STREAM = dense_stream(4)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from repmtl_ray.data import mirrors
+from repmtl_ray.data import parquet_files
 from tests.helpers import forms
 from tests.helpers.forms import (
     assert_samples,
@@ -66,10 +66,10 @@ def test_reading_upwards_decodes_every_row_once(tmp_path, monkeypatch):
     decoded.clear()
     for index in range(1, 40):
         stream.load(index)
-    assert sum(decoded) <= 40 + mirrors._ROWS_AT_ONCE
+    assert sum(decoded) <= 40 + parquet_files._ROWS_AT_ONCE
     decoded.clear()
     stream.load(21)
-    assert sum(decoded) <= mirrors._ROWS_AT_ONCE
+    assert sum(decoded) <= parquet_files._ROWS_AT_ONCE
 
 
 def _spoil_pages(root: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import DataConfig, Experiment
 from repmtl_ray.data.batches import LocalRows, train_batches
-from repmtl_ray.data.pairing import class_aligned
+from repmtl_ray.data.sampler import align_task_rows
 from repmtl_ray.data.sources import Stream, open_streams
 from repmtl_ray.runs import loop
 from tests.helpers.layouts import domain_stream, make_office
@@ -71,7 +71,7 @@ def test_samples_of_a_class_are_used_equally_often_give_or_take_one():
 
 def test_a_sample_comes_at_most_once_where_the_class_counts_allow():
     anchor = np.random.default_rng(0).permutation(9)  # three of each class
-    order = class_aligned(STREAMS, anchor, seed=0, epoch=0)
+    order = align_task_rows(STREAMS, anchor, seed=0, epoch=0)
     for name, (samples, laps) in order.items():
         once = samples[laps == 0]
         assert len(set(once.tolist())) == len(once), name
