@@ -79,10 +79,6 @@ def test_python_that_is_not_run_is_python_and_imports_what_exists(snippet):
         exec(compile(type(tree)([node], []), str(snippet), "exec"), {})
 
 
-def test_the_guide_has_snippets_that_run():
-    assert len([s for s in PYTHON if s.document == GUIDE and s.runs]) >= 5
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=label)
 def test_relative_links_lead_somewhere(document):
     text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
