@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import time
 from pathlib import Path
 
 import huggingface_hub
