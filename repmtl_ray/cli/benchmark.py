@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,8 @@ def run(
         failures=result.failures,
     )
     write_tables(summary, out, stem)
-    print(f"\n{conclusion(benchmark_runs(result.records, summary.baseline_means))}\n")
+    sentence = conclusion(benchmark_runs(result.records, summary.baseline_means))
+    print(f"\n{textwrap.fill(sentence, 100)}\n")
     report = benchmark_report(
         summary,
         result.records,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
     (out / "results.md").write_text(f"{title}\n\n{markdown}\n" + (notes and f"\n{notes}"))
     runs = search_runs(result.table, result.baseline, result.histories)
     delta_p_heatmap(runs, out / "delta_p.png", title=title)
-    print(f"{conclusion(runs)}\n")
+    print(f"{textwrap.fill(conclusion(runs), 100)}\n")
     print(
         f"table      {out / 'results.csv'}, {out / 'results.md'}\npicture    {out / 'delta_p.png'}"
     )
