@@ -6,7 +6,7 @@ subtracts it times the learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,6 +18,39 @@ from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.checks import require_finite_gradients
 from repmtl_ray.policies.state import read_state, require_names, write_state
 from repmtl_ray.policies.task_pass import TaskPass
+
+PENALTY = "penalty"
+"""The key of the penalty's term; a task's is its number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Where the gradient of a term lies among all parameters, flat: shared ones, then heads.
+
+    Args:
+        shared: numbers of elements, by shared parameter.
+        heads: by task, by head parameter.
+    """
+
+    shared: Sequence[int]
+    heads: Sequence[Sequence[int]]
+
+    @property
+    def num_total(self) -> int:
+        return sum(self.sizes_of(PENALTY))
+
+    def sizes_of(self, key: str) -> list[int]:
+        """Numbers of elements of the parameters that a term has a gradient for."""
+        heads = self.heads if key == PENALTY else [self.heads[int(key)]]
+        return [*self.shared, *(size for head in heads for size in head)]
+
+    def places_of(self, key: str) -> list[slice]:
+        """The parts of the flat vector of all parameters that a term's own vector consists of."""
+        if key == PENALTY:
+            return [slice(0, self.num_total)]
+        num_shared, task = sum(self.shared), int(key)
+        start = num_shared + sum(sum(head) for head in self.heads[:task])
+        return [slice(0, num_shared), slice(start, start + sum(self.heads[task]))]
 
 
 class _Term:
@@ -109,61 +142,57 @@ class MTAdam(Policy):
         first = self.tasks.index(self.anchor)
         self.order = [first, *(task for task in range(len(self.tasks)) if task != first)]
         self.betas = (self.beta1, self.beta2)
-        self.terms: dict[str, _Term] = {}  # by the task's number, and "penalty"
+        self.terms: dict[str, _Term] = {}
         self._loaded: dict[str, Any] = {}
 
     def backward(self, task_pass: TaskPass) -> None:
         jacobian, heads = task_pass.jacobian(), task_pass.global_head_gradients()
-        flat_heads = [torch.cat([jacobian[0, :0], *(g.reshape(-1) for g in h)]) for h in heads]
-        is_finite = [
-            bool(row.isfinite().all() and head.isfinite().all())
-            for row, head in zip(jacobian, flat_heads, strict=True)
+        rows = [
+            torch.cat([row, *(gradient.reshape(-1) for gradient in head)])
+            for row, head in zip(jacobian, heads, strict=True)
         ]
-        require_finite_gradients(self.name, self.tasks, self.step + 1, torch.tensor(is_finite))
+        is_finite = torch.tensor([bool(row.isfinite().all()) for row in rows])
+        require_finite_gradients(self.name, self.tasks, self.step + 1, is_finite)
         penalty = task_pass.global_penalty_gradient()
-        sizes = [parameter.numel() for parameter in task_pass.shared]
-        by_head = [[p.numel() for p in parameters] for parameters in task_pass.head_parameters]
-        present = [task for task in self.order if task_pass.present[task]]
-        ranks = torch.tensor(self.ranks, dtype=torch.float64)
-        self._make_terms(present, penalty is not None, sizes, by_head, jacobian)
-        gradients = {task: torch.cat([jacobian[task], flat_heads[task]]) for task in present}
-        for task in present:
-            self.terms[str(task)].average_norms(gradients[task], self.norm_beta)
-        anchors = self._anchor_norms(len(sizes))
-        for task in present:
-            term = self.terms[str(task)]
-            scales = self._scales(term.norms, anchors) * ranks[task]
-            term.learn(gradients[task] * term.by_coordinate(scales), self.betas)
+        gradients = {str(task): rows[task] for task in self.order if task_pass.present[task]}
         if penalty is not None:
-            flat = torch.cat([part.reshape(-1) for part in penalty])
-            self.terms["penalty"].learn(flat, self.betas)
-        update = self._update(present, penalty is not None, sum(sizes), by_head, jacobian)
-        parameters = [*task_pass.shared, *(p for h in task_pass.head_parameters for p in h)]
-        parts = update.split([parameter.numel() for parameter in parameters])
+            gradients[PENALTY] = torch.cat([gradient.reshape(-1) for gradient in penalty])
+        layout = _Layout(
+            shared=[parameter.numel() for parameter in task_pass.shared],
+            heads=[[p.numel() for p in parameters] for parameters in task_pass.head_parameters],
+        )
+        self._make_terms(gradients, layout, jacobian)
+        self._learn(gradients, len(layout.shared))
+        parameters = [*task_pass.shared, *(p for head in task_pass.head_parameters for p in head)]
+        parts = self._update(gradients, layout, jacobian).split([p.numel() for p in parameters])
         task_pass.finish_with_update(
-            [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+            [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
         )
         self.step += 1
 
-    def _make_terms(
-        self,
-        present: Sequence[int],
-        with_penalty: bool,
-        shared: Sequence[int],
-        by_head: Sequence[Sequence[int]],
-        like: Tensor,
-    ) -> None:
+    def _make_terms(self, needed: Iterable[str], layout: _Layout, like: Tensor) -> None:
         """Makes the moments of every term of this step, and of every term in the checkpoint."""
-        needed = [*map(str, present), *(["penalty"] if with_penalty else []), *self._loaded]
-        for key in needed:
+        for key in (*needed, *self._loaded):
             if key not in self.terms:
-                heads = by_head if key == "penalty" else [by_head[int(key)]]
-                sizes = [*shared, *(size for head in heads for size in head)]
-                self.terms[key] = _Term(sizes, like)
+                self.terms[key] = _Term(layout.sizes_of(key), like)
                 if key in self._loaded:
                     write_state(self.terms[key], _Term.state_names, self._loaded[key], self.name)
             self.terms[key].move_to(like)
         self._loaded = {}
+
+    def _learn(self, gradients: Mapping[str, Tensor], num_shared: int) -> None:
+        """Moves the moments of the terms of this step, with task gradients at the anchor's norm."""
+        tasks = [key for key in gradients if key != PENALTY]
+        for key in tasks:
+            self.terms[key].average_norms(gradients[key], self.norm_beta)
+        anchors = self._anchor_norms(num_shared)
+        ranks = torch.tensor(self.ranks, dtype=torch.float64)
+        for key in tasks:
+            term = self.terms[key]
+            scales = self._scales(term.norms, anchors) * ranks[int(key)]
+            term.learn(gradients[key] * term.by_coordinate(scales), self.betas)
+        if PENALTY in gradients:
+            self.terms[PENALTY].learn(gradients[PENALTY], self.betas)
 
     def _anchor_norms(self, num_shared: int) -> Tensor:
         """By shared tensor, the average norm of the first task in order that has one; else 0."""
@@ -179,30 +208,17 @@ class MTAdam(Policy):
         ratio = torch.cat([anchors, own]) / torch.where(norms > 0, norms, 1.0)
         return torch.where(norms > 0, ratio, 1.0)
 
-    def _update(
-        self,
-        present: Sequence[int],
-        with_penalty: bool,
-        num_shared: int,
-        by_head: Sequence[Sequence[int]],
-        like: Tensor,
-    ) -> Tensor:
+    def _update(self, terms: Iterable[str], layout: _Layout, like: Tensor) -> Tensor:
         """Flat, by parameter: the terms' means by the largest root mean square among them."""
-        starts = [num_shared]
-        for head in by_head:
-            starts.append(starts[-1] + sum(head))
-        total, largest = like.new_zeros(starts[-1]), like.new_zeros(starts[-1])
-
-        def add(where: slice, mean: Tensor, root: Tensor) -> None:
-            total[where] += mean
-            largest[where] = torch.maximum(largest[where], root)
-
-        for task in present:
-            mean, root = self.terms[str(task)].corrected(self.betas, self.eps)
-            add(slice(0, num_shared), mean[:num_shared], root[:num_shared])
-            add(slice(starts[task], starts[task + 1]), mean[num_shared:], root[num_shared:])
-        if with_penalty:
-            add(slice(0, starts[-1]), *self.terms["penalty"].corrected(self.betas, self.eps))
+        total, largest = like.new_zeros(layout.num_total), like.new_zeros(layout.num_total)
+        for key in terms:
+            mean, root = self.terms[key].corrected(self.betas, self.eps)
+            first = 0
+            for place in layout.places_of(key):
+                part = slice(first, first + place.stop - place.start)
+                total[place] += mean[part]
+                largest[place] = torch.maximum(largest[place], root[part])
+                first = part.stop
         return torch.where(largest > 0, total / torch.where(largest > 0, largest, 1.0), 0.0)
 
     def _state(self) -> dict[str, Any]:
@@ -211,7 +227,7 @@ class MTAdam(Policy):
 
     def _load_state(self, state: dict[str, Any]) -> None:
         require_names(("terms",), state, self.name)
-        known = {*map(str, range(len(self.tasks))), "penalty"}
+        known = {*map(str, range(len(self.tasks))), PENALTY}
         if not set(state["terms"]) <= known:
             raise ValueError(
                 f"policy {self.name!r}: the checkpoint holds moments of terms "
