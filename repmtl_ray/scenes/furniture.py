@@ -1,7 +1,7 @@
-"""Furniture of rooms: the solids that a bed, a bookcase or a chair is made of, and their looks.
+"""Furniture of rooms: the solids that a bed, a bookcase or a chair consists of, and their looks.
 
-Owns single pieces, made of a random generator each; where they stand is in `room_layout`. Lengths in
-metres. An item stands on y = 0 with its back at z = 0 and its front towards -z.
+Owns single items, each drawn from a random generator. `room_layout` decides where they stand. Lengths
+are in metres. An item stands on y = 0 with its back at z = 0 and its front towards -z.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +12,14 @@ import numpy as np
 from repmtl_ray.scenes.materials import Look, Piece, Rng, Triple, part, pick
 from repmtl_ray.scenes.raycast import Form
 
-BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS, PICTURE, SOFA, TABLE, TV, WALL, WINDOW = (
-    range(13)
-)
+BED, BOOKS, CEILING, CHAIR, FLOOR, FURNITURE, OBJECTS = range(7)
+PICTURE, SOFA, TABLE, TV, WALL, WINDOW = range(7, 13)
 
 WOOD: tuple[Triple, ...] = (
     (0.45, 0.30, 0.18), (0.60, 0.44, 0.28), (0.30, 0.20, 0.13), (0.70, 0.57, 0.40),
     (0.82, 0.80, 0.76), (0.20, 0.19, 0.19),
 )  # fmt: skip
-# Of beds, sofas and chairs alike: colour must not tell one from the other.
+# Beds, sofas and chairs share these colours, so that the colour does not tell which one it is.
 CLOTH: tuple[Triple, ...] = (
     (0.55, 0.50, 0.42), (0.30, 0.34, 0.45), (0.50, 0.22, 0.20), (0.76, 0.73, 0.67),
     (0.25, 0.33, 0.26), (0.35, 0.28, 0.24), (0.62, 0.58, 0.60), (0.24, 0.24, 0.27),
@@ -220,18 +219,13 @@ def _books(rng: Rng, wide: float, y: float, deep: float) -> Iterator[Piece]:
 
 
 def _on_top(
-    rng: Rng,
-    wide: float,
-    y: float,
-    between: tuple[float, float],
-    number: int,
-    tallest: float = 0.4,
+    rng: Rng, wide: float, y: float, z_range: tuple[float, float], number: int, tallest: float = 0.4
 ) -> Item:
     """Things, and sometimes books, on a board."""
     item = []
     for place in rng.permutation(5)[:number]:
         x = wide * (0.18 * (place - 2) + rng.uniform(-0.03, 0.03))
-        z = rng.uniform(*between)
+        z = rng.uniform(*z_range)
         if rng.random() < 0.3:
             look = Look(BOOKS, pick(rng, BRIGHT), grain=0.05, contrast=0.2)
             size = (0.15, rng.uniform(0.03, 0.12), 0.21)

@@ -177,14 +177,9 @@ def read_scene(series: Series, folder: Path, split: str, number: int) -> Scene:
 
 
 def _parameters(series: Series) -> dict[str, int]:
-    return {
-        "renderer_version": series.renderer.version,
-        "num_train": series.num_train,
-        "num_val": series.num_val,
-        "height": series.height,
-        "width": series.width,
-        "seed": series.seed,
-    }
+    names = ("num_train", "num_val", "height", "width", "seed")
+    values = {name: getattr(series, name) for name in names}
+    return {"renderer_version": series.renderer.version, **values}
 
 
 def _unusable(series: Series, where: str, reason: str) -> ValueError:

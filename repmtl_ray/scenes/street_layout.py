@@ -18,7 +18,7 @@ FOCAL = 2262.5 / 2048  # image widths, as the Cityscapes camera
 
 _pick = partial(pick, darkest=0.85, highest=0.95)
 
-# Masonry and car paint on purpose from one list: colour must not tell a house from a lorry.
+# Walls and vehicles share these colours, so that the colour does not tell a house from a lorry.
 _PAINTS: tuple[Triple, ...] = (
     (0.62, 0.58, 0.50), (0.70, 0.68, 0.64), (0.55, 0.34, 0.27), (0.46, 0.42, 0.40),
     (0.75, 0.70, 0.56), (0.34, 0.35, 0.37), (0.60, 0.48, 0.38), (0.40, 0.46, 0.52),
@@ -149,11 +149,8 @@ def _plants(rng: Rng, plan: _Plan, side: int) -> Iterator[Piece]:
     while z < 70.0:
         if rng.random() < 0.4 + 0.5 * plan.green:
             x = side * (plan.kerb + rng.uniform(0.7, 1.2) + plan.garden * (rng.random() < 0.5))
-            trunk, girth, radius = (
-                rng.uniform(2.0, 3.2),
-                rng.uniform(0.2, 0.5),
-                rng.uniform(1.3, 2.5),
-            )
+            trunk, girth = rng.uniform(2.0, 3.2), rng.uniform(0.2, 0.5)
+            radius = rng.uniform(1.3, 2.5)
             yield part(bark, at=(x, 0, z), size=(girth, trunk + radius, girth), form="cylinder")
             yield _foliage(rng, at=(x, trunk, z), radius=radius)
             if rng.random() < 0.6:

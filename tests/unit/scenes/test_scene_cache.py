@@ -14,7 +14,14 @@ import pytest
 
 from repmtl_ray.scenes import scene_cache
 from repmtl_ray.scenes.rooms import ROOMS
-from repmtl_ray.scenes.scene_cache import VAL_OFFSET, Scene, Series, fill_cache, read_scene
+from repmtl_ray.scenes.scene_cache import (
+    VAL_OFFSET,
+    Renderer,
+    Scene,
+    Series,
+    fill_cache,
+    read_scene,
+)
 from repmtl_ray.scenes.streets import STREETS
 
 SMALL = Series(renderer=STREETS, num_train=3, num_val=1, height=16, width=32, seed=5)
@@ -76,6 +83,27 @@ def test_a_renderers_columns_are_what_it_renders(series: Series) -> None:
     for column, values in scene.items():
         assert values.dtype == series.renderer.columns[column][0]
         assert values.shape == series.shape(column)
+
+
+@pytest.mark.parametrize(
+    ("renderer", "index", "means"),
+    [
+        (STREETS, 0, {"image": 0.3399, "label_7": 2.1453, "depth": 0.1371}),
+        (STREETS, 1, {"image": 0.3924, "label_7": 2.1049, "depth": 0.0339}),
+        (ROOMS, 0, {"image": 129.1166, "label": 8.67, "depth": 2.6651, "normal": 0.2233}),
+        (ROOMS, 1, {"image": 103.099, "label": 6.6131, "depth": 3.818, "normal": 0.2266}),
+    ],
+)
+def test_the_pixels_of_version_1_stay_as_they_are(
+    renderer: Renderer, index: int, means: dict[str, float]
+) -> None:
+    """Whoever changes a pixel raises the renderer's version, and the numbers here."""
+    assert renderer.version == 1
+    scene = renderer.render(0, index, height=48, width=64)
+    for column, mean in means.items():
+        values = scene[column]
+        valid = values[values >= 0] if column.startswith("label") else values
+        assert valid.mean(dtype=np.float64) == pytest.approx(mean, rel=2e-3), column
 
 
 @both_data_sets
