@@ -1,20 +1,18 @@
-"""What workers tell each other: sums, gathers and broadcasts that autograd understands, to any
-order.
+"""Communication between workers: sums, gathers and broadcasts that are differentiable to any order.
 
-Owns the only calls of torch.distributed in the project. Two kinds of tensors exist in a worker:
-**replicated** ones, equal on every worker (parameters, the global losses, anything computed from
-those alone), and **own** ones, which belong to this worker's rows of the global batch. The
-operations below carry tensors between the two kinds, and their derivatives carry cotangents back:
+Owns the only calls of torch.distributed in the project. A worker holds two kinds of tensors.
+**Replicated** ones are equal on every worker: parameters, the global losses, and everything that is
+computed from those alone. **Own** ones belong to this worker's rows of the global batch. The
+operations below turn tensors of one kind into the other, and their derivatives turn cotangents back:
 
     operation   from         to           its derivative
     total       own          replicated   spread
     spread      replicated   own          total
     gather      own rows     replicated   this worker's rows
 
-A parameter is replicated but is used on own rows; its gradient is therefore this worker's part, to
-be totalled once, after the last backward. With one worker everything here is the identity. The
-calls must come in the same order on every worker, so nothing that calls them may branch on own
-data.
+A parameter is replicated but is used on own rows. Its gradient is therefore this worker's part of
+the whole, and is totalled once, after the last backward pass. With one worker everything here is the
+identity. All workers must make the same calls in the same order: no caller may branch on own data.
 """
 
 from __future__ import annotations
@@ -76,8 +74,9 @@ class Workers:
         """All workers' rows, concatenated in rank order along axis 0; every worker holds equally
         many.
 
-        Done as the total of zero-padded rows: exact, and differentiable twice with no further code.
-        Meant for small tensors (CSA's anchors), where padding costs nothing that matters.
+        It is the total of rows that are padded with zeros, which is exact and differentiable to any
+        order without further code. It is meant for small tensors (CSA's anchors), for which the
+        padding costs little.
         """
         if self.size == 1:
             return own
@@ -88,7 +87,7 @@ class Workers:
 
     @torch.no_grad()
     def total_(self, tensors: Iterable[Tensor]) -> None:
-        """Sums each tensor over workers in place, in one message a dtype; no derivative."""
+        """Sums each tensor over workers in place, in one message per dtype; no derivative."""
         if self.size == 1:
             return
         by_dtype: dict[torch.dtype, list[Tensor]] = {}

@@ -174,7 +174,7 @@ class PolicyConfig:
         log_losses: train on log L_t, as the paper does; policies that need positive losses take L_t
             itself and only the saliency sees the logarithm (docs/guide.md, log losses).
         gradients: gradient policies only: task gradients at the shared "parameters" (one encoder
-            backward a task) or at the "representation" (one in all, where the method allows).
+            backward per task) or at the "representation" (one in all, where the method allows).
     """
 
     name: str = "EW"
@@ -255,7 +255,7 @@ class Experiment:
         data, model, policy, regularizer, optimizer: the parts.
         tasks: which of the data set's tasks, by name; None means all.
         epochs: passes over the training split (over the longest domain's).
-        batch_size: samples a step over **all** workers; for office of each domain.
+        batch_size: samples per step over **all** workers; for office of each domain.
         seed: of initial weights, epoch order, augmentation, dropout and random policies; from 0 to
             2**32 - 1, which NumPy, torch and Ray Tune's search algorithms all accept.
         precision: "float32", "bfloat16" (autocast; losses, saliency and penalties stay in float32)

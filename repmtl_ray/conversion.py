@@ -23,7 +23,10 @@ _ADDED = "added"  # in the metadata of a field, its default
 
 
 class ExperimentError(ValueError):
-    """An experiment that cannot be done, or not further; all workers find so, and would again."""
+    """An experiment that cannot be trained, or cannot be continued.
+
+    All workers raise it alike, and would raise it again: a restart does not help.
+    """
 
 
 class NonFiniteLossError(ExperimentError):
@@ -34,13 +37,14 @@ class NonFiniteLossError(ExperimentError):
     """
 
 
-def check(condition: bool, where: str, found: object, expected: str) -> None:
+def check(condition: bool, where: str, value: object, expected: str) -> None:
+    """Raises "<where> is <value>; expected <expected>." unless the condition holds."""
     if not condition:
-        raise ValueError(f"{where} is {shown(found)}; expected {expected}.")
+        raise ValueError(f"{where} is {shown(value)}; expected {expected}.")
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: on one line, and not at any length."""
+    """A value as messages show it: on one line, of at most 200 characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # of an integer with too many digits, of deep nesting
@@ -86,7 +90,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
-    """Builds a dataclass from nested plain values.
+    """Builds a dataclass from nested plain values, which `to_dict` makes.
 
     Args:
         cls: the dataclass, for example Experiment or one of its parts.
@@ -117,10 +121,10 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
 
 
 def check_types(config: Any, where: str = "") -> None:
-    """Refuses fields whose values are not what their annotations say; called as an object is made.
+    """Refuses fields whose values are not what their annotations say.
 
-    Numbers become floats and lists tuples where those are declared, so that equal configurations
-    are the same plain values.
+    It is called when an object is made. Where the annotation is a float or a tuple, integers become
+    floats and lists become tuples, so that equal configurations have equal plain values.
 
     Args:
         config: a frozen dataclass.
@@ -134,6 +138,7 @@ def check_types(config: Any, where: str = "") -> None:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    """A value as its annotation `hint` says, or an error that names `path`."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
@@ -179,7 +184,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def _convert_items(hints: tuple[Any, ...], values: Sequence[Any], path: str) -> Iterator[Any]:
-    """The items of a list; one hint for all (of a list, or before an ellipsis), or one for each."""
+    """The items of a list. There is one hint for all (of a list, or before an ellipsis), or one per
+    item."""
     if len(hints) == 1 or hints[-1] is ...:
         hints = (hints[0],) * len(values)
     check(len(values) == len(hints), path, values, f"{len(hints)} values")
@@ -188,10 +194,10 @@ def _convert_items(hints: tuple[Any, ...], values: Sequence[Any], path: str) -> 
 
 
 def _plain(value: Any, path: str, depth: int = 0) -> Any:
-    """A value as JSON keeps it: what is stored and read back must be equal to what was given.
+    """A value as JSON keeps it, so that what is read back is equal to what was stored.
 
     Raises:
-        ValueError: a value that JSON has not, or that is not equal to itself (NaN).
+        ValueError: a value that JSON cannot hold, or that is not equal to itself (NaN).
     """
     check(depth <= _DEEPEST, path, "...", f"at most {_DEEPEST} levels")
     if isinstance(value, Mapping):
@@ -212,8 +218,11 @@ def _plain(value: Any, path: str, depth: int = 0) -> Any:
 
 
 def added(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISSING) -> Any:
-    """A field that joined its class later: at its default it is no part of the digest, so that
-    experiments from before it keep theirs."""
+    """A dataclass field that was added after experiments had been stored.
+
+    The digest of a configuration leaves it out while it has its default, so that stored experiments
+    keep their digests.
+    """
     metadata = {_ADDED: default if factory is dataclasses.MISSING else factory()}
     if factory is dataclasses.MISSING:
         return dataclasses.field(default=default, metadata=metadata)
@@ -223,15 +232,17 @@ def added(default: Any = dataclasses.MISSING, *, factory: Any = dataclasses.MISS
 def digest(config: Any) -> str:
     """Twelve hexadecimal digits that identify a configuration; equal configurations have equal
     digests."""
-    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        json.dumps(_values_for_digest(config), sort_keys=True).encode()
+    ).hexdigest()[:12]
 
 
-def _identity(config: Any) -> dict[str, Any]:
+def _values_for_digest(config: Any) -> dict[str, Any]:
     values = to_dict(config)
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
-            values[entry.name] = _identity(value)
+            values[entry.name] = _values_for_digest(value)
         elif _ADDED in entry.metadata and value == entry.metadata[_ADDED]:
             del values[entry.name]
     return values
@@ -243,12 +254,12 @@ def differences(old: Any, new: Any) -> str:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> str:
-    found = []
+    parts = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found.append(_differences(before, after, f"{prefix}{key}."))
+            parts.append(_differences(before, after, f"{prefix}{key}."))
         elif before != after:
             was, is_ = (repr(side[key]) if key in side else "absent" for side in (old, new))
-            found.append(f"{prefix}{key} was {was}, is {is_}")
-    return ", ".join(part for part in found if part)
+            parts.append(f"{prefix}{key} was {was}, is {is_}")
+    return ", ".join(part for part in parts if part)

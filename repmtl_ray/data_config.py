@@ -43,7 +43,7 @@ class DataConfig:
 
     Args:
         name: "cityscapes" (segmentation and inverse depth), "nyuv2" (segmentation, depth in metres
-            and surface normals), "office31" or "office_home" (one task a domain); "custom" for the
+            and surface normals), "office31" or "office_home" (one task per domain); "custom" for the
             data sets handed to `fit(data=...)`.
         path: of the data, or folder or URI (s3://, gs://) of its shards; None renders street
             scenes (cityscapes) or rooms (nyuv2).

@@ -1,8 +1,8 @@
-"""One number for many metrics: delta_p, delta_m, mean rank; and the published rows to hold against.
+"""One number for many metrics: delta_p, delta_m and the mean rank; and the published results.
 
 Owns these three comparisons of a row of metrics with a baseline or with other rows. Metrics are
-named `task/metric`; whatever else a result row holds (epoch, task/loss, delta_p_task,
-average_accuracy) is not a metric and is passed over.
+named `task/metric`. Whatever else a result row holds (epoch, task/loss, delta_p_task,
+average_accuracy) is not a metric and is left out.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def delta_p(
     """Both delta_p of a row of metrics against a baseline.
 
     Args:
-        metrics: by `task/metric`; decides which metrics count.
-        baseline: holds all of them; more do no harm.
-        directions: whether higher is better, by `task/metric` or by the last part alone; None: the
-            project's metrics.
+        metrics: by `task/metric`; all of them count.
+        baseline: holds the same metrics; others are ignored.
+        directions: whether higher is better, by `task/metric` or by the last part alone; None takes
+            the project's metrics.
 
     Raises:
-        ValueError: no metric at all, one that the baseline lacks, a value that is not finite, a
+        ValueError: no metric at all, a metric that the baseline lacks, a value that is not finite, a
             baseline of zero, or a baseline so close to zero that the change is not finite.
 
     Source:
@@ -67,9 +67,9 @@ def delta_m(
     baseline: Mapping[str, float],
     directions: Mapping[str, bool] | None = None,
 ) -> float:
-    """The mean signed relative drop of all metrics in percent; lower is better (`last10` protocol).
+    """The mean relative loss over all metrics in percent; lower is better (`last10` protocol).
 
-    Args and errors as for `delta_p`, of whose `metric` it is the negative.
+    It is the negative of `DeltaP.metric`. Arguments and errors are those of `delta_p`.
     """
     return -delta_p(metrics, baseline, directions).metric
 
@@ -77,10 +77,10 @@ def delta_m(
 def mean_rank(
     rows: Mapping[str, Mapping[str, float]], directions: Mapping[str, bool] | None = None
 ) -> dict[str, float]:
-    """Each row's rank averaged over metrics; 1 is best; equal values share the mean of their ranks.
+    """Each row's rank, averaged over metrics. 1 is best; equal values share the mean of their ranks.
 
     Args:
-        rows: by method; all with the same metrics.
+        rows: by method; all have the same metrics.
         directions: as for `delta_p`.
 
     Raises:
@@ -105,7 +105,7 @@ def mean_rank(
 
 
 def published(dataset: str) -> dict[str, dict[str, float]]:
-    """The paper's tables: the mean of every column, metrics and delta_p alike, by method.
+    """The paper's tables: by method, the mean of every column (metrics and delta_p).
 
     Args:
         dataset: "nyuv2", "cityscapes", "office_31" or "office_home".
@@ -132,7 +132,7 @@ def published(dataset: str) -> dict[str, dict[str, float]]:
 
 
 def directions(row: Mapping[str, float]) -> dict[str, bool]:
-    """The metrics of a row in its order, with whether higher is better.
+    """The names of a row's metrics, in its order, with whether higher is better.
 
     Args:
         row: metrics and whatever else a result row holds.
@@ -146,14 +146,14 @@ def directions(row: Mapping[str, float]) -> dict[str, bool]:
 def _directions(row: Mapping[str, float], directions: Mapping[str, bool] | None) -> dict[str, bool]:
     """The row's metrics, with whether higher is better."""
     known = HIGHER_IS_BETTER if directions is None else directions
-    found = {}
+    by_name = {}
     for name in row:
         task, _, last = name.rpartition("/")
         if task and (name in known or last in known):
-            found[name] = known[name] if name in known else known[last]
-    if not found:
+            by_name[name] = known[name] if name in known else known[last]
+    if not by_name:
         raise ValueError(f"no metric among {sorted(row)}; expected names like 'depth/abs_error'.")
-    return found
+    return by_name
 
 
 def _value(name: str, row: Mapping[str, float], whose: str) -> float:

@@ -1,9 +1,9 @@
 """Benchmark protocols: their settings, and which epochs of a run its result is read from.
 
-Owns the three protocols by name and nothing of how they are run. `libmtl` is the paper's setting
-(LibMTL's examples), `last10` that of MTAN, nash-mtl, FAMO, CAGrad, FairGrad and GO4Align, `holdout`
-is `libmtl` with the epoch chosen on samples that no reported number is of. Rows of different
-protocols are never compared. Imports neither torch nor Ray.
+Owns the three protocols by name, and nothing of how they are run. `libmtl` is the paper's setting
+(LibMTL's examples). `last10` is that of MTAN, nash-mtl, FAMO, CAGrad, FairGrad and GO4Align.
+`holdout` is `libmtl`, but the epoch is chosen on samples that no reported number is of. Rows of
+different protocols are never compared. Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ DENSE = ("nyuv2", "cityscapes")
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What a run is reported with.
+    """The metrics that a run is reported with.
 
     Args:
-        metrics: by `task/metric`, of the split that every epoch was evaluated on.
-        epochs: they are read from, counted from 1; of several the mean.
+        metrics: by `task/metric`, of the split that every epoch was evaluated on; the mean over
+            `epochs`.
+        epochs: that the metrics are of, counted from 1.
     """
 
     metrics: dict[str, float]
@@ -71,64 +72,56 @@ def settings(protocol: str, data: DataConfig) -> Experiment:
         `last10`. Office under `libmtl`: 64 samples of each domain, no schedule.
     """
     check_name(protocol)
-    dense = data.name in DENSE
-    plain = PolicyConfig(log_losses=False)
-    none = RegularizerConfig(lambda_tsr=0.0, lambda_csa=0.0)
-    if protocol == "last10":
-        if not dense:
-            raise ValueError(
-                f"protocol 'last10' is defined for {' and '.join(DENSE)}, not for {data.name!r}; "
-                "take 'libmtl' or 'holdout'."
-            )
-        return Experiment(
-            data=_with(data, augment=True, eval_split="val"),
-            model=ModelConfig(encoder=SEGNET, head="mtan", output_stride=None),
-            policy=plain,
-            regularizer=none,
-            optimizer=OptimizerConfig(halve_at_epoch=100, weight_decay=0.0),
-            epochs=200,
-            batch_size=2 if data.name == "nyuv2" else 8,
-            protocol=protocol,
-        )
-    held = protocol == "holdout"
-    data = _with(
-        data,
-        augment=False,
-        eval_split="holdout" if held else "val",
-        holdout=HOLDOUT if held else 0.0,
-    )
-    if dense:
-        return Experiment(
-            data=data,
-            model=ModelConfig(encoder="resnet50", pretrained=True),
-            policy=plain,
-            regularizer=none,
-            optimizer=OptimizerConfig(halve_at_epoch=100),
-            epochs=200,
-            batch_size=8 if data.name == "nyuv2" else 64,
-            protocol=protocol,
+    if protocol == "last10" and data.name not in DENSE:
+        raise ValueError(
+            f"protocol 'last10' is defined for {' and '.join(DENSE)}, not for {data.name!r}; "
+            "take 'libmtl' or 'holdout'."
         )
     return Experiment(
-        data=data,
-        model=ModelConfig(
-            encoder="resnet18",
-            features="pooled",
-            output_stride=None,
-            head="linear",
-            pretrained=True,
-            bottleneck=512,
-        ),
-        policy=plain,
-        regularizer=none,
-        epochs=100,
-        batch_size=64,
+        data=_data(protocol, data),
+        model=_model(protocol, data.name),
+        policy=PolicyConfig(log_losses=False),
+        regularizer=RegularizerConfig(lambda_tsr=0.0, lambda_csa=0.0),
+        optimizer=_optimizer(protocol, data.name),
+        epochs=200 if data.name in DENSE else 100,
+        batch_size=_batch_size(protocol, data.name),
         protocol=protocol,
     )
 
 
-def _with(data: DataConfig, **changes: object) -> DataConfig:
+def _data(protocol: str, data: DataConfig) -> DataConfig:
+    if protocol == "last10":
+        return dataclasses.replace(data, augment=True, eval_split="val")
+    if protocol == "holdout":
+        return dataclasses.replace(data, augment=False, eval_split="holdout", holdout=HOLDOUT)
+    return dataclasses.replace(data, augment=False, eval_split="val", holdout=0.0)
 
-    return dataclasses.replace(data, **changes)  # type: ignore[arg-type]
+
+def _model(protocol: str, dataset: str) -> ModelConfig:
+    if protocol == "last10":
+        return ModelConfig(encoder=SEGNET, head="mtan", output_stride=None)
+    if dataset in DENSE:
+        return ModelConfig(encoder="resnet50", pretrained=True)
+    return ModelConfig(
+        encoder="resnet18",
+        features="pooled",
+        output_stride=None,
+        head="linear",
+        pretrained=True,
+        bottleneck=512,
+    )
+
+
+def _optimizer(protocol: str, dataset: str) -> OptimizerConfig:
+    if protocol == "last10":
+        return OptimizerConfig(halve_at_epoch=100, weight_decay=0.0)
+    return OptimizerConfig(halve_at_epoch=100 if dataset in DENSE else None)
+
+
+def _batch_size(protocol: str, dataset: str) -> int:
+    if dataset == "nyuv2":
+        return 2 if protocol == "last10" else 8
+    return 8 if protocol == "last10" else 64
 
 
 def final_split(protocol: str, data: DataConfig) -> Literal["val", "test"] | None:
@@ -139,9 +132,9 @@ def final_split(protocol: str, data: DataConfig) -> Literal["val", "test"] | Non
         data: of the run.
 
     Returns:
-        None where the reported numbers are of the split that every epoch is evaluated on: `last10`,
-        and `libmtl` for NYUv2 and Cityscapes, which has no third split and chooses on the one it
-        reports.
+        None where the reported numbers are of the split that every epoch is evaluated on. This is
+        so for `last10`, and for `libmtl` with NYUv2 and Cityscapes, which have no third split: the
+        epoch is chosen on the split that is reported.
     """
     check_name(protocol)
     if protocol == "last10" or (protocol == "libmtl" and data.name in DENSE):
@@ -165,19 +158,20 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
     """The epoch with the largest delta_p over tasks against the run's own first epoch.
 
     Args:
-        history: one row of metrics an epoch, at least one.
+        history: one row of metrics per epoch, at least one.
 
     Returns:
-        Counted from 1; of equal epochs the first. The best of an unfinished run is the best of
-        those done: no later row changes how they compare.
+        Counted from 1; of equal epochs the first. Later epochs do not change how earlier ones
+        compare, so the best of an unfinished run is the best so far.
 
     Raises:
         ValueError: no epoch, or a row without metrics.
 
     Source:
-        LibMTL's `_PerformanceMeter`, whose baseline is the first epoch unless told otherwise, so
-        that single-task training is chosen by the same rule. A metric that is 0 there (accuracy)
-        counts from its first other value on, which LibMTL divides by zero for.
+        LibMTL's `_PerformanceMeter`, whose baseline is the first epoch by default, so that the
+        epoch of single-task training is chosen by the same rule. Deviation: a metric that is 0 in
+        the first epoch (accuracy) is compared with its first other value, where LibMTL divides by
+        zero.
     """
     if not history:
         raise ValueError("a run without any epoch has no result.")

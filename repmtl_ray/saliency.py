@@ -84,7 +84,7 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
     """
     if isinstance(losses, Tensor):
         raise ValueError(
-            f"losses is one tensor of shape {tuple(losses.shape)}; expected a list of scalar losses, one a task "
+            f"losses is one tensor of shape {tuple(losses.shape)}; expected a list of scalar losses, one per task "
             "(indexing a stacked tensor differentiates every head for every task)."
         )
     if isinstance(losses, str) or not isinstance(losses, Iterable):
@@ -99,7 +99,7 @@ def named_losses(losses: Losses) -> dict[str, Tensor]:
         if loss.numel() != 1:
             raise ValueError(f"{name} has shape {tuple(loss.shape)}; expected a scalar.")
     if not by_name:
-        raise ValueError("losses is empty; expected one scalar loss a task.")
+        raise ValueError("losses is empty; expected one scalar loss per task.")
     return by_name
 
 

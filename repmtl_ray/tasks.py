@@ -1,8 +1,8 @@
 """What a task is: its name, the width of its head, its loss over valid labels and its metrics.
 
-Owns the task classes and their losses. The additive statistics behind the metrics are in `metrics`;
-how losses of several workers become one mean is the caller's business: a task gives the sum of its
-loss and the number of its labels.
+Owns the task classes and their losses. The additive statistics behind the metrics are in `metrics`.
+A task returns the sum of its loss and the number of its labels; the caller makes one mean of those
+of all workers.
 """
 
 from __future__ import annotations

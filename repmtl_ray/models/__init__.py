@@ -1,4 +1,4 @@
-"""The multi-task model: one timm encoder, one head a task, and the place where saliency is taken.
+"""The multi-task model: one timm encoder, one head per task, and the place of the saliency.
 
 Owns the model's construction and forward pass. The encoder's own construction and weights are in
 `encoders`, heads in `heads`, the place where saliency is taken in `representation`, batch

@@ -7,7 +7,7 @@ output is shaped by timm's options or by a forward hook, never by a wrapper.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +163,9 @@ def _check_features(encoder: nn.Module, config: ModelConfig, image_size: tuple[i
         ) from error
     expected = _NUM_DIMS[config.features]
     if not isinstance(features, Tensor) or features.ndim != expected:
-        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        output = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(
-            f"model.encoder {config.encoder!r} hands over {found} for one image; features "
+            f"model.encoder {config.encoder!r} hands over {output} for one image; features "
             f"{config.features!r} need {expected} dimensions. Choose other features."
         )
     if config.features == "map" and config.output_stride is not None:
@@ -225,47 +225,61 @@ def _load_weights(
     path = Path(str(config.weights)).expanduser()
     state = _read_state(path)
     own = encoder.state_dict()
-    found = {name: key for key in state for name in _names_in_encoder(key) if name in own}
+    # By name in the encoder, the key in the file: timm's feature networks rename entries.
+    key_of = {name: key for key in state for name in _names_in_encoder(key) if name in own}
     missing = [
-        name for name in own if name not in found and not name.endswith("num_batches_tracked")
+        name for name in own if name not in key_of and not name.endswith("num_batches_tracked")
     ]
     if missing:
         raise ValueError(
             f"model.weights '{path}' lacks {len(missing)} of {len(own)} entries of "
             f"{config.encoder!r}: {_first(missing)}. It holds {_first(list(state))}."
         )
-    read = set(found.values())
-    left_out = [key for key in state if key not in read]
-    used = {key.split(".")[0] for key in read}
-    inside = [key for key in left_out if key.split(".")[0] in used and not key.startswith("head")]
-    foreign = [key for key in inside if key.endswith(".weight")]
-    if foreign:
-        raise ValueError(
-            f"model.weights '{path}' is of another network than {config.encoder!r}: "
-            f"it also holds {_first(foreign)}."
-        )
+    _check_unused_entries(path, state, set(key_of.values()), config.encoder)
     check_tensors(
         f"model.weights '{path}'",
-        {key: state[key] for key in read},
-        {key: own[name] for name, key in found.items()},
+        {key: state[key] for key in key_of.values()},
+        {key: own[name] for name, key in key_of.items()},
     )
-    if left_out:
-        _logger.warning("%s: left out %s", path, _first(left_out))
-    if all(state[key].shape == own[name].shape for name, key in found.items()):
-        encoder.load_state_dict({name: state[key] for name, key in found.items()}, strict=False)
+    misfits = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
+        for name, key in key_of.items()
+        if state[key].shape != own[name].shape
+    ]
+    if not misfits:
+        encoder.load_state_dict({name: state[key] for name, key in key_of.items()}, strict=False)
         return encoder
     try:
         overlay = {"state_dict": state}
         return _create(config, image_size, pretrained=True, pretrained_cfg_overlay=overlay)
     except (ValueError, KeyError) as error:
-        sizes = [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(own[name].shape)}"
-            for name, key in found.items()
-            if state[key].shape != own[name].shape
-        ]
         raise ValueError(
-            f"model.weights '{path}' does not fit {config.encoder!r}: {_first(sizes)}."
+            f"model.weights '{path}' does not fit {config.encoder!r}: {_first(misfits)}."
         ) from error
+
+
+def _check_unused_entries(
+    path: Path, state: Mapping[str, Tensor], used: Collection[str], encoder: str
+) -> None:
+    """Warns of entries that the encoder does not use, and refuses those of another network.
+
+    A classifier and whole modules that the encoder lacks are left out. A weight beside used ones
+    says that the file is of a deeper or other network.
+    """
+    unused = [key for key in state if key not in used]
+    parts = {key.split(".")[0] for key in used}
+    foreign = [
+        key
+        for key in unused
+        if key.split(".")[0] in parts and not key.startswith("head") and key.endswith(".weight")
+    ]
+    if foreign:
+        raise ValueError(
+            f"model.weights '{path}' is of another network than {encoder!r}: "
+            f"it also holds {_first(foreign)}."
+        )
+    if unused:
+        _logger.warning("%s: left out %s", path, _first(unused))
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Task heads: from the encoder's features to a task's raw outputs.
 
-Owns the ASPP and the linear head. Resizing dense outputs to the image is the model's. Activations
-are not in place: heads are differentiated twice.
+Owns the ASPP and the linear head. The model resizes dense outputs to the image. Activations are not
+in place, because heads are differentiated twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _convolution(num_inputs: int, num_outputs: int, size: int, rate: int = 1) ->
     padding = rate * (size // 2)
     return nn.Sequential(
         nn.Conv2d(num_inputs, num_outputs, size, padding=padding, dilation=rate, bias=False),
-        # Not BatchNorm2d: a pooled branch has one value a channel when the batch has one row.
+        # Not BatchNorm2d: a pooled branch has one value per channel when the batch has one row.
         GlobalBatchNorm(nn.BatchNorm2d(num_outputs), ALONE),
         nn.ReLU(),
     )
