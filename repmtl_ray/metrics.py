@@ -2,9 +2,9 @@
 
 Owns the additive statistics (confusion matrix, error sums, angle histogram), the rule which labels
 are valid, and the names and directions of all metrics. Which task reports which metrics is in
-`tasks`. Statistics are flat float64 vectors, so that the metrics depend neither on the batch size
-nor on the number of workers. Shares are in percent, angles in degrees, depth errors in the unit of
-the depth (relative ones without unit).
+`tasks`. Statistics are flat float64 vectors that are added over batches and workers, so the metrics
+depend on neither the batch size nor the number of workers. Shares are in percent, angles in degrees,
+and depth errors in the unit of the depth (relative errors have none).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
 """Every metric of the project, by the last part of its name."""
 
 ANGLE_RESOLUTION = 0.01
-"""Degrees; the bin width of the angle histogram. The median is a bin's centre, so it is right to
-half of this.
+"""The bin width of the angle histogram in degrees. The median is the centre of a bin, so its error
+is at most half of this.
 """
 _NUM_BINS = 18_000
 _WITHIN = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30.0}
@@ -63,7 +63,7 @@ def valid_normal(target: Tensor) -> Tensor:
 
 
 def confusion_statistics(prediction: Tensor, target: Tensor) -> Tensor:
-    """The confusion matrix, one row a target class, flattened.
+    """The confusion matrix with one row per target class, flattened.
 
     Args:
         prediction: [rows, classes, *positions] logits.
@@ -90,9 +90,9 @@ def confusion_statistics(prediction: Tensor, target: Tensor) -> Tensor:
 def confusion_metrics(statistics: Tensor) -> dict[str, float]:
     """Mean intersection over union and pixel accuracy of the split, in percent.
 
-    The mean is over the classes that the target holds. LibMTL takes it over all classes, which is
-    the same wherever every class occurs (and not a number where one occurs neither in target nor
-    prediction).
+    The mean is over the classes that the target holds. LibMTL takes it over all classes. The two
+    are equal where every class occurs; where a class occurs neither in target nor in prediction,
+    LibMTL's is not a number.
 
     Args:
         statistics: [classes * classes] from `confusion_statistics`.
@@ -102,14 +102,14 @@ def confusion_metrics(statistics: Tensor) -> dict[str, float]:
     """
     num_classes = round(statistics.numel() ** 0.5)
     confusion = statistics.reshape(num_classes, num_classes)
-    in_target, hits = confusion.sum(dim=1), confusion.diagonal()
-    present = in_target > 0
+    num_target, intersection = confusion.sum(dim=1), confusion.diagonal()
+    present = num_target > 0
     if not bool(present.any()):
         return {}
-    union = in_target + confusion.sum(dim=0) - hits
+    union = num_target + confusion.sum(dim=0) - intersection
     return {
-        "miou": 100 * float((hits[present] / union[present]).mean()),
-        "pixel_accuracy": 100 * float(hits.sum() / confusion.sum()),
+        "miou": 100 * float((intersection[present] / union[present]).mean()),
+        "pixel_accuracy": 100 * float(intersection.sum() / confusion.sum()),
     }
 
 
@@ -141,9 +141,9 @@ def error_metrics(statistics: Tensor) -> dict[str, float]:
 def angle_statistics(prediction: Tensor, target: Tensor) -> Tensor:
     """Angles between predicted and true normals: a histogram, counts below the thresholds, the sum.
 
-    Both are normalised here, in float64: at small angles the arc cosine magnifies rounding (5e-4 of
-        the length of a stored half-precision vector would read as 1.8 degrees). A zero prediction
-        counts as 90 degrees.
+    Both normals are scaled to length 1 here, in float64, because the arc cosine magnifies rounding
+    at small angles: an error of 5e-4 in the length of a stored half-precision vector would count as
+    1.8 degrees. A zero prediction counts as 90 degrees.
 
     Args:
         prediction, target: [rows, 3, H, W]; target zero where invalid.
@@ -161,33 +161,35 @@ def angle_statistics(prediction: Tensor, target: Tensor) -> Tensor:
     angles = ((true * predicted).sum(dim=-1) / lengths).clamp(-1, 1).acos().rad2deg()
     bins = (angles.nan_to_num(nan=0.0) / ANGLE_RESOLUTION).long().clamp_max(_NUM_BINS - 1)
     histogram = torch.bincount(bins, minlength=_NUM_BINS).double()
-    below = [(angles < threshold).sum().double() for threshold in _WITHIN.values()]
-    return torch.cat([histogram, torch.stack([*below, angles.sum()])])
+    num_within = [(angles < threshold).sum().double() for threshold in _WITHIN.values()]
+    return torch.cat([histogram, torch.stack([*num_within, angles.sum()])])
 
 
 def angle_metrics(statistics: Tensor) -> dict[str, float]:
     """Mean and median angle in degrees, percentages below 11.25, 22.5, 30; {} without valid pixels.
 
-    Of an even number of angles the median is the lower middle one, as torch.median has it.
+    The median of an even number of angles is the lower of the two middle ones, as in torch.median.
 
     Args:
         statistics: [18000 + 4] from `angle_statistics`.
     """
-    histogram, rest = statistics[:_NUM_BINS], statistics[_NUM_BINS:].tolist()
+    histogram = statistics[:_NUM_BINS]
+    *num_within, angle_sum = statistics[_NUM_BINS:].tolist()
     count = float(histogram.sum())
     if not count:
         return {}
     rank = histogram.new_tensor((count - 1) // 2)
     median_bin = int(torch.searchsorted(histogram.cumsum(0), rank, right=True))
     metrics = {
-        "mean_angle": rest[-1] / count,
+        "mean_angle": angle_sum / count,
         "median_angle": (median_bin + 0.5) * ANGLE_RESOLUTION,
     }
-    return metrics | {name: 100 * below / count for name, below in zip(_WITHIN, rest, strict=False)}
+    within = zip(_WITHIN, num_within, strict=True)
+    return metrics | {name: 100 * number / count for name, number in within}
 
 
 def accuracy_statistics(prediction: Tensor, target: Tensor) -> Tensor:
-    """How many valid labels were predicted right, and how many there are.
+    """The number of valid labels that were predicted correctly, and the number of valid labels.
 
     Args:
         prediction: [rows, classes] logits.
@@ -197,15 +199,15 @@ def accuracy_statistics(prediction: Tensor, target: Tensor) -> Tensor:
         [2].
     """
     valid = target != IGNORE_LABEL
-    right = (prediction.argmax(dim=1) == target) & valid
-    return torch.stack([right.sum(), valid.sum()]).double()
+    correct = (prediction.argmax(dim=1) == target) & valid
+    return torch.stack([correct.sum(), valid.sum()]).double()
 
 
 def accuracy_metrics(statistics: Tensor) -> dict[str, float]:
-    """The percentage of right predictions; {} without any valid label.
+    """The percentage of correct predictions; {} without any valid label.
 
     Args:
         statistics: [2] from `accuracy_statistics`.
     """
-    right, count = statistics.tolist()
-    return {"accuracy": 100 * right / count} if count else {}
+    num_correct, count = statistics.tolist()
+    return {"accuracy": 100 * num_correct / count} if count else {}

@@ -72,29 +72,30 @@ class Task(ABC):
 
     @abstractmethod
     def loss_sum(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss summed over this worker's valid labels, and how many they are.
+        """The loss summed over this worker's valid labels, and the number of these labels.
 
-        Computed in float32 at least, whatever the prediction's dtype; twice differentiable; a zero
-        that is still connected to the prediction when no label is valid. Nothing in it branches on
-        values.
+        It is computed in float32 at least, whatever the prediction's dtype, and is twice
+        differentiable. Without any valid label it is a zero that is still connected to the
+        prediction. It does not branch on values, so that all workers make the same calls and no
+        device waits for the host.
 
         Args:
             prediction: [rows, num_outputs, H, W] if dense, else [rows, num_outputs].
             target: as in `repmtl_ray.data.columns.Batch`.
 
         Returns:
-            Two scalars of the same dtype. Divide the first total over workers by the second for the
-            mean.
+            Two scalars of the same dtype. The mean is the first, summed over workers, divided by
+            the second, summed over workers.
         """
 
     @property
     @abstractmethod
     def num_statistics(self) -> int:
-        """How long `statistics` is; zeros of this length are those of no batch at all."""
+        """The length of `statistics`; zeros of this length are the statistics of no sample."""
 
     @abstractmethod
     def statistics(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Flat float64 sums that hold the metrics; add them over batches and workers.
+        """Flat float64 sums, from whose total over batches and workers the metrics are computed.
 
         Args:
             prediction, target: as for `loss_sum`.
@@ -106,10 +107,10 @@ class Task(ABC):
 
     @final
     def metrics(self, statistics: Tensor) -> dict[str, float]:
-        """The metrics by name, finite, one for each of `metric_directions`.
+        """The metrics by name: one for each of `metric_directions`, all finite.
 
         Args:
-            statistics: a sum of what `statistics` returned.
+            statistics: the total of what `statistics` returned.
 
         Raises:
             ValueError: a metric without any valid label, or one that is not finite.

@@ -146,7 +146,7 @@ def _parts(
                     f"task {task.name!r} predicts no map, which encoder {SEGNET!r} is for."
                 )
         return segnet.SegNetMTAN(len(tasks)), {
-            task.name: segnet.MTANHead(place, task.num_outputs) for place, task in enumerate(tasks)
+            task.name: segnet.MTANHead(index, task.num_outputs) for index, task in enumerate(tasks)
         }
     encoder, num_channels = build_encoder(config, image_size)
     if config.bottleneck is not None:

@@ -1,8 +1,8 @@
-"""SegNet with MTAN's attention: the network of the `last10` protocol, always from scratch.
+"""SegNet with MTAN's attention: the network of the `last10` protocol, always trained from scratch.
 
-Owns the network. Every task looks at the shared features through attention modules of its own, so
-the representation that the heads get is all tasks' attended features side by side, and a head reads
-its own part; all but the heads counts as shared, as in nash-mtl.
+Owns the network. Every task has attention modules of its own on the shared features. The
+representation is the attended features of all tasks, concatenated along the channels, and each head
+reads its task's channels. All parameters but the heads' count as shared, as in nash-mtl.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class _TaskAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        below = (WIDTHS[0], *WIDTHS[:-1])  # channels that a level of the decoder hands on
+        outputs = (WIDTHS[0], *WIDTHS[:-1])  # channels that each level of the decoder returns
         self.encoder = nn.ModuleList(
             _attention(width if level == 0 else 2 * width, width)
             for level, width in enumerate(WIDTHS)
         )
         self.decoder = nn.ModuleList(
-            _attention(width + out, out) for width, out in zip(WIDTHS, below, strict=True)
+            _attention(width + out, out) for width, out in zip(WIDTHS, outputs, strict=True)
         )
 
 
@@ -59,7 +59,7 @@ class SegNetMTAN(nn.Module):
     """Images [rows, 3, H, W] to [rows, tasks * 64, H, W]; H and W are multiples of 32.
 
     Args:
-        num_tasks: how many attend.
+        num_tasks: number of tasks; each has ten attention modules.
 
     Source:
         Liu et al., End-to-End Multi-Task Learning with Attention, CVPR 2019, arXiv:1803.10704, in
@@ -71,36 +71,37 @@ class SegNetMTAN(nn.Module):
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
         levels = range(len(WIDTHS))
-        below = (WIDTHS[0], *WIDTHS[:-1])
-        above = (*WIDTHS[1:], WIDTHS[-1])
-        inner = [1 if level < 2 else 2 for level in levels]
+        shallower = (WIDTHS[0], *WIDTHS[:-1])  # width of the level before each level
+        deeper = (*WIDTHS[1:], WIDTHS[-1])  # width of the level after each level
+        num_inner = [1 if level < 2 else 2 for level in levels]
         self.down = nn.ModuleList(
             _convolution(3 if level == 0 else WIDTHS[level - 1], WIDTHS[level]) for level in levels
         )
-        self.down_inner = nn.ModuleList(_convolutions(WIDTHS[i], inner[i]) for i in levels)
-        self.up = nn.ModuleList(_convolution(WIDTHS[i], below[i]) for i in levels)
-        self.up_inner = nn.ModuleList(_convolutions(below[i], inner[i]) for i in levels)
-        self.carry_down = nn.ModuleList(_convolution(WIDTHS[i], above[i]) for i in levels)
+        self.down_inner = nn.ModuleList(_convolutions(WIDTHS[i], num_inner[i]) for i in levels)
+        self.up = nn.ModuleList(_convolution(WIDTHS[i], shallower[i]) for i in levels)
+        self.up_inner = nn.ModuleList(_convolutions(shallower[i], num_inner[i]) for i in levels)
+        self.carry_down = nn.ModuleList(_convolution(WIDTHS[i], deeper[i]) for i in levels)
         self.carry_up = nn.ModuleList(
-            _convolution(WIDTHS[i], WIDTHS[i] if i == levels[-1] else below[i]) for i in levels
+            _convolution(WIDTHS[i], WIDTHS[i] if i == levels[-1] else shallower[i]) for i in levels
         )
         self.tasks = nn.ModuleList(_TaskAttention() for _ in range(num_tasks))
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        outer, inner, places = [], [], []
+        """All tasks' attended features at image size."""
+        outer, inner, pool_indices = [], [], []
         x = images
         for down, down_inner in zip(self.down, self.down_inner, strict=True):
             outer.append(down(x))
             inner.append(down_inner(outer[-1]))
             x, indices = functional.max_pool2d(inner[-1], 2, return_indices=True)
-            places.append(indices)
-        raised, decoded = {}, {}
+            pool_indices.append(indices)
+        unpooled, decoded = {}, {}
         for level in reversed(range(len(WIDTHS))):
-            raised[level] = functional.max_unpool2d(x, places[level], [2, 2])
-            x = decoded[level] = self.up_inner[level](self.up[level](raised[level]))
+            unpooled[level] = functional.max_unpool2d(x, pool_indices[level], [2, 2])
+            x = decoded[level] = self.up_inner[level](self.up[level](unpooled[level]))
         return torch.cat(
-            [self._attend(task, outer, inner, raised, decoded) for task in self.tasks], dim=1
+            [self._attend(task, outer, inner, unpooled, decoded) for task in self.tasks], dim=1
         )
 
     def _attend(
@@ -108,38 +109,48 @@ class SegNetMTAN(nn.Module):
         task: nn.Module,
         outer: list[Tensor],
         inner: list[Tensor],
-        raised: dict[int, Tensor],
+        unpooled: dict[int, Tensor],
         decoded: dict[int, Tensor],
     ) -> Tensor:
+        """One task's features after attention at all levels, down and up again.
+
+        Args:
+            task: its attention modules.
+            outer, inner: of the encoder, by level: features after the first convolution, and after
+                all of them.
+            unpooled, decoded: of the decoder, by level: its input and its output.
+        """
         assert isinstance(task, _TaskAttention)
-        carried: Tensor | None = None
+        features: Tensor | None = None  # of this task, from one level to the next
         for level, attention in enumerate(task.encoder):
-            seen = outer[level] if carried is None else torch.cat([outer[level], carried], dim=1)
-            attended = attention(seen) * inner[level]
-            carried = functional.max_pool2d(self.carry_down[level](attended), 2)
-        assert carried is not None
+            inputs = (
+                outer[level] if features is None else torch.cat([outer[level], features], dim=1)
+            )
+            attended = attention(inputs) * inner[level]
+            features = functional.max_pool2d(self.carry_down[level](attended), 2)
+        assert features is not None
         for level in reversed(range(len(WIDTHS))):
             doubled = functional.interpolate(
-                carried, scale_factor=2, mode="bilinear", align_corners=True
+                features, scale_factor=2, mode="bilinear", align_corners=True
             )
-            seen = torch.cat([raised[level], self.carry_up[level](doubled)], dim=1)
-            carried = task.decoder[level](seen) * decoded[level]
-        return carried
+            inputs = torch.cat([unpooled[level], self.carry_up[level](doubled)], dim=1)
+            features = task.decoder[level](inputs) * decoded[level]
+        return features
 
 
 @final
 class MTANHead(nn.Module):
-    """A 3x3 and a 1x1 convolution on one task's part of the representation.
+    """A 3x3 and a 1x1 convolution on one task's channels of the representation.
 
     Args:
-        place: of the task.
+        task_index: number of the task, from 0.
         num_outputs: of the task.
     """
 
-    def __init__(self, place: int, num_outputs: int) -> None:
+    def __init__(self, task_index: int, num_outputs: int) -> None:
         super().__init__()
         width = WIDTHS[0]
-        self.own = slice(place * width, (place + 1) * width)
+        self.channels = slice(task_index * width, (task_index + 1) * width)
         self.output = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, num_outputs, 1)
         )
@@ -147,11 +158,11 @@ class MTANHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[rows, tasks * 64, H, W] -> [rows, num_outputs, H, W]."""
-        return self.output(features[:, self.own])
+        return self.output(features[:, self.channels])
 
 
 def initialise(module: nn.Module) -> None:
-    """Convolutions as nash-mtl begins them."""
+    """Sets the initial values of all convolutions as nash-mtl does."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.xavier_normal_(part.weight)
@@ -160,9 +171,10 @@ def initialise(module: nn.Module) -> None:
 
 
 def check_size(image_size: tuple[int, int]) -> None:
-    """
+    """Refuses a size that cannot be halved five times.
+
     Raises:
-        ValueError: a size that cannot be halved five times.
+        ValueError: names the size and the data's settings.
     """
     if any(side % DIVISOR for side in image_size):
         raise ValueError(
