@@ -64,8 +64,10 @@ def over_blocks(function: Callable[[Any], T], blocks: Sequence[ray.ObjectRef[Any
     """What a function makes of each block, in order; as many tasks as the cluster has CPUs."""
     size = math.ceil(len(blocks) / max(1, int(ray.cluster_resources().get("CPU", 1)))) or 1
     shares = [list(blocks[first : first + size]) for first in range(0, len(blocks), size)]
-    found: list[list[T]] = ray.get([_apply.remote(cast(Any, function), share) for share in shares])
-    return list(itertools.chain.from_iterable(found))
+    results: list[list[T]] = ray.get(
+        [_apply.remote(cast(Any, function), share) for share in shares]
+    )
+    return list(itertools.chain.from_iterable(results))
 
 
 @ray.remote(num_cpus=0)
@@ -105,15 +107,15 @@ def index_of(
     """
     ids = [summary.ids for summary in summaries]
     all_ids = np.concatenate(ids)
-    found, counts = np.unique(all_ids, return_counts=True)
+    distinct_ids, counts = np.unique(all_ids, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
-            f"{stream.name}: sample_id {found[counts > 1][0]} came {counts.max()} times; a "
+            f"{stream.name}: sample_id {distinct_ids[counts > 1][0]} came {counts.max()} times; a "
             "stream's sample ids are unique."
         )
-    if not any_ids and not np.array_equal(found, np.arange(stream.num_samples)):
+    if not any_ids and not np.array_equal(distinct_ids, np.arange(stream.num_samples)):
         raise ValueError(
-            f"{stream.name}: sample ids are {found.min()} to {found.max()} over {len(found)} "
+            f"{stream.name}: sample ids are {distinct_ids.min()} to {distinct_ids.max()} over {len(distinct_ids)} "
             f"samples; expected the numbers 0 to {stream.num_samples - 1}."
         )
     order = np.argsort(all_ids)

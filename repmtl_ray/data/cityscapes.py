@@ -179,14 +179,14 @@ def _names(root: Path, split: str, part: _Part) -> list[str]:
             f"cityscapes: {root} has no folder {part.folder}/{split}; expected leftImg8bit, gtFine "
             f"and disparity, each with {split}/<city>/<frame>_....png; {where} holds {holds}."
         )
-    found = visible_below(folder, f"*/*{part.suffix}")
-    if not found:
+    paths = visible_below(folder, f"*/*{part.suffix}")
+    if not paths:
         holds = listing(path.name for path in visible(folder))
         raise ValueError(
             f"cityscapes: {part.folder}/{split} has no <city>/<frame>{part.suffix}; it holds "
             f"{holds}."
         )
-    return [f"{path.parent.name}/{path.name.removesuffix(part.suffix)}" for path in found]
+    return [f"{path.parent.name}/{path.name.removesuffix(part.suffix)}" for path in paths]
 
 
 def _split_notes(root: Path) -> tuple[str, ...]:

@@ -97,8 +97,8 @@ def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int,
     wrong: list[str] = []
     splits, sizes = [], []
     for name, dataset in (("train", data.train), ("evaluation", data.evaluation)):
-        split, size, found = _cache(name, dataset, data)
-        wrong += found
+        split, size, problems = _cache(name, dataset, data)
+        wrong += problems
         splits.append(split)
         sizes.append(size)
     if not wrong and sizes[0] != sizes[1]:
@@ -270,16 +270,16 @@ class _Check:
         for row in range(count):
             sample = {name: np.asarray(values[row]) for name, values in columns.items()}
             kinds = {name: kind for name, kind in self.kinds.items() if name not in empty}
-            found = (
+            sample_problems = (
                 []
                 if IMAGE in empty
                 else validation.sample_problems(sample, kinds, self.num_classes)
             )
-            problems += [(int(ids[row]), text) for text in found]
+            problems += [(int(ids[row]), text) for text in sample_problems]
             for name, counts in forms.items():
                 if name in sample:
                     counts[f"{sample[name].dtype} {sample[name].shape}"] += 1
-            if not found and IMAGE in sample:
+            if not sample_problems and IMAGE in sample:
                 size = sample[IMAGE].shape[0], sample[IMAGE].shape[1]
         if problems or SAMPLE_ID not in columns:
             summary = Summary(ids, np.zeros(count, dtype=np.uint32), [])
@@ -319,9 +319,9 @@ def _explained(reports: Sequence[_Report], there: set[str]) -> list[str]:
             f"there are {have}"
         )
     is_numbered = all(n is not None for report in reports for n, _ in report.problems)
-    found, counts = np.unique(ids, return_counts=True)
+    distinct_ids, counts = np.unique(ids, return_counts=True)
     if SAMPLE_ID in there and is_numbered and (counts > 1).any():
-        twice = ", ".join(map(str, found[counts > 1][:_SHOWN].tolist()))
+        twice = ", ".join(map(str, distinct_ids[counts > 1][:_SHOWN].tolist()))
         lines.append(f"{SAMPLE_ID}: {(counts > 1).sum()} ids come more than once: {twice}")
     groups: dict[str, list[tuple[int | None, str]]] = {}
     for report in reports:

@@ -156,16 +156,16 @@ def _check_shape(
     frames: Frames,
     column: str,
     kind: Kind,
-    found: Shape,
+    shape: Shape,
     size: tuple[int, int],
     frame: int = 0,
 ) -> None:
     accepted = _accepted(kind, size)
-    if found in accepted:
+    if shape in accepted:
         return
     expected = " or ".join(map(str, accepted))
     raise ValueError(
-        f"{dense.name}: {frames.where(frame, column)} has shape {found}, expected {expected} like "
+        f"{dense.name}: {frames.where(frame, column)} has shape {shape}, expected {expected} like "
         f"{frames.where(0, IMAGE)}; re-run the preparation with one size for all."
     )
 

@@ -167,6 +167,6 @@ def data_differences(old: DataDescription, new: DataDescription) -> str:
     if list(before) != list(after):
         return f"tasks were {', '.join(before)}, are {', '.join(after)}"
     parts = [differences(before[name], after[name]) for name in before]
-    found = [f"task {name}: {part}" for name, part in zip(before, parts, strict=True) if part]
+    problems = [f"task {name}: {part}" for name, part in zip(before, parts, strict=True) if part]
     rest = differences(dataclasses.replace(old, tasks=()), dataclasses.replace(new, tasks=()))
-    return ", ".join([*found, *([rest] if rest else [])])
+    return ", ".join([*problems, *([rest] if rest else [])])

@@ -161,10 +161,10 @@ def read(root: str) -> Manifest:
 
 
 def _check_format(location: str, values: Any) -> None:
-    found = values.get("format") if isinstance(values, dict) else None
-    if found != FORMAT:
+    form = values.get("format") if isinstance(values, dict) else None
+    if form != FORMAT:
         raise ValueError(
-            f"{location} has format {found!r}, expected {FORMAT!r}; it belongs to something else."
+            f"{location} has format {form!r}, expected {FORMAT!r}; it belongs to something else."
         )
     version = values.get("version")
     if not isinstance(version, int) or version < 1:

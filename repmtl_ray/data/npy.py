@@ -224,12 +224,12 @@ def open_frames(
     image = folders[IMAGE]
     num_frames = image.num_frames()
     for folder in folders.values():
-        found = folder.num_frames()
-        if found != num_frames:
+        num_in_folder = folder.num_frames()
+        if num_in_folder != num_frames:
             raise ValueError(
-                f"{dense.name}: {folder.part} has {found} frames, {image.part} has {num_frames}; "
+                f"{dense.name}: {folder.part} has {num_in_folder} frames, {image.part} has {num_frames}; "
                 f"every frame needs {_and(dense.columns)}: restore the missing ones from "
-                f"frame {min(found, num_frames)} on, or remove the others."
+                f"frame {min(num_in_folder, num_frames)} on, or remove the others."
             )
     looked_at = num_frames if every_header else 1
     shapes = {column: part.common_header(looked_at).shape for column, part in folders.items()}
@@ -277,9 +277,9 @@ def _folders(dense: DenseSet, names: Folders, root: Path, split: str) -> dict[st
     """The folders of every column, which exist."""
     expected = layout_text(names)
     if not root.is_dir():
-        found = "is not a folder" if root.exists() else "does not exist"
+        problem = "is not a folder" if root.exists() else "does not exist"
         raise ValueError(
-            f"{dense.name}: {root} {found}; expected a folder with {expected}. Set data.path to "
+            f"{dense.name}: {root} {problem}; expected a folder with {expected}. Set data.path to "
             "it, or to None for rendered scenes."
         )
     if split == "test" and not (root / "test").is_dir():

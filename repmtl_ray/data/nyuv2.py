@@ -246,9 +246,9 @@ def _label_table(folder: Path, num_names: int | None) -> tuple[int, ...]:
     elif mapping is not None and mapping.dtype.names and "labels13" in mapping.dtype.names:
         mapping = mapping["labels13"].flat[0]
     if mapping is None or np.size(mapping) not in (40, len(to_forty) - 1):
-        found = _fields(thirteen) if mapping is None else f"a mapping of {np.size(mapping)} labels"
+        holds = _fields(thirteen) if mapping is None else f"a mapping of {np.size(mapping)} labels"
         raise ValueError(
-            f"nyuv2: class13Mapping.mat holds {found}, expected classMapping13.labels13 of 40."
+            f"nyuv2: class13Mapping.mat holds {holds}, expected classMapping13.labels13 of 40."
         )
     label = "nyuv2: class13Mapping.mat classMapping13.labels13"
     to_thirteen = [0, *_whole(np.ravel(mapping), label, NUM_CLASSES).tolist()]
@@ -270,9 +270,9 @@ def _whole(values: NDArray[Any], label: str, highest: int | None = None) -> NDAr
     if highest is not None:
         strange |= (whole < 0) | (whole > highest)
     if strange.any():
-        found = ", ".join(f"{value:g}" for value in np.unique(whole[strange])[:4].tolist())
+        examples = ", ".join(f"{value:g}" for value in np.unique(whole[strange])[:4].tolist())
         raise ValueError(
-            f"{label} has {np.count_nonzero(strange)} values such as {found}; expected {expected}."
+            f"{label} has {np.count_nonzero(strange)} values such as {examples}; expected {expected}."
         )
     return whole.astype(np.int64)
 
@@ -317,10 +317,10 @@ def _loaded(file: Path) -> dict[str, Any]:
                 return {name: _from_hdf5(item) for name, item in stored.items()}
         return io.loadmat(file)
     except (OSError, ValueError, TypeError, NotImplementedError) as error:
-        found = "is missing" if not file.exists() else f"cannot be read ({error})"
+        problem = "is missing" if not file.exists() else f"cannot be read ({error})"
         holds = listing(path.name for path in visible(file.parent))
         raise ValueError(
-            f"nyuv2: {file.name} {found}; expected it beside {FILE}; {file.parent} holds {holds}."
+            f"nyuv2: {file.name} {problem}; expected it beside {FILE}; {file.parent} holds {holds}."
         ) from error
 
 

@@ -95,9 +95,9 @@ class _Loader:
 
 def _check_domains(office: OfficeSet, root: Path, domains: Sequence[str]) -> None:
     if not root.is_dir():
-        found = "is not a folder" if root.exists() else "does not exist"
+        problem = "is not a folder" if root.exists() else "does not exist"
         raise ValueError(
-            f"{office.name}: {root} {found}; expected a folder with {office.layout}. Set data.path "
+            f"{office.name}: {root} {problem}; expected a folder with {office.layout}. Set data.path "
             "to it."
         )
     for domain in domains:

@@ -119,8 +119,8 @@ def open_frames(
     num_frames, types = 0, None
     for number, path in enumerate(files):
         name = path.relative_to(root).as_posix()
-        found = _opened(dense, path, name)
-        schema, metadata = found.schema_arrow, found.metadata
+        parquet_file = _opened(dense, path, name)
+        schema, metadata = parquet_file.schema_arrow, parquet_file.metadata
         _check_columns(dense, name, schema, wanted)
         own = {column: str(schema.field(column).type) for column in wanted.values()}
         types = types or own
@@ -193,8 +193,8 @@ class _Found(NamedTuple):
 
 def _listed(root: Path) -> list[_Found]:
     """The files of all splits, by folder and name; hidden files and folders are left out."""
-    found = (_named(root, path) for path in visible_below(root, *_PATTERNS))
-    return [file for file in found if file is not None]
+    files = (_named(root, path) for path in visible_below(root, *_PATTERNS))
+    return [file for file in files if file is not None]
 
 
 def _named(root: Path, path: Path) -> _Found | None:

@@ -296,12 +296,12 @@ def _checked(stream: Stream, job: _Job) -> tuple[list[Sample], list[int], list[t
 
 
 def _unlike(sample: Sample, job: _Job) -> list[str]:
-    found = shards.columns_of(sample)
+    columns = shards.columns_of(sample)
     return [
-        f"{name}: has shape {found[name].shape} of {found[name].dtype}, expected "
+        f"{name}: has shape {columns[name].shape} of {columns[name].dtype}, expected "
         f"{column.shape} of {column.dtype} like the samples before"
         for name, column in job.columns.items()
-        if name in found and found[name] != column
+        if name in columns and columns[name] != column
     ]
 
 

@@ -157,15 +157,15 @@ def open_split(
         raise ValueError(
             f"{path} has no split {split!r}; it has {', '.join(stored.splits)}. Prepare the data again with --splits."
         )
-    found = stored.splits[split]
+    stored_streams = stored.splits[split]
     for stream in streams or ():
-        if stream not in found:
+        if stream not in stored_streams:
             raise ValueError(
-                f"{path} has no {stream!r} in its split {split!r}; it has {', '.join(found)}."
+                f"{path} has no {stream!r} in its split {split!r}; it has {', '.join(stored_streams)}."
             )
     return tuple(
-        _stream(path, f"{split}/{stream}", stream, found[stream], size)
-        for stream in (found if streams is None else streams)
+        _stream(path, f"{split}/{stream}", stream, stored_streams[stream], size)
+        for stream in (stored_streams if streams is None else streams)
     )
 
 
@@ -193,10 +193,10 @@ def _stream(
     root: str, label: str, name: str, stored: StoredStream, size: tuple[int, int] | None
 ) -> Stream:
     height, width = stored.columns[IMAGE].shape[:2]
-    found = (height, width)
-    if size is not None and size != found:
+    image_size = (height, width)
+    if size is not None and size != image_size:
         raise ValueError(
-            f"{root}: the images of {label} are {found[0]} x {found[1]}, data.height and data.width ask for "
+            f"{root}: the images of {label} are {image_size[0]} x {image_size[1]}, data.height and data.width ask for "
             f"{size[0]} x {size[1]}; leave them out, or prepare the data again with --height and --width."
         )
     load = _Loader(root, dict(stored.columns), stored.shards, verify=True)
@@ -209,7 +209,7 @@ def _stream(
         classes=_labels(stored),
         notes=stored.notes,
         reload=replace(load, verify=False),
-        image_size=found,
+        image_size=image_size,
     )
 
 
@@ -329,14 +329,14 @@ class _File:
             ):
                 raise ValueError(f"{self.location} is a link that leaves the store: do not use it.")
             source = pyarrow.memory_map(path) if local else system.open_input_file(path)
-        found = source.size()
-        if found != self.shard.num_bytes:
+        num_bytes = source.size()
+        if num_bytes != self.shard.num_bytes:
             raise ValueError(
-                self._broken(f"has {found} bytes, the manifest says {self.shard.num_bytes}")
+                self._broken(f"has {num_bytes} bytes, the manifest says {self.shard.num_bytes}")
             )
         if whole:
             with storage.explained(self.location):
-                data = source.read_buffer(found)
+                data = source.read_buffer(num_bytes)
             if hashlib.sha256(data).hexdigest() != self.shard.sha256:
                 raise ValueError(self._broken("is not what the manifest's digest is of"))
             source = source if local else pyarrow.BufferReader(data)
@@ -353,9 +353,9 @@ class _File:
         self._group_rows = file.metadata.row_group(0).num_rows
         self._parquet = file
 
-    def _broken(self, found: str) -> str:
+    def _broken(self, problem: str) -> str:
         return (
-            f"{self.location} {found}; the shard is damaged or was replaced: copy it again, or run the preparation again "
+            f"{self.location} {problem}; the shard is damaged or was replaced: copy it again, or run the preparation again "
             "with the same --out."
         )
 

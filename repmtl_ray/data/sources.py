@@ -167,12 +167,12 @@ def form_of(data: DataConfig) -> str:
     if data.name not in _DENSE:
         return "folders"
     root = _folder(data)
-    found = {
+    is_there_by_form = {
         "npy": npy.is_layout(_DENSE[data.name][1], root),
         "official": _OFFICIAL[data.name].is_official(root),
         "parquet": parquet_files.is_mirror(root),
     }
-    forms = [form for form, is_there in found.items() if is_there]
+    forms = [form for form, is_there in is_there_by_form.items() if is_there]
     if len(forms) > 1:
         raise ValueError(
             f"{data.name}: {root} holds the data in the forms {' and '.join(forms)}; choose one "

@@ -11,7 +11,7 @@ import torch
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig
-from repmtl_ray.data import cache
+from repmtl_ray.data import blocks, cache
 from repmtl_ray.data.batches import LocalRows, train_batches
 from repmtl_ray.data.cache import CachedSplit, cache_streams
 from repmtl_ray.data.sources import Stream, open_streams
@@ -159,11 +159,11 @@ def test_all_broken_samples_are_counted(tmp_path):
 
 
 def test_sample_ids_must_be_the_numbers(tmp_path):
-    def index(*blocks: list[int]) -> None:
-        checksums = [np.zeros(len(ids), dtype=np.uint32) for ids in blocks]
+    def index(*ids_of_blocks: list[int]) -> None:
+        checksums = [np.zeros(len(ids), dtype=np.uint32) for ids in ids_of_blocks]
         summaries = [
             blocks.Summary(np.array(ids), contents, [])
-            for ids, contents in zip(blocks, checksums, strict=True)
+            for ids, contents in zip(ids_of_blocks, checksums, strict=True)
         ]
         blocks.index_of(stream, (), summaries)
 
