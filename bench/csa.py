@@ -35,7 +35,7 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def measure(form: str, shape: tuple[int, ...], device: str) -> dict[str, float]:
-    """Seconds and MiB of one forward and backward, after one warm-up that memory is read from."""
+    """Seconds and MiB of one forward and backward pass, after one pass that warms up."""
     torch.manual_seed(0)
     saliency = torch.randn(shape, device=device, requires_grad=True)
 

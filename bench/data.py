@@ -63,7 +63,7 @@ sys.stdin.read()
 
 
 def write_frames(root: Path, num_samples: int, height: int, width: int) -> None:
-    """Training frames; one frame of validation."""
+    """Writes the training frames and one validation frame."""
     for split, count in (("train", num_samples), ("val", 1)):
         for part in ("image", "label_7", "depth"):
             (root / split / part).mkdir(parents=True)
@@ -79,7 +79,7 @@ def write_frames(root: Path, num_samples: int, height: int, width: int) -> None:
 
 
 class Frames(Dataset):
-    """What a user of torch alone writes: npy files, augmented when they are asked for."""
+    """The data set of a user of torch alone: npy files, augmented when they are read."""
 
     def __init__(self, root: Path, stream: Stream) -> None:
         self.root = root / "train"
@@ -102,7 +102,7 @@ class Frames(Dataset):
 
 
 class Collate:
-    """The same batches as this project's."""
+    """Makes the same batches as this project."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -118,7 +118,7 @@ def _nothing(index: int) -> dict[str, np.ndarray]:
 
 
 def data_loader(root: Path, stream: Stream) -> Callable[[int], Iterator[Any]]:
-    bare = replace(stream, load=_nothing)  # the workers need its kinds alone
+    bare = replace(stream, load=_nothing)  # the workers need only its kinds
     loader = DataLoader(
         Frames(root, stream),
         batch_size=BATCH_SIZE,
@@ -184,7 +184,7 @@ def ray_data(root: Path, stream: Stream) -> Callable[[int], Iterator[Any]]:
 
 
 def rate(epoch: Callable[[int], Iterator[Any]], number: int, num_samples: int) -> float:
-    """Samples a second over one epoch."""
+    """Samples per second over one epoch."""
     start = time.perf_counter()
     seen = sum(1 for _ in epoch(number)) * BATCH_SIZE
     assert seen == num_samples // BATCH_SIZE * BATCH_SIZE
@@ -223,7 +223,7 @@ def waiting_share(experiment: Experiment, stream: Stream, rows: Rows) -> tuple[f
 
 
 class _First:
-    """A single sample, to evaluate on."""
+    """The first sample alone, for the evaluation."""
 
     def __init__(self, sample: dict[str, Any]) -> None:
         self.sample = sample
@@ -237,7 +237,7 @@ class _First:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """A place in a bucket of a server on this machine, as a URI."""
+    """The URI of a folder in a bucket, on a server that runs on this machine."""
     import boto3
 
     server = subprocess.Popen(

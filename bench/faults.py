@@ -31,7 +31,7 @@ def plan_faults(
     pace_s: float = 0.0,
     pace_alone_s: float = 0.0,
 ) -> None:
-    """Writes the plan of a run that has not begun.
+    """Writes the plan of faults for a run that has not begun.
 
     Args:
         folder: of the run.
@@ -53,9 +53,12 @@ def plan_faults(
 
 
 def events_of(folder: str | Path) -> list[dict[str, Any]]:
-    """What was logged, in order: "event" ("step" or "evaluating" of the first worker as they
-    begin, or a fault's kind), "at" (the step), "time" (seconds), "pid" (whose log line it is); a step's
-    also "workers" (how many there are)."""
+    """The logged events in the order of their times.
+
+    An event has "event" ("step" or "evaluating", which the first worker logs as they begin, or the kind
+    of a fault), "at" (the step), "time" (seconds) and "pid" (the process that logged it). A step also
+    has "workers" (their number).
+    """
     lines = (Path(f"{folder}.faults") / "events.jsonl").read_text().splitlines()
     return sorted((json.loads(line) for line in lines), key=lambda event: event["time"])
 
@@ -71,7 +74,7 @@ def log_event(folder: str | Path, event: str, at: int | None, **more: Any) -> No
 
 
 def worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What runs in every Ray Train worker, with the plan armed."""
+    """Runs in every Ray Train worker: prepares its faults, then does a worker's work."""
     from repmtl_ray.runs.worker import run_worker
 
     _arm(Path(config["directory"]))
@@ -79,8 +82,8 @@ def worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def damage_newest_checkpoint(folder: Path) -> None:
-    """Cuts the newest state in the middle and leaves its marker: what a disk without a flush, or a
-    half-done copy, leaves."""
+    """Cuts the newest state in the middle and keeps its marker, as a disk without a flush or an
+    unfinished copy would."""
     names = sorted(path.parent.name for path in folder.glob("checkpoint_*/complete.json"))
     if names:
         state = folder / names[-1] / "state.pt"
@@ -88,8 +91,10 @@ def damage_newest_checkpoint(folder: Path) -> None:
 
 
 def kill_with_children(pid: int) -> None:
-    """A process and all that came of it, as a machine goes that loses its power; some may end by
-    themselves meanwhile."""
+    """Kills a process and all its descendants, as when a machine loses its power.
+
+    Some of them may end by themselves meanwhile.
+    """
     process = psutil.Process(pid)
     for each in [*process.children(recursive=True), process]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -97,7 +102,7 @@ def kill_with_children(pid: int) -> None:
 
 
 def _arm(folder: Path) -> None:
-    """Puts this process's faults into the functions that they strike in."""
+    """Puts this process's faults into the functions in which they happen."""
     from repmtl_ray import collectives, storage
     from repmtl_ray.runs import checkpoint, guard, loop
     from repmtl_ray.runs.step import Stepper
@@ -110,7 +115,7 @@ def _arm(folder: Path) -> None:
     now = {"step": 0}
 
     def armed(kind: str, at: int | None) -> bool:
-        """Whether this fault is planned for now; true once."""
+        """Whether this fault is planned for this moment. True only once per fault."""
         for number, fault in enumerate(plan["faults"]):
             if (fault["kind"], fault.get("at"), fault["rank"]) == (kind, at, rank):
                 with contextlib.suppress(FileExistsError):
@@ -144,7 +149,7 @@ def _arm(folder: Path) -> None:
 
     def noted_load(*arguments: Any, **named: Any) -> checkpoint.Progress:
         progress = load(*arguments, **named)
-        now["step"] = progress.global_step  # an epoch may go on with its evaluation
+        now["step"] = progress.global_step  # a resumed epoch may begin with its evaluation
         return progress
 
     def faulty_evaluate(*arguments: Any, **named: Any) -> dict[str, float]:
@@ -157,7 +162,9 @@ def _arm(folder: Path) -> None:
 
     def faulty_write(location: str, data: bytes) -> None:
         if location.endswith("state.pt") and armed("checkpoint", now["step"]):
-            path = Path(location)  # half of it, under its name: worse than our own drafts
+            path = Path(
+                location
+            )  # half of the file under its final name, which our own drafts never have
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data[: len(data) // 2])
             die()

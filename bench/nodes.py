@@ -27,21 +27,23 @@ from repmtl_ray.train import FitResult
 
 NOTICE_S = 4.0
 PACE_S = 0.7
-"""Of a step: 24 steps outlast a notice, or Ray's look for new nodes, and the start of new workers."""
+"""Seconds per step: 24 steps take longer than a notice, or Ray's search for new nodes, and the start of new workers."""
 LOOK_EVERY_S = 2.0
-"""For nodes that came; a run looks once a minute otherwise."""
+"""Seconds between two searches for new nodes; otherwise a run searches once per minute."""
 PACE_ALONE_S = 4.0
-"""Of a step until a second node has come, which takes its time on a busy machine."""
+"""Seconds per step until a second node has come, which takes long on a busy machine."""
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 256 * 2**20}
 
 Run = Callable[[int | tuple[int, int]], FitResult]
-"""`fit` in the folder, with so many workers."""
+"""Calls `fit` for the folder with this number of workers."""
 
 
 def preempted(run: Run, folder: Path, at: int, *, elastic: bool) -> FitResult:
-    """The node without the driver is announced to go once a step is reached, and goes `NOTICE_S`
-    later, in mid-run. For a run of exactly two workers another comes; an elastic one, of one or
-    two, goes on with one."""
+    """Takes away the node without the driver in the middle of a run.
+
+    The node is announced to go when a step is reached, and goes `NOTICE_S` later. For a run of exactly
+    two workers, another node comes. An elastic run with one or two workers continues with one.
+    """
     with _nodes(2) as (nodes, goes), _running(run, folder, (1, 2) if elastic else 2) as result:
         _wait_for_step(folder, at, result)
         ray_compat.announce_preemption(goes.node_id, time.time() + NOTICE_S)
@@ -54,8 +56,7 @@ def preempted(run: Run, folder: Path, at: int, *, elastic: bool) -> FitResult:
 
 
 def arrived(run: Run, folder: Path, at: int) -> FitResult:
-    """An elastic run begins with one worker on one node; another node comes once a step is reached,
-    and the run goes on with two."""
+    """Adds a node when an elastic run with one worker has reached a step; it continues with two."""
     often = functools.partial(
         ScalingConfig,
         elastic_resize_monitor_interval_s=LOOK_EVERY_S,  # type: ignore[call-arg]  # V1's annotations
@@ -77,7 +78,7 @@ def arrived(run: Run, folder: Path, at: int) -> FitResult:
 
 @contextlib.contextmanager
 def _nodes(count: int) -> Iterator[tuple[Cluster, Any]]:
-    """A cluster of nodes of one CPU that this process has joined, and the node added last."""
+    """A cluster of nodes with one CPU each that this process has joined, and the node added last."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -97,7 +98,7 @@ def _nodes(count: int) -> Iterator[tuple[Cluster, Any]]:
 def _running(
     run: Run, folder: Path, workers: int | tuple[int, int], **paces: float
 ) -> Iterator[Future[FitResult]]:
-    """In a thread: nodes must come and go in the main one."""
+    """Runs in a thread, because nodes must be added and removed in the main thread."""
     faults.plan_faults(folder, [], **(paces or {"pace_s": PACE_S}))
     with mock.patch.object(train, "run_worker", faults.worker), ThreadPoolExecutor(1) as other:
         yield other.submit(run, workers)

@@ -46,14 +46,14 @@ MIB = 2**20
 
 
 def rows_of_the_table() -> list[str]:
-    """Every policy for several tasks, and once more where it may work at the representation."""
+    """Every policy for several tasks, and a second row where it can work at the representation."""
     names = [name for name in policies.names() if name != "stl"]
     places = [name for name in names if "representation" in policies.gradient_places(name)]
     return sorted([*names, *(name + AT_REPRESENTATION for name in places)])
 
 
 def stepper_of(row: str, arguments: argparse.Namespace) -> Stepper:
-    """A model in training and the policy of one row; the same initial model for all."""
+    """A model in training with the policy of one row; all rows have the same initial model."""
     name = row.removesuffix(AT_REPRESENTATION)
     config = PolicyConfig(
         name=name,
@@ -103,7 +103,7 @@ def batch_of(arguments: argparse.Namespace) -> Batch:
 
 
 def seconds_of_a_step(stepper: Stepper, batch: Batch, step: int) -> float:
-    """Of the clock on CUDA, of the processor on a CPU, where other processes disturb it less."""
+    """Wall-clock time on CUDA, and processor time on a CPU, which other processes disturb less."""
     on_cuda = batch.images.is_cuda
     clock = time.perf_counter if on_cuda else time.process_time
     if on_cuda:
@@ -116,7 +116,7 @@ def seconds_of_a_step(stepper: Stepper, batch: Batch, step: int) -> float:
 
 
 def time_ratio(row: str, base: Stepper, batch: Batch, arguments: argparse.Namespace) -> float:
-    """The median over rounds of this row's step time by EW's next to it."""
+    """The median over rounds of this row's step time divided by EW's step time beside it."""
     stepper = stepper_of(row, arguments)
     stepper.policy.begin_epoch(0)
     for step in range(WARM_UP):
@@ -129,7 +129,7 @@ def time_ratio(row: str, base: Stepper, batch: Batch, arguments: argparse.Namesp
 
 
 def mib_of(row: str, batch: Batch, arguments: argparse.Namespace) -> float:
-    """What some steps add at their peak to what model and batch take."""
+    """MiB that some steps add at their peak to what model and batch take."""
     stepper = stepper_of(row, arguments)
     stepper.policy.begin_epoch(0)
     gc.collect()
@@ -153,7 +153,7 @@ def _resident_mib(field: str) -> float:
 
 
 def _give_freed_memory_back() -> None:
-    """From now on freed tensors leave the process, so that resident pages are what is in use."""
+    """Makes freed tensors leave the process from now on, so that resident pages are pages in use."""
     m_mmap_threshold = -3
     ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 16)
 

@@ -28,7 +28,7 @@ PATIENCE_S = 60.0
 
 
 def counts() -> dict[str, int]:
-    """Of what a trial makes; Ray's idle workers come and go and are left out."""
+    """Counts what a trial makes. Ray's idle workers change by themselves and are left out."""
     groups = ray.util.placement_group_table().values()
     # Ray's state functions prefer this variable to their own argument, and look for any Ray at "local".
     with mock.patch.dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address):
@@ -46,7 +46,7 @@ def counts() -> dict[str, int]:
 
 
 def _is_of_a_run(name: str) -> bool:
-    """Ray Train keeps one TrainStateActor for the whole cluster."""
+    """Whether an actor belongs to a run; Ray Train keeps one TrainStateActor for the whole cluster."""
     of_train = "Train" in name.replace("TrainStateActor", "")
     return of_train or "PlacementGroupCleaner" in name or "ImplicitFunc" in name
 

@@ -68,7 +68,7 @@ HEADER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One fault and what came of it."""
+    """One fault and its consequences."""
 
     part: str
     kind: str
@@ -97,7 +97,7 @@ def trained(storage: Path, name: str, workers: int | tuple[int, int] = 2) -> Fit
 
 
 def how_equal(one: FitResult | None, other: FitResult) -> str:
-    """Metrics of all epochs, and every tensor that a run remembers."""
+    """How equal two runs are in the metrics of all epochs and in every tensor of their checkpoints."""
     if one is None:
         return NO
     states = [read_state(result.checkpoint) for result in (one, other)]
@@ -117,13 +117,13 @@ def same(one: Any, other: Any) -> bool:
 
 
 def close(one: FitResult, other: FitResult) -> bool:
-    """What is promised if workers come and go."""
+    """Whether two runs agree as promised when the number of workers changes."""
     pairs = zip(one.history, other.history, strict=True)
     return all(math.isclose(a[n], b[n], rel_tol=1e-6, abs_tol=1e-9) for a, b in pairs for n in b)
 
 
 def rows_of(part: str, folder: Path, result: FitResult | None, undisturbed: FitResult) -> list[Row]:
-    """From what a run's workers logged."""
+    """The rows of a run, from the log of its workers."""
     events = faults.events_of(folder)
     equals = how_equal(result, undisturbed)
     rows = []
@@ -131,7 +131,7 @@ def rows_of(part: str, folder: Path, result: FitResult | None, undisturbed: FitR
         if event["event"] in faults.WORK:
             continue
         work = [e for e in events[:number] if e["event"] in faults.WORK]
-        at_work = work[-1]["pid"] if work else None  # in the group of workers that was struck
+        at_work = work[-1]["pid"] if work else None  # in the group of workers that had the fault
         after = [e for e in events[number:] if e["event"] in faults.WORK and e["pid"] != at_work]
         done = max((e["at"] for e in work if e["event"] == "step"), default=1) - 1
         if event["event"] in ("checkpoint", "evaluation"):
@@ -157,7 +157,7 @@ def rows_of(part: str, folder: Path, result: FitResult | None, undisturbed: FitR
 
 
 def random_faults(rng: random.Random, number: int) -> list[dict[str, Any]]:
-    """Four faults of one run at increasing steps, of kinds that take turns."""
+    """Four faults of one run at increasing steps; the kinds take turns."""
     kinds = [faults.KINDS[(number + offset) % len(faults.KINDS)] for offset in (0, 1, 3, 4)]
     total = EPOCHS * STEPS
     moments = sorted(rng.sample(range(2, total), len(kinds)))
@@ -165,9 +165,11 @@ def random_faults(rng: random.Random, number: int) -> list[dict[str, Any]]:
     for kind, at in zip(kinds, moments, strict=True):
         fault: dict[str, Any] = {"kind": kind, "rank": rng.randrange(2), "at": at}
         if kind in ("checkpoint", "full disk", "torn checkpoint"):
-            fault["rank"] = 0  # the one that writes
+            fault["rank"] = 0  # the worker that writes
         if kind == "checkpoint":
-            fault["at"] = STEPS * rng.randint(1, EPOCHS)  # one is written there in any case
+            fault["at"] = STEPS * rng.randint(
+                1, EPOCHS
+            )  # a checkpoint is written there in any case
         elif kind == "evaluation":
             fault["at"] = STEPS * rng.randint(1, EPOCHS)
         elif kind == "start-up":
@@ -176,10 +178,10 @@ def random_faults(rng: random.Random, number: int) -> list[dict[str, Any]]:
     return planned
 
 
-def struck_workers(
+def faults_in_workers(
     storage: Path, rng: random.Random, number: int, undisturbed: FitResult
 ) -> list[Row]:
-    """Faults inside workers, which Ray replaces; a full disk ends the run, and it starts again."""
+    """Faults inside workers, which Ray replaces. A full disk ends the run, and it is started again."""
     folder = storage / f"workers-{number}"
     faults.plan_faults(folder, random_faults(rng, number))
     with mock.patch.object(train, "run_worker", faults.worker):
@@ -188,7 +190,7 @@ def struck_workers(
 
 
 def _until_done(storage: Path, name: str) -> FitResult | None:
-    """Starts again after an end that names the storage: somebody made room."""
+    """Starts the run again after an end that names the storage, as if somebody had made room."""
     for _ in range(3):
         try:
             return trained(storage, name)
@@ -212,7 +214,7 @@ survival.trained(Path(sys.argv[1]), sys.argv[2])
 def killed_driver(
     part: str, storage: Path, number: int, at: int, undisturbed: FitResult
 ) -> list[Row]:
-    """A `fit` in a process of its own is killed once a step is reached, then called again here."""
+    """Kills the process of a `fit` when a step is reached, and calls `fit` again here."""
     folder = storage / f"{part}-{number}"
     faults.plan_faults(folder, [])
     address = "local" if part == "clusters" else ray.get_runtime_context().gcs_address
@@ -238,7 +240,7 @@ def killed_driver(
 
 
 def campaign(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Every part and run asked for, in order; a run of a seed is the same whichever others run."""
+    """The requested parts and runs in order. A run of one seed is the same, whichever others run."""
     storage = Path(tempfile.mkdtemp(prefix="survival-", dir=arguments.storage))
     connect()
     undisturbed = trained(storage, "undisturbed")
@@ -258,20 +260,20 @@ def campaign(arguments: argparse.Namespace) -> Iterator[Row]:
             continue
         connect()
         if part == "workers":
-            yield from struck_workers(storage, rng, number, undisturbed)
+            yield from faults_in_workers(storage, rng, number, undisturbed)
         else:
             yield from killed_driver(part, storage, number, at, undisturbed)
 
 
 def set_environment() -> None:
-    """Of Ray's processes, before it starts."""
+    """Sets the environment of Ray's processes before Ray starts."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.update(cluster.LOCAL_ENVIRONMENT)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
 
 
 def connect() -> None:
-    """A Ray of this process's own; the second driver of a part joins it."""
+    """Starts a Ray for this process; the second driver of a part joins it."""
     set_environment()
     if not ray.is_initialized():
         ray.init(
