@@ -17,6 +17,7 @@ from repmtl_ray import cli, cluster, storage
 from repmtl_ray.config import DataConfig, from_dict, to_dict
 from repmtl_ray.data.prepare import prepare
 from repmtl_ray.data.sources import Split, Stream, open_streams, tasks_of
+from repmtl_ray.data.stream import MissingSplitError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -109,7 +110,7 @@ def _open(data: DataConfig, wanted: list[Split] | None) -> dict[str, tuple[Strea
     for split in wanted or SPLITS:
         try:
             splits[split] = open_streams(data, split, every_header=False)
-        except ValueError as error:
+        except MissingSplitError as error:
             if wanted is not None or split != "test":
                 raise
             print(f"without a test split: {error}")

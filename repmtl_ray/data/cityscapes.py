@@ -31,6 +31,7 @@ from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE
 from repmtl_ray.data.dense import DenseSet, Shape
 from repmtl_ray.data.files import compare_splits, listing, visible, visible_below
 from repmtl_ray.data.npy import Folders
+from repmtl_ray.data.stream import MissingSplitError
 
 NUM_CLASSES = 7
 SEGMENTATION = "segmentation"
@@ -140,7 +141,7 @@ def open_frames(root: Path, split: str) -> PngFrames:
             not PNG or of another kind or size.
     """
     if split == "test":
-        raise ValueError(
+        raise MissingSplitError(
             "cityscapes: the labels of the official test split are not public; evaluate on 'val'."
         )
     files = {column: _names(root, split, part) for column, part in _PARTS.items()}

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from repmtl_ray.data.columns import IMAGE
 from repmtl_ray.data.dense import DenseSet, Shape
 from repmtl_ray.data.files import compare_splits, is_hidden, listing, visible
+from repmtl_ray.data.stream import MissingSplitError
 
 
 class Header(NamedTuple):
@@ -283,7 +284,7 @@ def _folders(dense: DenseSet, names: Folders, root: Path, split: str) -> dict[st
             "it, or to None for rendered scenes."
         )
     if split == "test" and not (root / "test").is_dir():
-        raise ValueError(
+        raise MissingSplitError(
             f"{dense.name}: {root} has no test split; evaluate on the split 'val', as the "
             "benchmark does."
         )

@@ -39,6 +39,7 @@ from repmtl_ray.data.dense import DenseSet, Shape
 from repmtl_ray.data.files import listing, visible
 from repmtl_ray.data.normals import estimate_normals
 from repmtl_ray.data.npy import Folders
+from repmtl_ray.data.stream import MissingSplitError
 
 CLASSES = (
     *("bed", "books", "ceiling", "chair", "floor", "furniture", "objects"),
@@ -152,7 +153,7 @@ def open_frames(path: Path, split: str) -> MatFrames:
     """
     file = path if path.suffix == ".mat" else path / FILE
     if split == "test":
-        raise ValueError(
+        raise MissingSplitError(
             "nyuv2: the official files have a training and a test part; the test part is the split "
             "'val', as in the benchmark."
         )

@@ -37,6 +37,7 @@ from repmtl_ray.data.office_splits import (
     only_one,
     spellings,
 )
+from repmtl_ray.data.stream import MissingSplitError
 
 _MADE_NOTE = (
     "the splits are this project's own (60, 20 and 20 % of every class), because the folder had no "
@@ -275,7 +276,7 @@ def _check_usable(
     name = path.relative_to(root).as_posix()
     if entries is None:
         holds = listing(file.name for file in path.parent.glob("*.txt"))
-        raise ValueError(f"{office.name}: {name} is missing; {path.parent} holds {holds}.")
+        raise MissingSplitError(f"{office.name}: {name} is missing; {path.parent} holds {holds}.")
     if not entries:
         raise ValueError(
             f"{office.name}: {name} lists no photographs; expected lines of '<path> <class id>'."

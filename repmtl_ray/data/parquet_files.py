@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from repmtl_ray.data import arrow_arrays
 from repmtl_ray.data.dense import DenseSet, Shape
 from repmtl_ray.data.files import compare_splits, listing, visible_below
+from repmtl_ray.data.stream import MissingSplitError
 
 _SPLIT_OF = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 """By how hubs spell it in a folder's or a file's name."""
@@ -238,7 +239,7 @@ def _files(dense: DenseSet, root: Path, split: str) -> list[Path]:
         names = [path.relative_to(root).as_posix() for path in visible_below(root, "**/*.parquet")]
         spellings = [name for name, of in _SPLIT_OF.items() if of == split]
         accepted = " or ".join(f"{name}-*.parquet" for name in spellings)
-        raise ValueError(
+        raise MissingSplitError(
             f"{dense.name}: {root} has no Parquet files of the split {split}; expected {accepted}, "
             f"or a folder of that name; it holds {listing(names)}."
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from repmtl_ray.data.dense import DenseSet, Shape
 from repmtl_ray.data.npy import Folders
+from repmtl_ray.data.stream import MissingSplitError
 from repmtl_ray.scenes.scene_cache import Series, fill_cache, read_scene
 
 
@@ -60,7 +61,7 @@ def open_frames(dense: DenseSet, folders: Folders, series: Series, split: str) -
         ValueError: there is no such split, or the cache cannot be written.
     """
     if split == "test":
-        raise ValueError(
+        raise MissingSplitError(
             f"{dense.name}: rendered scenes have no test split; evaluate on the split 'val'."
         )
     names = {column: accepted[0] for column, accepted in folders.items()}

@@ -39,7 +39,7 @@ from repmtl_ray import storage
 from repmtl_ray.data import manifest as manifests
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
 from repmtl_ray.data.manifest import Column, Shard, StoredStream
-from repmtl_ray.data.stream import Sample, Stream
+from repmtl_ray.data.stream import MissingSplitError, Sample, Stream
 
 SHARD_BYTES = 32 * 2**20
 """Of the samples of a shard, about."""
@@ -154,7 +154,7 @@ def open_split(
     if stored.name != name:
         raise ValueError(f"{path} holds {stored.name}, but data.name is {name!r}; change one.")
     if split not in stored.splits:
-        raise ValueError(
+        raise MissingSplitError(
             f"{path} has no split {split!r}; it has {', '.join(stored.splits)}. Prepare the data again with --splits."
         )
     stored_streams = stored.splits[split]

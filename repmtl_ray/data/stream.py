@@ -72,6 +72,10 @@ class Stream:
         return tuple(self.kinds)
 
 
+class MissingSplitError(ValueError):
+    """The data have no such split; nothing is wrong with those that they have."""
+
+
 def check_one_size(splits: Mapping[str, Sequence[Stream]]) -> None:
     """Refuses splits whose images have several sizes: a network is built and judged at one.
 
