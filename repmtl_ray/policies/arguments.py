@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import math
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -19,21 +20,21 @@ REQUIRED = "required"
 """Stands for the default of an argument that has none."""
 
 
-class Rule:
+class Rule(ABC):
     """What an argument may be."""
 
     @property
+    @abstractmethod
     def expected(self) -> str:
         """The end of the sentence "... is 3; expected ..."."""
-        raise NotImplementedError
 
+    @abstractmethod
     def accept(self, value: Any, tasks: Sequence[str]) -> Any:
         """The value as the policy takes it.
 
         Raises:
             ArithmeticError, TypeError, ValueError: the rule does not allow the value.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,25 +109,27 @@ class TaskName(Rule):
         return tasks[0] if value is None else str(value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NumberPerTask(Number):
+@dataclass(frozen=True)
+class NumberPerTask(Rule):
     """One number per task: one for all, a list in the tasks' order, or a mapping by task name."""
 
+    number: Number = Number()
     not_all_zero: bool = False
 
     @property
     def expected(self) -> str:
         text = "one finite number per task (a list in the tasks' order or a mapping by task)"
-        return text + f", {self.bounds}" * bool(self.bounds) + ", not all 0" * self.not_all_zero
+        bounds = self.number.bounds
+        return text + f", {bounds}" * bool(bounds) + ", not all 0" * self.not_all_zero
 
-    def accept(self, value: Any, tasks: Sequence[str]) -> tuple[float, ...]:  # type: ignore[override]
+    def accept(self, value: Any, tasks: Sequence[str]) -> tuple[float, ...]:
         if isinstance(value, Mapping):
             _require(set(value) == set(tasks))
             value = [value[name] for name in tasks]
         elif not isinstance(value, (list, tuple)):
             value = [value] * len(tasks)
         _require(len(value) == len(tasks))
-        numbers = tuple(super(NumberPerTask, self).accept(number, tasks) for number in value)
+        numbers = tuple(self.number.accept(number, tasks) for number in value)
         _require(any(numbers) or not self.not_all_zero)
         return numbers
 

@@ -147,12 +147,12 @@ class Policy(ABC):
             log_losses=log_losses,
             sizes=[gradients.shape[1]],
         )
-        combined = self._combine(gradients.detach(), inputs)
+        combined, self.head_weights = self._combine(gradients.detach(), inputs)
         self.step += 1
         return combined
 
-    def _combine(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
-        """[P] combined gradient of [T, P], without counting the step; sets `head_weights`."""
+    def _combine(self, gradients: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """[P] combined gradient of [T, P] ones, and [T] weights of the heads' own gradients."""
         raise ValueError(
             f"policy {self.name!r} needs more than one gradient per task, so it has no combine(); "
             "train with repmtl_ray.fit, or take another policy."
@@ -258,14 +258,15 @@ class LossPolicy(Policy):
 
     @final
     def backward(self, task_pass: TaskPass) -> None:
-        weights = self._weights(self._inputs_of(task_pass), task_pass.plain_losses)
-        task_pass.finish_with_weights(weights)
+        self.head_weights = self._weights(self._inputs_of(task_pass), task_pass.plain_losses)
+        task_pass.finish_with_weights(self.head_weights)
         self.step += 1
 
     @final
-    def _combine(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
+    def _combine(self, gradients: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         losses = self._spread(inputs.losses, inputs.tasks, absent=1.0).to(gradients.device)
-        return self._weights(inputs, losses).to(gradients) @ gradients
+        weights = self._weights(inputs, losses)
+        return weights.to(gradients) @ gradients, weights
 
     def _weights(self, inputs: StepInputs, plain_losses: Tensor) -> Tensor:
         """[T] weights of the task gradients."""
@@ -276,7 +277,7 @@ class LossPolicy(Policy):
         if self.needs_positive_losses and inputs.log_losses:
             # The pass holds gradients of log L_t, and the gradient of L_t is L_t times that.
             weights = weights * plain_losses
-        self.last_weights = self.head_weights = weights
+        self.last_weights = weights
         return weights
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.arguments import NumberPerTask, PerTask
+from repmtl_ray.policies.arguments import Number, NumberPerTask, PerTask
 from repmtl_ray.policies.base import LossPolicy, StepInputs
 
 
@@ -25,7 +25,7 @@ class Constant(LossPolicy):
         None. State: none.
     """
 
-    weights: Annotated[PerTask, NumberPerTask(at_least=0, not_all_zero=True)]
+    weights: Annotated[PerTask, NumberPerTask(Number(at_least=0), not_all_zero=True)]
 
     name = "Constant"
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.arguments import NumberPerTask, PerTask
+from repmtl_ray.policies.arguments import Number, NumberPerTask, PerTask
 from repmtl_ray.policies.base import StepInputs
 from repmtl_ray.policies.checks import require_finite_gradients
 from repmtl_ray.policies.jacobian import JacobianPolicy
@@ -34,7 +34,7 @@ class GradDrop(JacobianPolicy):
         their gradients, which have no samples. State: none but the step.
     """
 
-    leak: Annotated[PerTask, NumberPerTask(at_most=1)] = 0.0
+    leak: Annotated[PerTask, NumberPerTask(Number(at_most=1))] = 0.0
     at_representation: bool = False
 
     name = "GradDrop"

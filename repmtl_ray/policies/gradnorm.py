@@ -64,11 +64,13 @@ class GradNorm(Policy):
 
     def backward(self, task_pass: TaskPass) -> None:
         gradients = task_pass.last_layer_jacobian()
-        task_pass.finish_with_weights(self._weights(gradients, self._inputs_of(task_pass)))
+        self.head_weights = self._weights(gradients, self._inputs_of(task_pass))
+        task_pass.finish_with_weights(self.head_weights)
         self.step += 1
 
-    def _combine(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
-        return self._weights(gradients, inputs).to(gradients) @ gradients
+    def _combine(self, gradients: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        weights = self._weights(gradients, inputs)
+        return weights.to(gradients) @ gradients, weights
 
     def _weights(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
         """[T] weights of the task gradients, which are [T, P]."""
@@ -78,9 +80,7 @@ class GradNorm(Policy):
         self.last_weights = torch.zeros(len(self.tasks), dtype=torch.float64)
         if len(tasks):
             self.last_weights[tasks] = self._learn(norms[tasks] * to_plain, inputs)
-        factors = self._spread(to_plain, tasks, absent=1.0)
-        self.head_weights = self.last_weights * factors
-        return self.head_weights
+        return self.last_weights * self._spread(to_plain, tasks, absent=1.0)
 
     def _learn(self, norms: Tensor, inputs: StepInputs) -> Tensor:
         """[P] weights of the plain losses; then theta learns from this step.

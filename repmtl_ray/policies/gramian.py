@@ -91,22 +91,22 @@ class GramianPolicy(Policy):
             gradients = task_pass.representation_jacobian()
             gramian = gramian_of(gradients)
             task_pass.workers.total_([gramian])
-            combined = self._combine_by(gramian, gradients, inputs)
-            assert self.head_weights is not None
+            combined, self.head_weights = self._combine_by(gramian, gradients, inputs)
             cotangent = combined.view_as(task_pass.saliency[0])
             task_pass.finish_at_representation(cotangent, self.head_weights)
         else:
-            combined = self._combine(task_pass.jacobian(), inputs)
-            assert self.head_weights is not None
+            combined, self.head_weights = self._combine(task_pass.jacobian(), inputs)
             task_pass.finish_with_direction(combined, self.head_weights)
         self.step += 1
 
     @final
-    def _combine(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
+    def _combine(self, gradients: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         return self._combine_by(gramian_of(gradients), gradients, inputs)
 
-    def _combine_by(self, gramian: Tensor, gradients: Tensor, inputs: StepInputs) -> Tensor:
-        """[P] combined gradient of [T, P], by weights that follow from the [T, T] Gramian."""
+    def _combine_by(
+        self, gramian: Tensor, gradients: Tensor, inputs: StepInputs
+    ) -> tuple[Tensor, Tensor]:
+        """As `_combine`, by weights that follow from the [T, T] Gramian."""
         gramian, tasks = gramian.cpu(), inputs.tasks
         is_finite = gramian.diagonal().isfinite()
         require_finite_gradients(self.name, self.tasks, self.step + 1, is_finite)
@@ -116,8 +116,7 @@ class GramianPolicy(Policy):
         if trace > 0:
             weights = self._solved(gramian / trace if self.scale_free else gramian, inputs)
             self.last_weights[tasks] = self._smoothed(weights, tasks)
-        self.head_weights = self._weights_of_heads(inputs)
-        return self.last_weights.to(gradients) @ gradients
+        return self.last_weights.to(gradients) @ gradients, self._weights_of_heads(inputs)
 
     def _compared(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
         """[P, P]: the Gramian of the gradients that the method compares, if it does not compare the

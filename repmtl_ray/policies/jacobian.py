@@ -32,12 +32,13 @@ class JacobianPolicy(Policy):
         """
 
     def backward(self, task_pass: TaskPass) -> None:
-        direction = self._combine(task_pass.jacobian(), self._inputs_of(task_pass))
-        assert self.head_weights is not None
+        direction, self.head_weights = self._combine(
+            task_pass.jacobian(), self._inputs_of(task_pass)
+        )
         task_pass.finish_with_direction(direction, self.head_weights)
         self.step += 1
 
-    def _combine(self, gradients: Tensor, inputs: StepInputs) -> Tensor:
+    def _combine(self, gradients: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         is_finite = gradients.isfinite().all(dim=1).cpu()
         require_finite_gradients(self.name, self.tasks, self.step + 1, is_finite)
         tasks = inputs.tasks
@@ -46,8 +47,7 @@ class JacobianPolicy(Policy):
             direction = self.direction(gradients if all_present else gradients[tasks], inputs)
         else:
             direction = torch.zeros_like(gradients[0])
-        self.head_weights = self._weights_of_heads(inputs)
-        return direction
+        return direction, self._weights_of_heads(inputs)
 
     def _weights_of_heads(self, inputs: StepInputs) -> Tensor:
         """[T] weights of the heads' own gradients."""

@@ -13,7 +13,14 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.arguments import Decay, NonNegative, NumberPerTask, OneTask, PerTask
+from repmtl_ray.policies.arguments import (
+    Decay,
+    NonNegative,
+    Number,
+    NumberPerTask,
+    OneTask,
+    PerTask,
+)
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.checks import require_finite_gradients
 from repmtl_ray.policies.state import read_state, require_names, write_state
@@ -132,7 +139,7 @@ class MTAdam(Policy):
     beta2: Decay = 0.999
     norm_beta: Decay = 0.9
     eps: NonNegative = 1e-8
-    ranks: Annotated[PerTask, NumberPerTask(above=0)] = 1.0
+    ranks: Annotated[PerTask, NumberPerTask(Number(above=0))] = 1.0
 
     name = "MTAdam"
     makes_update = True

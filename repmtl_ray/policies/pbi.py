@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.arguments import NonNegative, NumberPerTask, PerTask
+from repmtl_ray.policies.arguments import NonNegative, Number, NumberPerTask, PerTask
 from repmtl_ray.policies.base import LossPolicy, StepInputs
 from repmtl_ray.policies.torchjd_adapter import derivatives_of
 
@@ -30,7 +30,7 @@ class PBI(LossPolicy):
     """
 
     theta: NonNegative = 5.0
-    weights: Annotated[PerTask, NumberPerTask(above=0)] = 1.0
+    weights: Annotated[PerTask, NumberPerTask(Number(above=0))] = 1.0
     reference: Annotated[PerTask, NumberPerTask()] = 0.0
 
     name = "PBI"

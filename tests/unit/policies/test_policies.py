@@ -1,5 +1,6 @@
 """What holds for every policy: names, checks, checkpoints, penalties, absent tasks, draws."""
 
+import re
 import subprocess
 import sys
 
@@ -381,6 +382,16 @@ def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults():
         for key, argument in arguments_of(policies.class_of(name)).items():
             if key != "momentum_of_weights":  # named once for all
                 assert f"{key}={argument.default!r}" in rows[name], name
+
+
+def test_torchjds_private_state_is_touched_in_one_module():
+    private = re.compile(r"(?<!self)(?<!super\(\))\._[a-z]|from torchjd\.\S*\._")
+    touching = [
+        path.name
+        for path in sorted((ROOT / "repmtl_ray" / "policies").glob("*.py"))
+        if "torchjd" in path.read_text() and private.search(path.read_text())
+    ]
+    assert touching == ["torchjd_adapter.py"]
 
 
 def test_no_policy_loads_a_solver_before_it_is_used():
