@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from numbers import Real
 from statistics import fmean
 
 from repmtl_ray.config import nearest
@@ -157,9 +158,10 @@ def _directions(row: Mapping[str, float], directions: Mapping[str, bool] | None)
 
 
 def _value(name: str, row: Mapping[str, float], whose: str) -> float:
-    if not math.isfinite(row[name]):
-        raise ValueError(f"{whose}: {name} is {row[name]}; expected a finite number.")
-    return row[name]
+    value = row[name]
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{whose}: {name} is {value!r}; expected a finite number.")
+    return value
 
 
 def _gain(

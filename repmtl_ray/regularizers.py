@@ -218,6 +218,10 @@ def _check_axis(axis: Any) -> int | None:
 
 
 def _check_saliency(saliency: Tensor) -> None:
+    if not isinstance(saliency, Tensor):
+        raise ValueError(
+            f"saliency is a {type(saliency).__name__}; expected the tensor that task_saliency returns."
+        )
     if saliency.dim() < 3:
         raise ValueError(
             f"saliency has shape {tuple(saliency.shape)}; expected [tasks, batch, channels, *positions] as task_saliency "
@@ -282,6 +286,10 @@ class RepMTL(nn.Module):
             value = _check_number(name, value, positive=name == "temperature")
         elif name == "channel_axis":
             value = _check_axis(value)
+        elif name == "workers" and not isinstance(value, Workers):
+            raise ValueError(
+                f"workers is {value!r}; expected repmtl_ray.collectives.current(), or nothing for one process."
+            )
         super().__setattr__(name, value)
 
     def forward(self, losses: Losses, representation: Tensor) -> Tensor:

@@ -168,15 +168,22 @@ def _check_features(encoder: nn.Module, config: ModelConfig, image_size: tuple[i
             f"model.encoder {config.encoder!r} hands over {output} for one image; features "
             f"{config.features!r} need {expected} dimensions. Choose other features."
         )
-    if config.features == "map" and config.output_stride is not None:
-        info: Any = encoder.feature_info
+    if config.features != "map":
+        return features.shape[2 if config.features == "tokens" else 1]
+    info: Any = encoder.feature_info
+    if features.shape[1] != info.channels()[-1]:
+        raise ValueError(
+            f"model.encoder {config.encoder!r} hands over a map of shape {tuple(features.shape)}, but timm says that it has "
+            f"{info.channels()[-1]} channels, so its layout is not known. Choose another encoder."
+        )
+    if config.output_stride is not None:
         stride = info.reduction()[-1]
         if stride != config.output_stride:
             raise ValueError(
                 f"model.encoder {config.encoder!r} has stride {stride} and does not change it to "
                 f"output_stride {config.output_stride}; set model.output_stride to null."
             )
-    return features.shape[2 if config.features == "tokens" else 1]
+    return features.shape[1]
 
 
 def _require_published_weights(encoder: str) -> None:

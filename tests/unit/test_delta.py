@@ -70,6 +70,16 @@ def test_a_baseline_without_a_relative_change_is_refused(baseline: float) -> Non
             compare({"a/r2": 0.2}, {"a/r2": baseline}, {"r2": True})
 
 
+@pytest.mark.parametrize("value", ["0.5", None, [0.5], math.nan, math.inf])
+def test_a_metric_that_is_no_number_is_refused(value: object) -> None:
+    good, bad = {"a/r2": 0.2}, {"a/r2": value}
+    for row, baseline in ((good, bad), (bad, good)):
+        with pytest.raises(ValueError, match=r"a/r2 is .*expected a finite number"):
+            delta_p(row, baseline, {"r2": True})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"a/r2 is .*expected a finite number"):
+        mean_rank({"x": good, "y": bad}, {"r2": True})  # type: ignore[dict-item]
+
+
 def test_tasks_weigh_the_same_whatever_their_number_of_metrics():
     baseline = {"a/accuracy": 50.0, "b/abs_error": 2.0, "b/rel_error": 4.0}
     row = {"a/accuracy": 55.0, "b/abs_error": 1.0, "b/rel_error": 4.0}

@@ -210,6 +210,7 @@ def test_csa_never_builds_the_larger_matrix(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: tsr_loss([torch.ones(2, 1, 4)]), "saliency is a list; expected the tensor"),
         (lambda: csa_loss(torch.ones(2, 1, 4)), "global batch of 1 sample"),
         (lambda: csa_loss(torch.ones(2, 4)), r"shape \(2, 4\); expected \[tasks, batch, channels"),
         (lambda: tsr_loss(torch.ones(1, 2, 4)), "has 1 task"),

@@ -66,6 +66,12 @@ def test_a_temperature_of_zero_is_refused_when_made() -> None:
         RepMTL(temperature=0)
 
 
+@pytest.mark.parametrize("workers", [2, None, "current", (0, 1)])
+def test_workers_that_are_none_are_refused_when_made(workers: Any) -> None:
+    with pytest.raises(ValueError, match=r"workers is .*collectives.current\(\)"):
+        RepMTL(workers=workers)
+
+
 @pytest.mark.parametrize("axis", [0, 5, -5, 1.0, "1", True, 99, (1,)])
 def test_a_channel_axis_that_no_representation_has_is_refused_when_made(axis: Any) -> None:
     with pytest.raises(ValueError, match=r"channel_axis is .*0, which is the batch"):
