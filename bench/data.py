@@ -47,7 +47,7 @@ from repmtl_ray.data.cache import cache_streams
 from repmtl_ray.data.collate import collate
 from repmtl_ray.data.prepare import prepare
 from repmtl_ray.data.sources import Stream, open_streams
-from repmtl_ray.data.streamed import StreamedRows
+from repmtl_ray.data.storage_rows import StorageRows
 from repmtl_ray.runs import loop
 
 BATCH_SIZE = 16
@@ -298,9 +298,9 @@ def measure(folder: Path, uri: str, arguments: argparse.Namespace) -> None:
     cached = cache_streams((stored,))
     rows: dict[str, tuple[Stream, Rows]] = {
         "Ray's object store": (stored, cached.rows(stored)),
-        "shards on disk": (stored, StreamedRows(stored)),
-        "npy files": (files, StreamedRows(files)),
-        "shards in S3": (remote, StreamedRows(remote)),
+        "shards on disk": (stored, StorageRows(stored)),
+        "npy files": (files, StorageRows(files)),
+        "shards in S3": (remote, StorageRows(remote)),
     }
     ways = {name: ours(stream, found) for name, (stream, found) in rows.items()}
     ways = {

@@ -19,7 +19,7 @@ from repmtl_ray.run_folder import OwnData
 from repmtl_ray.runs.worker import CachedData
 
 if TYPE_CHECKING:
-    from repmtl_ray.data.cache import HeldSplit
+    from repmtl_ray.data.cache import CheckedSplit
     from repmtl_ray.data.custom import CustomData
     from repmtl_ray.data.stream import Stream
     from repmtl_ray.tasks import Task
@@ -198,18 +198,18 @@ def read_samples(prepared: PreparedRun) -> CachedData:
     Raises:
         ValueError: samples that are not as they should be, a task without any label in a split.
     """
-    from repmtl_ray.data.cache import CachedSplit, hold_streams
+    from repmtl_ray.data.cache import CachedSplit, check_and_cache
 
     if prepared.own_samples is not None:
         return prepared.own_samples
-    held: list[HeldSplit] = []
+    checked: list[CheckedSplit] = []
     for split in prepared.splits:
-        kept = sum(part.num_bytes for part in held if isinstance(part, CachedSplit))
-        held.append(hold_streams(prepared.streams[split], taken=kept))
+        used_bytes = sum(part.num_bytes for part in checked if isinstance(part, CachedSplit))
+        checked.append(check_and_cache(prepared.streams[split], used_bytes=used_bytes))
     samples = CachedData(
-        train=held[0],
-        evaluation=held[1],
-        final=held[2] if len(held) > 2 else None,
+        train=checked[0],
+        evaluation=checked[1],
+        final=checked[2] if len(checked) > 2 else None,
         tasks=prepared.tasks,
         image_size=prepared.image_size,
     )
@@ -233,8 +233,8 @@ def _check_labels(experiment: Experiment, samples: CachedData, splits: Sequence[
     from repmtl_ray.runs import loop
 
     names = [task.name for task in loop.selected_tasks(experiment, samples.tasks)]
-    held = (samples.train, samples.evaluation, samples.final)
+    checked = (samples.train, samples.evaluation, samples.final)
     roles = ("training", "evaluation", "final evaluation")
-    for role, split, part in zip(roles, splits, held, strict=False):
+    for role, split, part in zip(roles, splits, checked, strict=False):
         if part is not None:
             check_labels(f"{role} split {split!r}", part, names)

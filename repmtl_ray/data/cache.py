@@ -1,9 +1,9 @@
-"""The samples of a split, read and checked once, and held where all workers get them.
+"""The samples of a split, read and checked once, and kept where all workers get them.
 
 Owns reading with Ray Data: in parallel, anywhere in the cluster, before training begins, so that a
 broken file is an error of the data and not of the thousandth step. Samples that fit stay in Ray's
 object store: workers map the blocks into their memory and pick rows from them. Those that do not
-fit are read again by the workers that need them (`streamed`). Order and augmentation are in
+fit are read again by the workers that need them (`storage_rows`). Order and augmentation are in
 `batches` and do not depend on which it is.
 
 The objects live as long as the process that called `cache_streams`. Files must be readable under
@@ -87,7 +87,7 @@ class CachedSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamedSplit:
+class UncachedSplit:
     """A split that stays where it is, every sample checked once; otherwise as `CachedSplit`."""
 
     streams: tuple[Stream, ...]
@@ -97,28 +97,29 @@ class StreamedSplit:
 
     def rows(self, stream: Stream) -> Rows:
         """The samples of one of the streams, for use in this process."""
-        from repmtl_ray.data.streamed import StreamedRows
+        from repmtl_ray.data.storage_rows import StorageRows
 
-        return StreamedRows(stream)
-
-
-HeldSplit: TypeAlias = CachedSplit | StreamedSplit
+        return StorageRows(stream)
 
 
-def check_labels(split: str, held: HeldSplit, tasks: Sequence[str]) -> None:
+CheckedSplit: TypeAlias = CachedSplit | UncachedSplit
+"""A split whose samples were all read and checked once."""
+
+
+def check_labels(split: str, checked: CheckedSplit, tasks: Sequence[str]) -> None:
     """Refuses a split in which a task has no label at all: nothing could be learned or measured.
 
     Args:
         split: its name, for the message.
-        held: its samples.
+        checked: its samples.
         tasks: names of those that are trained.
 
     Raises:
         ValueError: names the task and what counts as a label.
     """
-    for stream in held.streams:
+    for stream in checked.streams:
         for task in tasks:
-            if task in stream.kinds and task not in held.labelled:
+            if task in stream.kinds and task not in checked.labelled:
                 raise ValueError(
                     f"{split}: task {task!r} has no valid label in any of its {stream.num_samples} "
                     "samples: every value is the one that is ignored (class -1, depth 0, normal 0). "
@@ -161,16 +162,16 @@ class _CachedRows:
             self._views[block] = views_of(table)
 
 
-def hold_streams(streams: Sequence[Stream], *, taken: int = 0) -> HeldSplit:
+def check_and_cache(streams: Sequence[Stream], *, used_bytes: int = 0) -> CheckedSplit:
     """`cache_streams` if the samples fit the object store, else `check_streams`.
 
     Args:
         streams: of one split.
-        taken: bytes that other splits hold in the object store.
+        used_bytes: what other splits take of the object store.
     """
     num_bytes = sum(_sizes(streams))
     store = _smallest_store()
-    if taken + num_bytes <= STORE_SHARE * store:
+    if used_bytes + num_bytes <= STORE_SHARE * store:
         return cache_streams(streams)
     print(
         f"{num_bytes / 2**30:.1f} GiB of samples do not fit the object store "
@@ -180,7 +181,7 @@ def hold_streams(streams: Sequence[Stream], *, taken: int = 0) -> HeldSplit:
     return check_streams(streams)
 
 
-def check_streams(streams: Sequence[Stream]) -> StreamedSplit:
+def check_streams(streams: Sequence[Stream]) -> UncachedSplit:
     """Reads every sample of the streams once, as `cache_streams` does, and keeps none."""
     sizes = _sizes(streams)
     with quiet():
@@ -188,7 +189,7 @@ def check_streams(streams: Sequence[Stream]) -> StreamedSplit:
             stream.name: _read(stream, size, 0, keep=False)
             for stream, size in zip(streams, sizes, strict=True)
         }
-    return StreamedSplit(
+    return UncachedSplit(
         streams=tuple(streams),
         num_bytes=sum(sizes),
         fingerprint=fingerprint_of({name: part.contents for name, part in read.items()}),

@@ -19,19 +19,19 @@ from repmtl_ray.delta import delta_p
 from repmtl_ray.runs.keeper import read_marker
 
 if TYPE_CHECKING:
-    from repmtl_ray.data.cache import HeldSplit
+    from repmtl_ray.data.cache import CheckedSplit
     from repmtl_ray.runs.loop import Split
     from repmtl_ray.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class CachedData:
-    """The samples of an experiment, read, checked and held where all workers get them; small enough
+    """The samples of an experiment, read, checked and kept where all workers get them; small enough
     to hand around."""
 
-    train: HeldSplit
-    evaluation: HeldSplit
-    final: HeldSplit | None = None
+    train: CheckedSplit
+    evaluation: CheckedSplit
+    final: CheckedSplit | None = None
     """The split that is read once, at the end, with the best epoch's weights (protocols.py)."""
     tasks: tuple[Task, ...]
     """All of the data set, in its order."""
@@ -142,12 +142,12 @@ def _report_again(history: list[dict[str, float]], checkpoint: str) -> None:
         ray.train.report({**history[-1], "checkpoint_path": checkpoint})
 
 
-def _split(data: CachedData, held: HeldSplit) -> Split:
+def _split(data: CachedData, checked: CheckedSplit) -> Split:
     from repmtl_ray.runs.loop import Split
 
     return Split(
-        streams=held.streams,
-        rows={stream.name: held.rows(stream) for stream in held.streams},
+        streams=checked.streams,
+        rows={stream.name: checked.rows(stream) for stream in checked.streams},
         tasks=data.tasks,
         image_size=data.image_size,
     )

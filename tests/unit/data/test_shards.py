@@ -24,7 +24,7 @@ from repmtl_ray.config import DataConfig
 from repmtl_ray.data import manifest, shards
 from repmtl_ray.data.batches import LocalRows, eval_batches, train_batches
 from repmtl_ray.data.sources import image_size, open_streams
-from repmtl_ray.data.streamed import StreamedRows
+from repmtl_ray.data.storage_rows import StorageRows
 from tests.helpers.layouts import (
     dense_stream,
     domain_stream,
@@ -145,7 +145,7 @@ def test_streamed_shards_give_the_batches_of_samples_in_memory(tmp_path, per_sha
             ]
             for one, rows in (
                 (stream, LocalRows(stream)),
-                (stored, StreamedRows(stored, num_threads=num_threads)),
+                (stored, StorageRows(stored, num_threads=num_threads)),
             )
         )
         assert len(kept) == len(read) == 5
@@ -157,7 +157,7 @@ def test_streamed_shards_give_the_batches_of_samples_in_memory(tmp_path, per_sha
 
 def test_an_epoch_of_streamed_samples_has_each_once(tmp_path):
     streams = (domain_stream("amazon", 12), domain_stream("dslr", 6))
-    rows = {stream.name: StreamedRows(stream) for stream in streams}
+    rows = {stream.name: StorageRows(stream) for stream in streams}
     batches = list(
         train_batches(
             streams,
@@ -181,7 +181,7 @@ def test_an_epoch_of_streamed_samples_has_each_once(tmp_path):
 
 def test_an_epoch_that_is_given_up_leaves_no_thread():
     stream = dense_stream(13)
-    rows = StreamedRows(stream)
+    rows = StorageRows(stream)
     options = OPTIONS | {"batch_size": 2, "workers": ALONE, "seed": 0, "epoch": 0, "augment": True}
     batches = train_batches((stream,), {"cityscapes": rows}, **options)
     next(batches)
@@ -207,7 +207,7 @@ def test_an_error_of_a_reading_thread_reaches_the_caller():
         return stream.load(index)
 
     stream = dense_stream(5)
-    rows = StreamedRows(type(stream)(name="a", kinds=stream.kinds, num_samples=5, load=load))
+    rows = StorageRows(type(stream)(name="a", kinds=stream.kinds, num_samples=5, load=load))
     with pytest.raises(ValueError, match="sample 3 is broken"):
         rows.fetch(np.arange(5))
 

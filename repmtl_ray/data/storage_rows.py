@@ -29,7 +29,7 @@ SLOW_S = 0.003
 """From how long a sample's reading counts as waiting."""
 
 
-class StreamedRows:
+class StorageRows:
     """Reads samples in threads and keeps none.
 
     Args:
