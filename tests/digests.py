@@ -303,8 +303,8 @@ def with_ray(folder: Path) -> Iterator[tuple[str, str]]:
     }
     held_out = small({"protocol": "holdout", "data.holdout": 0.5, "data.eval_split": "holdout"})
     held_out = replace(held_out, {"batch_size": 2})
-    result = benchmark(held_out, methods, seeds=(0,), storage_path=storage)
-    yield "benchmark", digest([record["metrics"] for record in result.records])
+    compared = benchmark(held_out, methods, seeds=(0,), storage_path=storage)
+    yield "benchmark", digest([record["metrics"] for record in compared.records])
     ray.shutdown()
 
 

@@ -37,7 +37,9 @@ def epochs_of(storage: Path) -> list[list[int]]:
 
 
 @pytest.mark.timeout(800)
-def test_a_search_grows_the_cluster_survives_a_lost_node_and_leaves_nothing_running(tmp_path):
+def test_a_search_grows_the_cluster_survives_a_lost_node_and_leaves_nothing_running(
+    tmp_path: Path,
+) -> None:
     storage, log = tmp_path / "storage", tmp_path / "driver.log"
     environment = {**ENVIRONMENT, "REPMTL_RAY_CACHE": str(tmp_path / "scenes")}
     types = {"cpu_worker": CPU_NODE, "gpu_worker": GPU_NODE}

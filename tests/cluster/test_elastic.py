@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,9 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.mark.timeout(600)
-def test_a_run_grows_with_the_cluster_and_ends_as_one_without_ray(tmp_path, monkeypatch):
+def test_a_run_grows_with_the_cluster_and_ends_as_one_without_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a process of its own, since this one may be part of another Ray. That the run had one
     worker first and two in the end is checked there (`bench/nodes.py`)."""
     monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path / "scenes"))

@@ -1,9 +1,12 @@
 """Runs without Ray that leave a checkpoint, for tests of what is done with one."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
 from repmtl_ray.data.batches import LocalRows
@@ -11,7 +14,7 @@ from repmtl_ray.data.sources import open_streams
 from repmtl_ray.runs import keeper, loop
 
 
-def small_experiment(**changes):
+def small_experiment(**changes: Any) -> Experiment:
     values = {
         "data": DataConfig(name="cityscapes", height=32, width=64, num_train=8, num_val=3),
         "model": ModelConfig(encoder="test_efficientnet", head="linear", dropout=0.0),
@@ -22,12 +25,12 @@ def small_experiment(**changes):
     return Experiment(**{**values, **changes})
 
 
-def split_of(experiment, name):
+def split_of(experiment: Experiment, name: str) -> Any:
     streams = open_streams(experiment.data, name)
     return loop.Split(streams=streams, rows={stream.name: LocalRows(stream) for stream in streams})
 
 
-def trained(experiment, directory: Path):
+def trained(experiment: Experiment, directory: Path) -> tuple[Any, ...]:
     """The last epoch's checkpoint, in `directory`; and the run's parts."""
     parts, progress = loop.run(
         experiment,
@@ -38,7 +41,7 @@ def trained(experiment, directory: Path):
     return parts, progress
 
 
-def described_otherwise(saved: Path, other: Path, part: str, **changes):
+def described_otherwise(saved: Path, other: Path, part: str, **changes: Any) -> Path:
     """A copy whose experiment says something else than the one that was trained, and which is whole
     by its marker."""
     shutil.copytree(saved, other)

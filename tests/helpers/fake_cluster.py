@@ -139,7 +139,7 @@ class FakeCluster:
     def nodes(self) -> set[str]:
         """Ids of the nodes that are up, the head's included."""
         status = get_cluster_status(self.address)
-        return {node.node_id for node in [*status.active_nodes, *status.idle_nodes]}
+        return {str(node.node_id) for node in [*status.active_nodes, *status.idle_nodes]}
 
     def workers(self) -> set[str]:
         return self.nodes() - {FAKE_HEAD_NODE_ID}

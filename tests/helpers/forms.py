@@ -165,8 +165,8 @@ def make_mat(root: Path, *, num_frames: int = 5) -> Path:
         file.create_dataset("names", data=references, dtype=h5py.ref_dtype)
     with (root / "nyu_depth_v2_labeled.mat").open("r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
-    column = {"trainNdxs": np.array(MAT_TRAIN)[:, None], "testNdxs": np.array(MAT_VAL)[:, None]}
-    scipy.io.savemat(root / "splits.mat", column)
+    numbers = {"trainNdxs": np.array(MAT_TRAIN)[:, None], "testNdxs": np.array(MAT_VAL)[:, None]}
+    scipy.io.savemat(root / "splits.mat", numbers)
     scipy.io.savemat(root / "classMapping40.mat", {"mapClass": np.array([TO_FORTY])})
     names = np.array([f"class {number}" for number in range(13)], dtype=object)
     thirteen = {"classMapping13": {"labels13": np.array([TO_THIRTEEN]), "className": names}}
@@ -226,7 +226,9 @@ def assert_samples(stream: Stream, expected: list) -> None:
                 np.testing.assert_array_equal(sample[column], values, strict=True)
 
 
-def refused(root: Path, name: str, message: str, *, frame: int | None = None, **options) -> None:
+def refused(
+    root: Path, name: str, message: str, *, frame: int | None = None, **options: Any
+) -> None:
     """When opened, or else when the frame is loaded."""
     if frame is None:
         with pytest.raises(ValueError, match=message):

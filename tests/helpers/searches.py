@@ -1,6 +1,9 @@
 """A small search's experiment, and results as Ray Tune gives them."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
+from typing import Any
 
 import pandas
 
@@ -13,14 +16,16 @@ METRICS = ("segmentation/miou", "depth/abs_error")
 BASELINE = {"segmentation/miou": 40.0, "depth/abs_error": 0.05}
 
 
-def result(config, error=None, **metrics):
+def result(config: Any, error: Any = None, **metrics: Any) -> SimpleNamespace:
     frame = pandas.DataFrame([metrics]) if metrics else None
     return SimpleNamespace(
         config=config, error=error, metrics=metrics or None, metrics_dataframe=frame
     )
 
 
-def metrics_of(delta_p, *, epoch=10, miou=40.0, abs_error=0.05):
+def metrics_of(
+    delta_p: Any, *, epoch: int = 10, miou: float = 40.0, abs_error: float = 0.05
+) -> dict[str, Any]:
     return {
         "epoch": epoch,
         "segmentation/miou": miou,

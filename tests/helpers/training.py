@@ -33,6 +33,20 @@ def small_experiment(**overrides: Any) -> Experiment:
     return replace(experiment, {path.replace("__", "."): v for path, v in overrides.items()})
 
 
+def float64_experiment() -> Experiment:
+    """Four steps an epoch on rendered scenes; in float64, so that worker counts can be compared."""
+    return Experiment(
+        data=DataConfig(
+            name="cityscapes", height=32, width=64, num_train=16, num_val=6, augment=True
+        ),
+        model=ModelConfig(encoder="test_efficientnet", head="linear", dropout=0.0),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.01),
+        epochs=3,
+        batch_size=4,
+        precision="float64",
+    )
+
+
 @dataclass
 class Run:
     """What a run left behind.

@@ -22,7 +22,8 @@ os.environ.update(
 
 import ray
 
-from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
+from repmtl_ray.config import Experiment
+from tests.helpers.training import float64_experiment
 
 
 @pytest.fixture(scope="session")
@@ -54,14 +55,5 @@ def ray_cluster(scenes_cache: Path) -> Iterator[None]:
 
 @pytest.fixture
 def experiment() -> Experiment:
-    """A minute experiment on rendered scenes, in float64 so that worker counts can be compared."""
-    return Experiment(
-        data=DataConfig(
-            name="cityscapes", height=32, width=64, num_train=16, num_val=6, augment=True
-        ),
-        model=ModelConfig(encoder="test_efficientnet", head="linear", dropout=0.0),
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.01),
-        epochs=3,
-        batch_size=4,
-        precision="float64",
-    )
+    """As `float64_experiment`."""
+    return float64_experiment()

@@ -9,25 +9,28 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from repmtl_ray import alike, cluster, fit, storage
 from repmtl_ray.alike import Word
+from repmtl_ray.config import Experiment
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def with_others(monkeypatch):
+def with_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the cluster might have other nodes than this one."""
     monkeypatch.setattr(cluster, "has_other_nodes", lambda: True)
 
 
 @pytest.fixture
-def word(tmp_path):
+def word(tmp_path: Path) -> Word:
     location = str(tmp_path / "word")
     storage.write_text(location, "content")
     return Word(
@@ -38,37 +41,45 @@ def word(tmp_path):
     )
 
 
-def test_a_single_node_is_left_alone(tmp_path):
+def test_a_single_node_is_left_alone(tmp_path: Path) -> None:
     alike.check_nodes(str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_nodes_that_share_all_pass_and_each_leaves_its_file(with_others, tmp_path):
+def test_nodes_that_share_all_pass_and_each_leaves_its_file(
+    with_others: Any, tmp_path: Path
+) -> None:
     alike.check_nodes(str(tmp_path))
     assert len(list((tmp_path / ".nodes").iterdir())) == 1 + len(ray.nodes())
 
 
-def test_a_storage_that_nodes_do_not_share_is_refused(with_others, tmp_path, monkeypatch):
+def test_a_storage_that_nodes_do_not_share_is_refused(
+    with_others: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "write_text", lambda location, text: None)  # another disk
     with pytest.raises(ValueError, match=r"the storage is not shared by the nodes; give --storage"):
         alike.check_nodes(str(tmp_path))
 
 
-def test_a_file_that_a_node_wrote_must_reach_the_driver(with_others, tmp_path, monkeypatch):
+def test_a_file_that_a_node_wrote_must_reach_the_driver(
+    with_others: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "exists", lambda location: False)
     with pytest.raises(ValueError, match=r"the driver does not see the file that node .* wrote"):
         alike.check_nodes(str(tmp_path))
 
 
-def test_other_sources_are_refused_at_the_start(with_others, tmp_path, monkeypatch):
+def test_other_sources_are_refused_at_the_start(
+    with_others: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(alike, "source_digest", lambda: "0123456789ab")  # the driver's alone
     with pytest.raises(ValueError, match=r"has other sources of repmtl_ray .*0123456789ab.*ray up"):
         alike.check_nodes(str(tmp_path))
 
 
 def test_a_worker_on_a_node_that_came_later_says_what_is_wrong(
-    with_others, experiment, tmp_path, monkeypatch
-):
+    with_others: Any, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(alike, "check_nodes", lambda directory: None)  # it was not there
     monkeypatch.setattr(alike, "source_digest", lambda: "0123456789ab")
     with pytest.raises(ValueError, match="has other sources of repmtl_ray"):
@@ -83,23 +94,23 @@ def test_a_worker_on_a_node_that_came_later_says_what_is_wrong(
         ({"location": "nosuch://bucket/word"}, "cannot read the storage"),
     ],
 )
-def test_what_a_worker_compares(word, change, message):
+def test_what_a_worker_compares(word: Word, change: dict[str, str], message: str) -> None:
     assert re.search(message, alike.problem_here(replace(word, **change)))
 
 
-def test_a_worker_that_is_like_the_driver_has_no_problem(word):
+def test_a_worker_that_is_like_the_driver_has_no_problem(word: Word) -> None:
     assert alike.problem_here(word) == ""
     assert alike.problem_here(None) == ""
 
 
-def test_a_node_without_the_project_is_named(monkeypatch):
+def test_a_node_without_the_project_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "repmtl_ray", None)
     problem, _ = alike._probe()._function({})
     assert "cannot import repmtl_ray" in problem
     assert "ray up" in problem
 
 
-def test_a_storage_that_cannot_be_written_is_refused(with_others, tmp_path):
+def test_a_storage_that_cannot_be_written_is_refused(with_others: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
         alike.leave_word(str(tmp_path / "file"))
@@ -117,7 +128,7 @@ except ValueError as error:
 """
 
 
-def test_a_cluster_with_another_ray_is_refused_with_both_versions():
+def test_a_cluster_with_another_ray_is_refused_with_both_versions() -> None:
     address = ray.get_runtime_context().gcs_address
     found = subprocess.run(
         [sys.executable, "-c", OTHER_RAY],
@@ -133,6 +144,6 @@ def test_a_cluster_with_another_ray_is_refused_with_both_versions():
     assert "ray submit" in found.stdout
 
 
-def test_ray_says_nothing_of_waiting_where_nothing_grows():
+def test_ray_says_nothing_of_waiting_where_nothing_grows() -> None:
     assert cluster.waiting_for() == ""
     assert cluster.allowed_nodes() == []

@@ -10,6 +10,8 @@ import csv
 import json
 import re
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,23 +30,23 @@ SMALL = [
 METHODS = {"EW": method("EW"), "wild": {**method("EW"), "optimizer.learning_rate": 1e30}}
 
 
-def arguments_for(folder, *more) -> argparse.Namespace:
+def arguments_for(folder: Path, *more: Any) -> argparse.Namespace:
     options = ["scenes", *SMALL, "--storage", str(folder), "--out", str(folder / "out"), *more]
     return cli_benchmark.parser("").parse_args(options)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tmp_path_factory.mktemp("benchmarks")
 
 
 @pytest.fixture(scope="module")
-def done(folder):
+def done(folder: Any) -> Any:
     """Run once: EW, and a method that diverges."""
     return cli_benchmark.run(arguments_for(folder, "--name", "one"), METHODS, stem="benchmark")
 
 
-def test_a_method_that_fails_does_not_take_the_others_with_it(done, folder):
+def test_a_method_that_fails_does_not_take_the_others_with_it(done: Any, folder: Any) -> None:
     result, summary = done
     assert [record["method"] for record in result.records] == ["EW"]
     assert list(result.failures) == ["wild, seed 0"]
@@ -54,7 +56,7 @@ def test_a_method_that_fails_does_not_take_the_others_with_it(done, folder):
     assert "Failed: wild, seed 0: task" in (folder / "out/benchmark.md").read_text()
 
 
-def test_a_record_has_all_that_a_row_must_say(done):
+def test_a_record_has_all_that_a_row_must_say(done: Any) -> None:
     (record,) = done[0].records
     assert (record["protocol"], record["reported_split"]) == ("holdout", "val")
     assert record["source"].startswith("rendered street scenes (not cityscapes), 16 to train")
@@ -66,14 +68,14 @@ def test_a_record_has_all_that_a_row_must_say(done):
     assert {run["task"] for run in done[0].baseline} == {"segmentation", "depth"}
 
 
-def test_the_reported_split_is_not_the_one_the_epoch_was_chosen_on(done):
+def test_the_reported_split_is_not_the_one_the_epoch_was_chosen_on(done: Any) -> None:
     (record,) = done[0].records
     chosen = record["history"][record["epochs"][0] - 1]
     assert record["selection_metrics"]["depth/abs_error"] == chosen["depth/abs_error"]
     assert record["metrics"]["depth/abs_error"] != chosen["depth/abs_error"]
 
 
-def test_tables_and_a_report_with_pictures_are_left(done, folder):
+def test_tables_and_a_report_with_pictures_are_left(done: Any, folder: Any) -> None:
     out = folder / "out"
     names = {path.name for path in out.iterdir()}
     assert names == {"benchmark.csv", "benchmark.md", "benchmark.tex", "report.html"}
@@ -85,7 +87,9 @@ def test_tables_and_a_report_with_pictures_are_left(done, folder):
     assert "What the model sees: EW, seed 0" in report
 
 
-def test_a_finished_benchmark_resumes_without_training(done, folder, monkeypatch, capsys):
+def test_a_finished_benchmark_resumes_without_training(
+    done: Any, folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     records = folder / "one/records"
     before = {path.name: path.stat().st_mtime_ns for path in records.iterdir()}
     options = ["scenes", *SMALL, "--storage", folder, "--out", folder / "again"]
@@ -100,7 +104,9 @@ def test_a_finished_benchmark_resumes_without_training(done, folder, monkeypatch
     assert old == new
 
 
-def test_the_single_task_rows_serve_the_next_benchmark_of_the_same_protocol(done, folder):
+def test_the_single_task_rows_serve_the_next_benchmark_of_the_same_protocol(
+    done: Any, folder: Any
+) -> None:
     kept = list((folder / "baselines/records").iterdir())
     assert len(kept) == 2
     experiment = json.loads(kept[0].read_text())["experiment"]
@@ -122,7 +128,9 @@ def test_the_single_task_rows_serve_the_next_benchmark_of_the_same_protocol(done
         ({"baseline": "published"}, "has no published single-task row"),
     ],
 )
-def test_what_cannot_work_is_refused_before_training(done, folder, options, message):
+def test_what_cannot_work_is_refused_before_training(
+    done: Any, folder: Any, options: dict[str, Any], message: str
+) -> None:
     experiment = cli_benchmark.experiment_of(arguments_for(folder))
     with pytest.raises(ValueError, match=message):
         benchmark(

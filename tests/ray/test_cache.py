@@ -1,7 +1,10 @@
 """With a real Ray: what the object store gives back is what the streams gave."""
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from tests.helpers.layouts import make_cityscapes, make_office
 pytestmark = pytest.mark.ray
 
 
-def cityscapes(root: Path, **options) -> tuple[Stream, ...]:
+def cityscapes(root: Path, **options: Any) -> tuple[Stream, ...]:
     make_cityscapes(root, **options)
     return open_streams(DataConfig(name="cityscapes", path=str(root)), "train")
 
@@ -49,20 +52,22 @@ def assert_holds(split: CachedSplit, streams: tuple[Stream, ...]) -> None:
 
 
 @pytest.mark.parametrize("num_cpus", [0, 1])
-def test_dense_samples_come_back(tmp_path, num_cpus):
+def test_dense_samples_come_back(tmp_path: Path, num_cpus: int) -> None:
     streams = cityscapes(tmp_path, num_train=11)
     split = cache_streams(streams, num_cpus_per_task=num_cpus)
     assert_holds(split, streams)
     assert split.num_bytes == 11 * (8 * 16 * (12 + 2 + 4) + 8)
 
 
-def test_office_samples_come_back(tmp_path):
+def test_office_samples_come_back(tmp_path: Path) -> None:
     streams = office(tmp_path)
     assert_holds(cache_streams(streams), streams)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 2 * 2312, 2**30])
-def test_block_sizes_do_not_matter(tmp_path, monkeypatch, block_bytes):
+def test_block_sizes_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
     monkeypatch.setattr(cache, "BLOCK_BYTES", block_bytes)
     streams = cityscapes(tmp_path, num_train=24)
     split = cache_streams(streams)  # at least two blocks for each of the cluster's four CPUs
@@ -70,7 +75,7 @@ def test_block_sizes_do_not_matter(tmp_path, monkeypatch, block_bytes):
     assert_holds(split, streams)
 
 
-def test_batches_from_the_store_are_those_from_files(tmp_path):
+def test_batches_from_the_store_are_those_from_files(tmp_path: Path) -> None:
     streams = office(tmp_path)
     split = cache_streams(streams)
     options = {
@@ -95,7 +100,7 @@ def test_batches_from_the_store_are_those_from_files(tmp_path):
         assert torch.equal(one.targets["dslr"], other.targets["dslr"])
 
 
-def test_other_processes_read_it_while_every_cpu_is_taken(tmp_path):
+def test_other_processes_read_it_while_every_cpu_is_taken(tmp_path: Path) -> None:
     class Holder:
         def held(self) -> bool:
             return True
@@ -105,7 +110,7 @@ def test_other_processes_read_it_while_every_cpu_is_taken(tmp_path):
             rows = split.rows(split.streams[0])
             return float(rows.fetch(np.arange(7))["depth"].sum())
 
-    holders = [ray.remote(num_cpus=1)(Holder).remote() for _ in range(2)]
+    holders: list[Any] = [ray.remote(num_cpus=1)(Holder).remote() for _ in range(2)]
     ray.get([holder.held.remote() for holder in holders])
     streams = cityscapes(tmp_path, num_train=7)
     split = cache_streams(streams)
@@ -116,7 +121,7 @@ def test_other_processes_read_it_while_every_cpu_is_taken(tmp_path):
         ray.kill(holder)
 
 
-def test_a_task_can_make_it_and_another_use_it(tmp_path):
+def test_a_task_can_make_it_and_another_use_it(tmp_path: Path) -> None:
     streams = cityscapes(tmp_path, num_train=5)
 
     class Driver:
@@ -127,7 +132,7 @@ def test_a_task_can_make_it_and_another_use_it(tmp_path):
     def depth(split: CachedSplit) -> np.ndarray:
         return split.rows(split.streams[0]).fetch(np.array([4]))["depth"]
 
-    driver = ray.remote(num_cpus=1)(Driver).remote()
+    driver: Any = ray.remote(num_cpus=1)(Driver).remote()
     found = ray.get(ray.remote(num_cpus=1)(depth).remote(driver.cache.remote()), timeout=200)
     np.testing.assert_array_equal(found[0], streams[0].load(4)["depth"])
     ray.kill(driver)
@@ -140,14 +145,14 @@ def _spoil(root: Path, frame: int) -> None:
     np.save(file, depth)
 
 
-def test_a_broken_sample_is_the_streams_error(tmp_path):
+def test_a_broken_sample_is_the_streams_error(tmp_path: Path) -> None:
     streams = cityscapes(tmp_path, num_train=9)
     _spoil(tmp_path, 5)
     with pytest.raises(ValueError, match=r"^cityscapes: train/depth/5\.npy has 16 values that are"):
         cache_streams(streams)
 
 
-def test_all_broken_samples_are_counted(tmp_path):
+def test_all_broken_samples_are_counted(tmp_path: Path) -> None:
     streams = cityscapes(tmp_path, num_train=9)
     for frame in range(1, 8):
         _spoil(tmp_path, frame)
@@ -158,7 +163,7 @@ def test_all_broken_samples_are_counted(tmp_path):
     assert lines[6:] == ["and 2 more"]
 
 
-def test_sample_ids_must_be_the_numbers(tmp_path):
+def test_sample_ids_must_be_the_numbers(tmp_path: Path) -> None:
     def index(*ids_of_blocks: list[int]) -> None:
         checksums = [np.zeros(len(ids), dtype=np.uint32) for ids in ids_of_blocks]
         summaries = [
@@ -176,7 +181,7 @@ def test_sample_ids_must_be_the_numbers(tmp_path):
         index([2, 0], [1])
 
 
-def test_the_fingerprint_is_of_the_content(tmp_path, monkeypatch):
+def test_the_fingerprint_is_of_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streams = cityscapes(tmp_path / "one", num_train=6)
     first = cache_streams(streams).fingerprint
     monkeypatch.setattr(cache, "BLOCK_BYTES", 1)
@@ -187,7 +192,9 @@ def test_the_fingerprint_is_of_the_content(tmp_path, monkeypatch):
     assert cache_streams(again).fingerprint != first
 
 
-def test_reading_is_quiet_and_leaves_settings_alone(tmp_path, capfd):
+def test_reading_is_quiet_and_leaves_settings_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     context = ray.data.DataContext.get_current()
     before = (context.enable_progress_bars, logging.getLogger("ray.data").level)
     capfd.readouterr()
@@ -197,12 +204,12 @@ def test_reading_is_quiet_and_leaves_settings_alone(tmp_path, capfd):
     assert (context.enable_progress_bars, logging.getLogger("ray.data").level) == before
 
 
-def test_too_much_for_the_store_is_announced():
+def test_too_much_for_the_store_is_announced() -> None:
     with pytest.warns(UserWarning, match=r"take 0\.5 GiB, the smallest object store .* 0\.2 GiB"):
         cache.warn_if_large(2**29)
 
 
-def test_equal_frames_have_one_fingerprint_in_every_form(tmp_path):
+def test_equal_frames_have_one_fingerprint_in_every_form(tmp_path: Path) -> None:
     fingerprints = set()
     for form, make in (("npy", make_npy), ("parquet", make_parquet)):
         data = DataConfig(name="nyuv2", path=str(make(tmp_path / form, "nyuv2")), form=form)

@@ -1,5 +1,7 @@
 """Ray Datasets of the user's own: what keeps the contract trains, what does not is explained."""
 
+from __future__ import annotations
+
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,15 @@ from repmtl_ray.data.cache import quiet
 from repmtl_ray.data.custom import cache_custom
 from repmtl_ray.data.stream import Normalization
 from repmtl_ray.runs.checkpoint import read_description, read_model
-from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation
+from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation, Task
 
 pytestmark = pytest.mark.ray
 
-TASKS = (Segmentation(name="parts", num_classes=4), Depth(name="depth"), Normals(name="normal"))
+TASKS: tuple[Task, ...] = (
+    Segmentation(name="parts", num_classes=4),
+    Depth(name="depth"),
+    Normals(name="normal"),
+)
 TASKS = (*TASKS, Classification(name="scene", num_classes=3))
 
 
@@ -41,7 +47,7 @@ def dataset(rows: list[dict[str, Any]], blocks: int = 2) -> ray.data.Dataset:
         return ray.data.from_items(rows, override_num_blocks=blocks)
 
 
-def test_samples_are_numbered_by_id_whatever_their_rows_and_blocks():
+def test_samples_are_numbered_by_id_whatever_their_rows_and_blocks() -> None:
     ids = [40, 7, 19, 2]
     given = CustomData(
         train=dataset([row(i) for i in ids], 3), evaluation=dataset([row(1)], 1), tasks=TASKS
@@ -61,7 +67,7 @@ def test_samples_are_numbered_by_id_whatever_their_rows_and_blocks():
     assert cache_custom(again)[0].fingerprint == train.fingerprint
 
 
-def test_every_violation_is_explained_in_one_message():
+def test_every_violation_is_explained_in_one_message() -> None:
     rows = [row(i) for i in range(12)]
     for broken in rows:
         del broken["normal"]
@@ -91,7 +97,7 @@ def test_every_violation_is_explained_in_one_message():
         assert expected in text, text
 
 
-def test_custom_data_and_their_configuration_go_together(experiment):
+def test_custom_data_and_their_configuration_go_together(experiment: Experiment) -> None:
     one = dataset([row(1)], 1)
     with pytest.raises(ValueError, match=r"data\.name is 'cityscapes', but fit has data of your"):
         fit(experiment, data=CustomData(train=one, evaluation=one, tasks=TASKS))
@@ -99,7 +105,9 @@ def test_custom_data_and_their_configuration_go_together(experiment):
         fit(replace(experiment, {"data": to_dict(DataConfig(name="custom"))}))
 
 
-def test_fit_trains_on_it_and_goes_on_with_the_same_data_only(experiment, tmp_path):
+def test_fit_trains_on_it_and_goes_on_with_the_same_data_only(
+    experiment: Experiment, tmp_path: Path
+) -> None:
     experiment = replace(
         experiment, {"data": to_dict(DataConfig(name="custom", augment=True)), "epochs": 1}
     )

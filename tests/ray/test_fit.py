@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import signal
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bench import faults
 from repmtl_ray import Placement, fit, train
-from repmtl_ray.config import replace
+from repmtl_ray.config import Experiment, replace
 from repmtl_ray.runs import checkpoint
 from repmtl_ray.runs.keeper import Checkpoints
 from tests.helpers.leftovers import leftovers
@@ -18,22 +20,22 @@ from tests.helpers.leftovers import leftovers
 pytestmark = pytest.mark.ray
 
 
-def weights(result):
+def weights(result: Any) -> Tensor:
     state = checkpoint.read_state(result.checkpoint)["model"]
     return torch.cat([tensor.reshape(-1).double() for tensor in state.values()])
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory):
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(storage, request):
+def undisturbed(storage: Any, request: pytest.FixtureRequest) -> Any:
     """Two workers, never interrupted."""
-    from tests.ray.conftest import experiment as fixture
+    from tests.helpers.training import float64_experiment
 
-    experiment = fixture.__wrapped__()
+    experiment = float64_experiment()
     return fit(
         experiment,
         placement=Placement(num_workers=2),
@@ -43,7 +45,7 @@ def undisturbed(storage, request):
     )
 
 
-def test_the_history_has_every_epoch_with_named_metrics(undisturbed):
+def test_the_history_has_every_epoch_with_named_metrics(undisturbed: Any) -> None:
     assert [metrics["epoch"] for metrics in undisturbed.history] == [1, 2, 3]
     assert undisturbed.metrics == undisturbed.history[-1]
     wanted = {
@@ -56,12 +58,14 @@ def test_the_history_has_every_epoch_with_named_metrics(undisturbed):
     assert {"rep_mtl/tsr", "rep_mtl/csa", "segmentation/train_loss"} <= set(undisturbed.metrics)
 
 
-def test_a_run_leaves_nothing_in_the_cluster_and_gives_ctrl_c_back(undisturbed):
+def test_a_run_leaves_nothing_in_the_cluster_and_gives_ctrl_c_back(undisturbed: Any) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not leftovers()
 
 
-def test_the_checkpoint_holds_all_and_names_its_experiment(undisturbed, experiment):
+def test_the_checkpoint_holds_all_and_names_its_experiment(
+    undisturbed: Any, experiment: Experiment
+) -> None:
     state = checkpoint.read_state(undisturbed.checkpoint)
     assert set(state) == {"format", "progress", "model", "optimizer", "scheduler", "policy"}
     assert state["progress"]["epochs_done"] == 3
@@ -70,8 +74,8 @@ def test_the_checkpoint_holds_all_and_names_its_experiment(undisturbed, experime
 
 
 def test_one_worker_goes_on_with_the_same_result_where_two_had_been(
-    undisturbed, experiment, storage
-):
+    undisturbed: Any, experiment: Experiment, storage: Any
+) -> None:
     """What an elastic run does when a node goes: the global batch stays."""
     earlier = next(iter(storage.glob("undisturbed/checkpoint_000001_00000002_*")))
     shutil.copytree(earlier, storage / "alone" / earlier.name)
@@ -83,11 +87,11 @@ def test_one_worker_goes_on_with_the_same_result_where_two_had_been(
 
 
 def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
-    undisturbed, experiment, storage, monkeypatch
-):
+    undisturbed: Any, experiment: Experiment, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The short form of bench/survival.py: a worker dies as it starts, while it writes a checkpoint,
     and after the newest checkpoint was torn; its disk is full in the end."""
-    planned = [
+    planned: list[dict[str, Any]] = [
         {"kind": "start-up", "rank": 1, "at": None},
         {"kind": "checkpoint", "rank": 0, "at": 4},
         {"kind": "torn checkpoint", "rank": 0, "at": 6},
@@ -96,7 +100,7 @@ def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
     faults.plan_faults(storage / "struck", planned)
     monkeypatch.setattr(train, "run_worker", faults.worker)
 
-    def go():
+    def go() -> Any:
         return fit(
             experiment,
             placement=Placement(num_workers=2),
@@ -119,13 +123,17 @@ def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
     assert torch.equal(weights(result), weights(undisturbed))
 
 
-def test_the_name_of_a_finished_run_returns_its_result(undisturbed, experiment, storage):
+def test_the_name_of_a_finished_run_returns_its_result(
+    undisturbed: Any, experiment: Experiment, storage: Any
+) -> None:
     again = fit(experiment, placement=Placement(num_workers=2), storage=storage, name="undisturbed")
     assert again.epochs_now == 0
     assert again.history == undisturbed.history
 
 
-def test_the_name_of_another_experiments_run_is_refused(undisturbed, experiment, storage):
+def test_the_name_of_another_experiments_run_is_refused(
+    undisturbed: Any, experiment: Experiment, storage: Any
+) -> None:
     other = replace(experiment, {"regularizer.lambda_tsr": 0.1})
     with pytest.raises(
         ValueError, match=r"undisturbed.*another experiment.*regularizer.lambda_tsr was 0.9, is 0.1"
@@ -161,8 +169,13 @@ def test_the_name_of_another_experiments_run_is_refused(undisturbed, experiment,
     ],
 )
 def test_what_cannot_work_is_refused_before_training(
-    experiment, storage, monkeypatch, overrides, placement, message
-):
+    experiment: Experiment,
+    storage: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: dict[str, Any],
+    placement: Placement,
+    message: str,
+) -> None:
     monkeypatch.setattr(train, "train", lambda *_, **__: pytest.fail("training began"))
     monkeypatch.setattr(train, "cache_data", lambda *_: pytest.fail("samples were read"))
     with pytest.raises(ValueError, match=message):

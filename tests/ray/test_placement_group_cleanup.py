@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # type: ignore[attr-defined]
 from ray.util.placement_group import placement_group
 
 from repmtl_ray import placement_group_cleanup
@@ -27,14 +28,14 @@ class TrainController:
         return self.group.id.hex()
 
 
-Controller = ray.remote(num_cpus=0)(TrainController)
+Controller: Any = ray.remote(num_cpus=0)(TrainController)
 
 
 def state_of(group: str) -> str:
     return ray.util.placement_group_table()[group]["state"]
 
 
-def test_a_dead_actors_group_is_removed_and_a_living_ones_is_not():
+def test_a_dead_actors_group_is_removed_and_a_living_ones_is_not() -> None:
     dead, living = Controller.remote(), Controller.remote()
     lost, kept = ray.get([dead.reserve.remote(), living.reserve.remote()])
     own = placement_group([{"CPU": 1}])
@@ -53,7 +54,9 @@ def test_a_dead_actors_group_is_removed_and_a_living_ones_is_not():
     assert remove_orphaned_groups() == 0
 
 
-def test_a_group_that_ray_heard_of_after_its_makers_death_is_removed(monkeypatch):
+def test_a_group_that_ray_heard_of_after_its_makers_death_is_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Ray's table then never says that the maker is dead."""
     dead = Controller.remote()
     lost = ray.get(dead.reserve.remote())
@@ -75,7 +78,9 @@ def test_a_group_that_ray_heard_of_after_its_makers_death_is_removed(monkeypatch
     assert state_of(lost) == "REMOVED"
 
 
-def test_a_search_that_stopped_trials_waits_for_their_controllers(monkeypatch):
+def test_a_search_that_stopped_trials_waits_for_their_controllers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One that is about to die may reserve once more."""
     monkeypatch.setattr(placement_group_cleanup, "QUIET_S", 0.5)
     dying = Controller.remote()

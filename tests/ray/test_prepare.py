@@ -1,5 +1,7 @@
 """With a real Ray and a real S3 server on loopback: any data set to shards, and training from them."""
 
+from __future__ import annotations
+
 import json
 import logging
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from repmtl_ray import Placement, fit
-from repmtl_ray.config import DataConfig, replace, to_dict
+from repmtl_ray.config import DataConfig, Experiment, replace, to_dict
 from repmtl_ray.data import cache, manifest, prepare, shards
 from repmtl_ray.data.cache import cache_streams, check_streams
 from repmtl_ray.data.sources import Stream, open_streams
@@ -30,7 +32,7 @@ def s3() -> Iterator[S3]:
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four frames of `make_cityscapes` each."""
     monkeypatch.setattr(shards, "SHARD_BYTES", 4 * 8 * 16 * (12 + 2 + 4))
 
@@ -53,7 +55,7 @@ def spoil(root: Path, frame: int, value: float = np.nan) -> None:
     np.save(file, depth)
 
 
-def test_shards_hold_what_the_files_held(tmp_path):
+def test_shards_hold_what_the_files_held(tmp_path: Path) -> None:
     root = make_cityscapes(tmp_path / "npy", num_train=11)
     done: list[tuple[int, int]] = []
     out = str(tmp_path / "out")
@@ -75,7 +77,9 @@ def test_shards_hold_what_the_files_held(tmp_path):
         assert check_streams(open_streams(stored, split)).fingerprint == expected
 
 
-def test_all_that_is_wrong_is_one_report_and_what_was_finished_is_kept(tmp_path, monkeypatch):
+def test_all_that_is_wrong_is_one_report_and_what_was_finished_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_cityscapes(tmp_path / "npy", num_train=11)
     spoil(root, 5)
     spoil(root, 6, -1.0)
@@ -101,7 +105,7 @@ def test_all_that_is_wrong_is_one_report_and_what_was_finished_is_kept(tmp_path,
     assert cache_streams(stored).fingerprint == cache_streams(splits(root)["train"]).fingerprint
 
 
-def test_bad_samples_can_be_left_out_and_are_listed(tmp_path):
+def test_bad_samples_can_be_left_out_and_are_listed(tmp_path: Path) -> None:
     root = make_cityscapes(tmp_path / "npy", num_train=12)
     spoil(root, 5)
     file = root / "train/image/11.npy"
@@ -127,7 +131,7 @@ def test_bad_samples_can_be_left_out_and_are_listed(tmp_path):
         prepared(root, out)
 
 
-def test_what_cannot_be_prepared_says_so(tmp_path):
+def test_what_cannot_be_prepared_says_so(tmp_path: Path) -> None:
     root = make_cityscapes(tmp_path / "npy")
     out = str(tmp_path / "out")
 
@@ -158,7 +162,7 @@ class _Twins:
         return self.stream.load(2 if index == 3 else index)
 
 
-def test_a_bucket_holds_a_store_as_a_folder_does(tmp_path, s3):
+def test_a_bucket_holds_a_store_as_a_folder_does(tmp_path: Path, s3: S3) -> None:
     root = make_cityscapes(tmp_path / "npy", num_train=11)
     made = prepared(root, s3.uri("cityscapes"))
     assert made == manifest.read(s3.uri("cityscapes"))
@@ -175,7 +179,7 @@ def test_a_bucket_holds_a_store_as_a_folder_does(tmp_path, s3):
         open_streams(data, "train")
 
 
-def test_a_bucket_that_is_not_there_or_refuses_is_one_clear_error(tmp_path, s3):
+def test_a_bucket_that_is_not_there_or_refuses_is_one_clear_error(tmp_path: Path, s3: S3) -> None:
     root = make_cityscapes(tmp_path / "npy")
     with pytest.raises(ValueError, match=r"^s3://nobody/x\S*: there is no such bucket"):
         prepared(root, s3.uri("x", bucket="nobody"))
@@ -200,8 +204,8 @@ def weights(result: Any) -> torch.Tensor:
 
 
 def test_training_from_files_in_memory_and_from_a_bucket_read_every_epoch_is_the_same_to_the_bit(
-    tmp_path, s3, experiment, monkeypatch
-):
+    tmp_path: Path, s3: S3, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_cityscapes(tmp_path / "npy", num_train=12, num_val=5, height=32, width=64)
     experiment = replace(
         experiment,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from ray import tune as ray_tune
 
@@ -11,7 +14,7 @@ pytestmark = pytest.mark.ray
 NUM_REPORTS = 5
 
 
-def _driver(config):
+def _driver(config: Any) -> None:
     """A run that ends as soon as its last report is out."""
     with relay.to_tune() as reports:
         for epoch in range(1, NUM_REPORTS + 1):
@@ -20,7 +23,7 @@ def _driver(config):
         raise ValueError("after its last report")
 
 
-def _trials(fails, folder):
+def _trials(fails: Any, folder: Path) -> list[Any]:
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(_driver, {"CPU": 1}),
         param_space={"fails": fails, "n": ray_tune.grid_search([0, 1])},
@@ -32,7 +35,9 @@ def _trials(fails, folder):
 
 @pytest.mark.timeout(120)  # with Ray's own callback both stand still
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_run_that_ends_at_its_last_report_hands_all_of_them_over(fails, tmp_path):
+def test_a_run_that_ends_at_its_last_report_hands_all_of_them_over(
+    fails: bool, tmp_path: Path
+) -> None:
     for result in _trials(fails, tmp_path):
         assert list(result.metrics_dataframe["epoch"]) == list(range(1, NUM_REPORTS + 1))
         assert bool(result.error) == fails

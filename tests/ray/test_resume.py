@@ -45,7 +45,9 @@ def rungs(folder: Path) -> dict[str, float]:
 
 # An interrupted trial reports an epoch again, and Optuna keeps the first value of a step.
 @pytest.mark.filterwarnings("ignore:The reported value is ignored:UserWarning")
-def test_optuna_and_asha_go_on_where_they_were(tmp_path, monkeypatch):
+def test_optuna_and_asha_go_on_where_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0.5")
     driver = subprocess.Popen(
         [sys.executable, "-m", "tests.helpers.quick_search", str(tmp_path)],
@@ -68,7 +70,8 @@ def test_optuna_and_asha_go_on_where_they_were(tmp_path, monkeypatch):
     done = ended(tmp_path)
     assert len(before) < TRIALS, "too late to show anything"
 
-    results, study = searched(str(tmp_path), resume=True)
+    grid, study = searched(str(tmp_path), resume=True)
+    results = [grid[index] for index in range(len(grid))]
 
     assert len(results) == TRIALS
     assert [result.error for result in results] == [None] * TRIALS

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -14,7 +15,7 @@ from ray import tune as ray_tune
 
 from bench import faults
 from repmtl_ray import cluster, tune
-from repmtl_ray.config import replace, to_dict
+from repmtl_ray.config import Experiment, replace, to_dict
 from tests.helpers.leftovers import leftovers
 from tests.helpers.other_ray import another_ray
 
@@ -23,12 +24,12 @@ TSR, RATE, POLICY = "regularizer.lambda_tsr", "optimizer.learning_rate", "policy
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory):
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tmp_path_factory.mktemp("searches")
 
 
 @pytest.fixture
-def short(experiment):
+def short(experiment: Experiment) -> Any:
     return replace(experiment, {"epochs": 2, "precision": "float32"})
 
 
@@ -36,15 +37,15 @@ SPACE = {RATE: ray_tune.grid_search([0.01, 1e30]), TSR: 0.5, "regularizer.temper
 
 
 @pytest.fixture(scope="module")
-def undisturbed(storage):
+def undisturbed(storage: Any) -> Any:
     """A grid of two trials, of which one diverges."""
-    from tests.ray.conftest import experiment as fixture
+    from tests.helpers.training import float64_experiment
 
-    short = replace(fixture.__wrapped__(), {"epochs": 2, "precision": "float32"})
+    short = replace(float64_experiment(), {"epochs": 2, "precision": "float32"})
     return tune(short, SPACE, num_samples=1, storage_path=str(storage), name="grid")
 
 
-def test_a_search_ranks_trials_and_goes_on_when_one_fails(short, undisturbed):
+def test_a_search_ranks_trials_and_goes_on_when_one_fails(short: Any, undisturbed: Any) -> None:
     found = undisturbed
     table = found.table
     assert list(table["rank"]) == [1, 2]
@@ -66,7 +67,7 @@ def test_a_search_ranks_trials_and_goes_on_when_one_fails(short, undisturbed):
     assert row["delta_p_task"] == pytest.approx(50 * sum(relative), rel=1e-6)
 
 
-def test_early_stopping_leaves_nothing_behind(short, storage, undisturbed):
+def test_early_stopping_leaves_nothing_behind(short: Any, storage: Any, undisturbed: Any) -> None:
     """Not even where the machine has another Ray, whose actors Ray Train's cleaner could take for
     its own. After the other search: its single-task rows are this one's too."""
     with another_ray():
@@ -110,7 +111,9 @@ def finished_runs(directory: Path) -> dict[str, float]:
 
 
 @pytest.mark.timeout(900)  # two searches, one in a process of its own, on whatever machine
-def test_a_search_goes_on_after_its_driver_and_its_ray_died(short, storage, undisturbed):
+def test_a_search_goes_on_after_its_driver_and_its_ray_died(
+    short: Any, storage: Any, undisturbed: Any
+) -> None:
     """Killed as soon as the first trial has ended, when Tune may not have noted it yet."""
     directory = storage / "interrupted"
     driver = subprocess.Popen(
@@ -136,7 +139,9 @@ def test_a_search_goes_on_after_its_driver_and_its_ray_died(short, storage, undi
     )
 
 
-def test_early_stopping_without_a_dashboard_is_refused(short, storage, monkeypatch):
+def test_early_stopping_without_a_dashboard_is_refused(
+    short: Any, storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cluster.has_dashboard()
     monkeypatch.setattr(cluster, "has_dashboard", lambda: False)
     with pytest.raises(ValueError, match=r"no dashboard.*--include-dashboard=true"):
@@ -161,6 +166,8 @@ def test_early_stopping_without_a_dashboard_is_refused(short, storage, monkeypat
         ({"param_space": {TSR: 1.0}, "num_samples": 0}, "num_samples is 0"),
     ],
 )
-def test_what_cannot_work_is_refused_before_training(short, storage, arguments, message):
+def test_what_cannot_work_is_refused_before_training(
+    short: Any, storage: Any, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         tune(short, storage_path=str(storage), **arguments)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.train import ScalingConfig, UserCallback
@@ -23,12 +25,12 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    def one_after_another(driver, space, *arguments, **options):
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_after_another(driver: Any, space: Any, *arguments: Any, **options: Any) -> None:
         for title in space["cell"]["grid_search"]:
             driver({"cell": title})
 
-    def local(**settings):
+    def local(**settings: Any) -> ScalingConfig:
         return ScalingConfig(**{**settings, "num_workers": 0})
 
     monkeypatch.setattr(benchmark, "make_tuner", one_after_another)
@@ -40,11 +42,13 @@ def in_this_process(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory):
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tmp_path_factory.mktemp("studies")
 
 
-def rows_of(recipe, storage, monkeypatch, *more):
+def rows_of(
+    recipe: Any, storage: Path, monkeypatch: pytest.MonkeyPatch, *more: Any
+) -> dict[str, Any]:
     """By method, the row of the table that a command left."""
     out = storage / recipe.__name__
     options = ["scenes", *SMALL, "--storage", storage, "--out", out, "--pictures", 0, *more]
@@ -56,8 +60,8 @@ def rows_of(recipe, storage, monkeypatch, *more):
 
 
 def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
-    storage, monkeypatch
-):
+    storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = rows_of(ablation, storage, monkeypatch)
     delta = {name: float(row["delta_p_task"]) for name, row in rows.items() if name != "stl"}
     assert len(delta) == 8
@@ -78,8 +82,8 @@ def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
 
 
 def test_a_sensitivity_study_trains_its_values_against_the_same_single_tasks(
-    storage, monkeypatch, capsys
-):
+    storage: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = rows_of(sensitivity, storage, monkeypatch, "--vary", "csa", "--values", "0.1", "1.9")
     assert len({row["delta_p_task"] for row in rows.values()}) == 3
     assert capsys.readouterr().out.count("stl ") == 2, "both were read back"

@@ -1,10 +1,15 @@
 """Whatever a user or a disk hands over, it works or is one clear `ValueError`: a table of named bad
 inputs, and random configurations and damaged files."""
 
+from __future__ import annotations
+
 import ast
 import contextlib
 import json
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,59 +43,59 @@ MARKER = {
 }
 
 
-def changed(**values):
+def changed(**values: Any) -> Callable[..., Any]:
     return lambda _: replace(BASE, {path.replace("__", "."): v for path, v in values.items()})
 
 
-def read(values):
+def read(values: Any) -> Callable[..., Any]:
     return lambda _: from_dict(Experiment, values)
 
 
-def tasks_of(**values):
+def tasks_of(**values: Any) -> Callable[..., Any]:
     return lambda _: loop.selected_tasks(
         replace(BASE, {k.replace("__", "."): v for k, v in values.items()})
     )
 
 
-def marker(text):
-    def attempt(folder):
+def marker(text: str) -> Callable[..., Any]:
+    def attempt(folder: Path) -> None:
         (folder / "complete.json").write_bytes(text if isinstance(text, bytes) else text.encode())
         keeper.read_marker(str(folder))
 
     return attempt
 
 
-def marker_with(**values):
+def marker_with(**values: Any) -> Any:
     return marker(json.dumps({**MARKER, **values}))
 
 
-def npy_file(data):
-    def attempt(folder):
+def npy_file(data: Any) -> Callable[..., Any]:
+    def attempt(folder: Path) -> None:
         (folder / "0.npy").write_bytes(data)
         npy.read_header(folder / "0.npy", "cityscapes: train/depth/0.npy")
 
     return attempt
 
 
-def npy_header(text):
+def npy_header(text: str) -> Any:
     body = text.encode().ljust(118) + b"\n"
     return npy_file(b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body)
 
 
-def experiment_file(text):
-    def attempt(folder):
+def experiment_file(text: str) -> Callable[..., Any]:
+    def attempt(folder: Path) -> None:
         (folder / "best.json").write_text(text)
         cli.read_experiment(folder / "best.json")
 
     return attempt
 
 
-def space(values, searcher="random"):
+def space(values: Any, searcher: str = "random") -> Callable[..., Any]:
     return lambda _: check_space(BASE, values, searcher)
 
 
-def rungs(text):
-    def attempt(folder):
+def rungs(text: str) -> Callable[..., Any]:
+    def attempt(folder: Path) -> None:
         (folder / "asha.json").write_text(text)
         made = asha.ResumableASHA(str(folder / "asha.json"), metric="m", mode="max", max_t=4)
         made._read()
@@ -220,7 +225,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("attempt", "message"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_clear_error(attempt, message, tmp_path):
+def test_bad_input_is_one_clear_error(attempt: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         attempt(tmp_path)
     assert "\n" not in str(caught.value).strip(), "one line"
@@ -247,7 +252,7 @@ PATHS = [
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(PATHS), VALUES, max_size=4))
-def test_any_configuration_is_an_experiment_or_one_error(overrides):
+def test_any_configuration_is_an_experiment_or_one_error(overrides: Any) -> None:
     try:
         experiment = replace(BASE, overrides)
     except ValueError:
@@ -264,7 +269,9 @@ def test_any_configuration_is_an_experiment_or_one_error(overrides):
         max_size=2,
     ),
 )
-def test_a_configuration_names_a_policy_and_its_arguments_or_is_refused(name, arguments):
+def test_a_configuration_names_a_policy_and_its_arguments_or_is_refused(
+    name: str, arguments: Any
+) -> None:
     with contextlib.suppress(ValueError):
         replace(BASE, {"policy.name": name, "policy.arguments": arguments})
         assert set(arguments) <= set(policy_names.ARGUMENTS[name])
@@ -274,7 +281,9 @@ def test_a_configuration_names_a_policy_and_its_arguments_or_is_refused(name, ar
 @given(
     data=st.binary(max_size=300), head=st.sampled_from([b"", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])
 )
-def test_any_bytes_as_an_array_are_one_error(tmp_path_factory, data, head):
+def test_any_bytes_as_an_array_are_one_error(
+    tmp_path_factory: pytest.TempPathFactory, data: Any, head: Any
+) -> None:
     folder = tmp_path_factory.getbasetemp()
     (folder / "0.npy").write_bytes(head + data)
     with pytest.raises(ValueError, match=r"cityscapes: train/depth/0\.npy"):
@@ -282,7 +291,7 @@ def test_any_bytes_as_an_array_are_one_error(tmp_path_factory, data, head):
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     """A checkpoint of a small network that never trained."""
     folder = tmp_path_factory.mktemp("stored")
     experiment = small_experiment()
@@ -298,7 +307,14 @@ def stored(tmp_path_factory):
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(seed=st.integers(0, 2**32), where=st.floats(0, 1), cut=st.booleans(), fitting=st.booleans())
-def test_any_damage_to_a_checkpoint_is_found(stored, monkeypatch, seed, where, cut, fitting):
+def test_any_damage_to_a_checkpoint_is_found(
+    stored: tuple[Any, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    where: Any,
+    cut: Any,
+    fitting: Any,
+) -> None:
     """Bytes are changed or cut off; with `fitting`, by somebody who makes the marker fit."""
     folder, experiment, parts, files = stored
     state = bytearray(files["state.pt"])
@@ -327,7 +343,7 @@ def test_any_damage_to_a_checkpoint_is_found(stored, monkeypatch, seed, where, c
             checkpoint.load(folder, experiment=experiment, parts=parts)
 
 
-def test_no_module_unpickles_and_configurations_import_nothing():
+def test_no_module_unpickles_and_configurations_import_nothing() -> None:
     """What could run code from a file, read in the sources."""
     found = []
     sources = [*ROOT.glob("repmtl_ray/**/*.py"), *ROOT.glob("pipelines/*.py")]

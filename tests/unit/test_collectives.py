@@ -1,18 +1,24 @@
 """What workers tell each other: values and derivatives equal those of one process that holds all
 rows."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from repmtl_ray.collectives import ALONE, Workers, current
 from repmtl_ray.regularizers import csa_loss, tsr_loss
+from tests.helpers.gloo import Pool
 
 
-def own_rows(tensor, workers, dim=0):
+def own_rows(tensor: Any, workers: Workers, dim: int = 0) -> Any:
     return tensor.chunk(workers.size, dim=dim)[workers.rank]
 
 
-def rows_and_weights():
+def rows_and_weights() -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(5)
     return (
         torch.randn(4, 3, dtype=torch.float64, generator=generator),
@@ -20,7 +26,7 @@ def rows_and_weights():
     )
 
 
-def curved(rows, weights, workers):
+def curved(rows: Any, weights: Any, workers: Workers) -> Any:
     """A replicated scalar that mixes all rows non-linearly, through every operation."""
     mean = workers.spread(workers.total(rows.sum(dim=0)) / 4)
     own = ((rows - mean) ** 3 * weights).sum()
@@ -29,7 +35,7 @@ def curved(rows, weights, workers):
     return workers.total(own).exp().log1p()
 
 
-def first_and_second_order(workers):
+def first_and_second_order(workers: Workers) -> tuple[Any, ...]:
     rows, weights = (own_rows(tensor, workers) for tensor in rows_and_weights())
     rows = rows.clone().requires_grad_()
     value = curved(rows * 0.3, weights, workers)
@@ -40,7 +46,9 @@ def first_and_second_order(workers):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_value_gradient_and_second_gradient_equal_one_process(pool_of, size):
+def test_value_gradient_and_second_gradient_equal_one_process(
+    pool_of: Callable[[int], Pool], size: int
+) -> None:
     expected = first_and_second_order(ALONE)
     found = pool_of(size).run(first_and_second_order)
     for value, _, _ in found:
@@ -51,7 +59,7 @@ def test_value_gradient_and_second_gradient_equal_one_process(pool_of, size):
         )
 
 
-def penalties(workers, saliency):
+def penalties(workers: Workers, saliency: Any) -> tuple[Any, ...]:
     own = own_rows(saliency, workers, dim=1).clone().requires_grad_()
     value = tsr_loss(own, workers=workers) + csa_loss(own, temperature=0.3, workers=workers)
     (first,) = torch.autograd.grad(value, own, create_graph=True)
@@ -60,7 +68,7 @@ def penalties(workers, saliency):
 
 
 @pytest.mark.parametrize("gap", ["none", "sample", "worker"])
-def test_penalties_are_those_of_the_global_batch(pool_of, gap):
+def test_penalties_are_those_of_the_global_batch(pool_of: Callable[[int], Pool], gap: str) -> None:
     saliency = torch.randn(
         2, 4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
@@ -82,7 +90,7 @@ def test_penalties_are_those_of_the_global_batch(pool_of, gap):
             )
 
 
-def sums_in_place(workers):
+def sums_in_place(workers: Workers) -> Any:
     mixed = [
         torch.full((2,), 1.0 + workers.rank),
         torch.tensor(3, dtype=torch.int64),
@@ -94,15 +102,15 @@ def sums_in_place(workers):
     return [tensor.tolist() for tensor in mixed] + [told[0].tolist()]
 
 
-def test_in_place_sums_and_broadcast(pool_of):
+def test_in_place_sums_and_broadcast(pool_of: Callable[[int], Pool]) -> None:
     for result in pool_of(2).run(sums_in_place):
         assert result == [[3.0, 3.0], 6, [[2.0, 2.0]], [0.0]]
 
 
-def which_workers(_workers):
+def which_workers(_workers: Any) -> Any:
     return current()
 
 
-def test_current_reads_the_process_group(pool_of):
+def test_current_reads_the_process_group(pool_of: Callable[[int], Pool]) -> None:
     assert pool_of(2).run(which_workers) == [Workers(0, 2), Workers(1, 2)]
     assert current() == ALONE

@@ -1,9 +1,12 @@
 """The experiment's description: round trip, overrides by path, and messages for every kind of
 mistake."""
 
+from __future__ import annotations
+
 import dataclasses
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -22,7 +25,7 @@ from repmtl_ray.config import (
 BASE = Experiment(data=DataConfig(name="cityscapes"))
 
 
-def test_round_trip_keeps_everything():
+def test_round_trip_keeps_everything() -> None:
     experiment = Experiment(
         data=DataConfig(name="office31", path="/data", domains=("a", "b"), height=64, width=48),
         model=ModelConfig(encoder="resnet18", features="pooled", head="linear", bottleneck=8),
@@ -33,19 +36,19 @@ def test_round_trip_keeps_everything():
     assert digest(from_dict(Experiment, to_dict(experiment))) == digest(experiment)
 
 
-def test_digest_follows_every_value():
+def test_digest_follows_every_value() -> None:
     assert digest(BASE) == digest(Experiment(data=DataConfig(name="cityscapes")))
     assert digest(BASE) != digest(replace(BASE, {"regularizer.lambda_tsr": 0.91}))
 
 
-def test_fields_that_came_later_change_no_digest_at_their_defaults():
+def test_fields_that_came_later_change_no_digest_at_their_defaults() -> None:
     assert digest(BASE) == "f7c99f357868"  # of the version before form, columns and pairing
     assert digest(replace(BASE, {"data.path": "/data", "data.form": "npy"})) != digest(
         replace(BASE, {"data.path": "/data"})
     )
 
 
-def test_what_depends_on_the_name_of_the_data_is_filled_in():
+def test_what_depends_on_the_name_of_the_data_is_filled_in() -> None:
     home = DataConfig(name="office_home", path="/data")
     assert home.domains == ("Art", "Clipart", "Product", "Real_World")
     assert DataConfig(name="office_home", path="/data", domains=("Real World",)).domains == (
@@ -55,7 +58,7 @@ def test_what_depends_on_the_name_of_the_data_is_filled_in():
     assert (BASE.data.num_train, BASE.data.num_val) == (2975, 500)
 
 
-def test_replace_reaches_any_depth_and_leaves_the_original():
+def test_replace_reaches_any_depth_and_leaves_the_original() -> None:
     changed = replace(
         BASE,
         {
@@ -71,7 +74,7 @@ def test_replace_reaches_any_depth_and_leaves_the_original():
     assert changed.tasks == ("depth",)
     assert Experiment(data=DataConfig(name="cityscapes")) == BASE
     with pytest.raises(dataclasses.FrozenInstanceError):
-        changed.epochs = 4
+        changed.epochs = 4  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_replace_reaches_any_depth_and_leaves_the_original():
         ({"tasks": []}, "names without repeats"),
     ],
 )
-def test_mistakes_get_one_message_each(overrides, message):
+def test_mistakes_get_one_message_each(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(BASE, overrides)
 
@@ -155,9 +158,9 @@ def test_every_number_has_limits_that_belong_to_its_range(path: str) -> None:
     outside: list[object] = [minimum - 1, 2 * maximum + 2, 10**400, True, "3"]
     if isinstance(minimum, float):
         outside += [float("nan"), float("inf"), -float("inf")]
-    for value in outside:
+    for wrong in outside:
         with pytest.raises(ValueError, match=path.split(".")[-1]):
-            with_value(path, value)
+            with_value(path, wrong)
 
 
 def test_every_number_of_an_experiment_has_tested_limits() -> None:
@@ -196,7 +199,7 @@ def test_fractions_and_lists_have_limits_too(path: str, value: object) -> None:
         replace(BASE, {"data.height": 64, "data.width": 64, path: value})
 
 
-def test_unknown_and_missing_keys_are_named():
+def test_unknown_and_missing_keys_are_named() -> None:
     with pytest.raises(
         ValueError,
         match=r"regularizer.lamda_tsr is not a field of RegularizerConfig; did you mean 'lambda_tsr'",
@@ -206,12 +209,12 @@ def test_unknown_and_missing_keys_are_named():
         from_dict(Experiment, {})
 
 
-def test_active_says_whether_a_penalty_is_on():
+def test_active_says_whether_a_penalty_is_on() -> None:
     assert RegularizerConfig().active
     assert not RegularizerConfig(lambda_tsr=0, lambda_csa=0).active
 
 
-def test_configuration_imports_neither_torch_nor_ray():
+def test_configuration_imports_neither_torch_nor_ray() -> None:
     program = (
         "import sys, importlib.util, types\n"
         "package = types.ModuleType('repmtl_ray'); package.__path__ = ['repmtl_ray']\n"
@@ -256,7 +259,7 @@ UNUSED = [
 
 
 @pytest.mark.parametrize("changes", UNUSED)
-def test_a_setting_that_would_change_nothing_is_refused(changes):
+def test_a_setting_that_would_change_nothing_is_refused(changes: Any) -> None:
     with pytest.raises(ValueError, match=list(changes)[-1].split(".")[0] + r"\.") as caught:
         replace(BASE, changes)
     assert "\n" not in str(caught.value)
@@ -274,7 +277,9 @@ def test_a_setting_that_would_change_nothing_is_refused(changes):
         {"optimizer.name": "sgd", "optimizer.momentum": 0.5},
     ],
 )
-def test_settings_that_are_used_and_values_that_were_filled_in_are_taken(changes):
+def test_settings_that_are_used_and_values_that_were_filled_in_are_taken(
+    changes: dict[str, Any],
+) -> None:
     experiment = replace(BASE, changes)
     assert from_dict(Experiment, to_dict(experiment)) == experiment
 
@@ -284,12 +289,14 @@ def test_settings_that_are_used_and_values_that_were_filled_in_are_taken(changes
     [{1: 2}, {"c": {1}}, {"c": float("inf")}, {"c": object()}, [("c", 1)]],
     ids=["key", "set", "infinite", "object", "pairs"],
 )
-def test_an_argument_that_json_has_not_is_refused(value):
+def test_an_argument_that_json_has_not_is_refused(
+    value: list[tuple[str, int]] | dict[str, Any],
+) -> None:
     with pytest.raises(ValueError, match=r"policy\.arguments"):
         PolicyConfig(name="CAGrad", arguments=value)
 
 
-def test_deep_and_huge_values_are_one_error():
+def test_deep_and_huge_values_are_one_error() -> None:
     deep = []
     for _ in range(10_000):
         deep = [deep]
@@ -299,6 +306,6 @@ def test_deep_and_huge_values_are_one_error():
         RegularizerConfig(lambda_tsr=10**400)
 
 
-def test_what_is_stored_and_read_back_is_what_was_given():
+def test_what_is_stored_and_read_back_is_what_was_given() -> None:
     given = PolicyConfig(name="Constant", arguments={"weights": (1, 2)})
     assert from_dict(PolicyConfig, to_dict(given)) == given

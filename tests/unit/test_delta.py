@@ -1,6 +1,9 @@
 """delta_p, delta_m and mean rank, against the published tables."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import pytest
 
@@ -21,7 +24,9 @@ def _rows(column: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("dataset", "method"), _rows("delta_p_task"))
-def test_published_delta_p_over_tasks_follows_from_the_published_metrics(dataset, method):
+def test_published_delta_p_over_tasks_follows_from_the_published_metrics(
+    dataset: Any, method: Any
+) -> None:
     rows = published(dataset)
     found = delta_p(rows[method], rows[BASELINE]).task
     if (dataset, method) in SLIPS:
@@ -35,13 +40,15 @@ def test_published_delta_p_over_tasks_follows_from_the_published_metrics(dataset
 
 
 @pytest.mark.parametrize(("dataset", "method"), _rows("delta_p_metric"))
-def test_published_delta_p_over_metrics_follows_from_the_published_metrics(dataset, method):
+def test_published_delta_p_over_metrics_follows_from_the_published_metrics(
+    dataset: Any, method: Any
+) -> None:
     rows = published(dataset)
     found = delta_p(rows[method], rows[BASELINE]).metric
     assert found == pytest.approx(rows[method]["delta_p_metric"], abs=0.1)
 
 
-def test_the_tables_are_whole():
+def test_the_tables_are_whole() -> None:
     sizes = {name: len(published(name)) for name in ("nyuv2", "cityscapes")}
     assert sizes == {"nyuv2": 25, "cityscapes": 25}
     assert len(_rows("delta_p_task")) == 25 + 25 + 22 + 22
@@ -80,7 +87,7 @@ def test_a_metric_that_is_no_number_is_refused(value: object) -> None:
         mean_rank({"x": good, "y": bad}, {"r2": True})  # type: ignore[dict-item]
 
 
-def test_tasks_weigh_the_same_whatever_their_number_of_metrics():
+def test_tasks_weigh_the_same_whatever_their_number_of_metrics() -> None:
     baseline = {"a/accuracy": 50.0, "b/abs_error": 2.0, "b/rel_error": 4.0}
     row = {"a/accuracy": 55.0, "b/abs_error": 1.0, "b/rel_error": 4.0}
     found = delta_p(row, baseline)
@@ -89,7 +96,7 @@ def test_tasks_weigh_the_same_whatever_their_number_of_metrics():
     assert delta_m(row, baseline) == pytest.approx(-found.metric)
 
 
-def test_what_is_no_metric_does_not_count():
+def test_what_is_no_metric_does_not_count() -> None:
     row = {"a/accuracy": 55.0, "b/abs_error": 1.0}
     other = {"epoch": 3.0, "a/loss": 0.1, "delta_p_task": 9.0, "average_accuracy": 1.0, "loss": 2.0}
     baseline = {"a/accuracy": 50.0, "b/abs_error": 2.0}
@@ -97,7 +104,7 @@ def test_what_is_no_metric_does_not_count():
     assert mean_rank({"x": row | other, "y": baseline}) == {"x": 1, "y": 2}
 
 
-def test_directions_by_full_name_or_last_part():
+def test_directions_by_full_name_or_last_part() -> None:
     row, baseline = {"a/speed": 2.0, "b/speed": 2.0}, {"a/speed": 1.0, "b/speed": 1.0}
     assert delta_p(row, baseline, {"speed": True}).task == 100
     assert delta_p(row, baseline, {"speed": True, "b/speed": False}).task == 0
@@ -118,12 +125,14 @@ def test_directions_by_full_name_or_last_part():
         ({"epoch": 1.0, "a/loss": 2.0}, {}, "no metric among"),
     ],
 )
-def test_rows_that_cannot_be_compared_are_refused(row, baseline, message):
+def test_rows_that_cannot_be_compared_are_refused(
+    row: dict[str, Any], baseline: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         delta_p(row, baseline)
 
 
-def test_mean_rank_shares_ties_and_heeds_directions():
+def test_mean_rank_shares_ties_and_heeds_directions() -> None:
     rows = {
         "x": {"a/accuracy": 3.0, "a/abs_error": 1.0},
         "y": {"a/accuracy": 3.0, "a/abs_error": 2.0},

@@ -1,12 +1,15 @@
 """The documents: their Python runs, their links and paths lead somewhere, their tables of options and
 fields are complete."""
 
+from __future__ import annotations
+
+import ast
 import dataclasses
 import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -63,7 +66,7 @@ SHELL = [snippet for snippet in SNIPPETS if snippet.language == "bash"]
 
 
 @pytest.mark.parametrize("snippet", [s for s in PYTHON if s.runs], ids=str)
-def test_python_runs(snippet, tmp_path, monkeypatch):
+def test_python_runs(snippet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path / "cache"))
     lines = "\n" * snippet.line + snippet.code  # so that a traceback shows the document's line
@@ -71,16 +74,16 @@ def test_python_runs(snippet, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("snippet", [s for s in PYTHON if not s.runs], ids=str)
-def test_python_that_is_not_run_is_python_and_imports_what_exists(snippet):
-    tree = compile(snippet.code, str(snippet), "exec", flags=0x400)  # ast.PyCF_ONLY_AST
-    imports = [node for node in tree.body if type(node).__name__.startswith("Import")]
+def test_python_that_is_not_run_is_python_and_imports_what_exists(snippet: Any) -> None:
+    tree = ast.parse(snippet.code, str(snippet))
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert imports, "a snippet that is not run must at least import what it uses"
     for node in imports:
-        exec(compile(type(tree)([node], []), str(snippet), "exec"), {})
+        exec(compile(ast.Module([node], []), str(snippet), "exec"), {})
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=label)
-def test_relative_links_lead_somewhere(document):
+def test_relative_links_lead_somewhere(document: Any) -> None:
     text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):
@@ -99,7 +102,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=label)
-def test_paths_of_the_repository_exist(document):
+def test_paths_of_the_repository_exist(document: Any) -> None:
     for path in PATH.findall(document.read_text()):
         assert (ROOT / path).exists(), f"{label(document)} mentions {path}"
 
@@ -119,7 +122,7 @@ def options_of(recipe: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("snippet", SHELL, ids=str)
-def test_commands_name_recipes_and_options_that_exist(snippet):
+def test_commands_name_recipes_and_options_that_exist(snippet: Any) -> None:
     for line in snippet.code.replace("\\\n", " ").splitlines():
         command = line.partition(" #")[0]
         recipe = re.search(r"python (pipelines/\w+\.py)(.*)", command)
@@ -135,7 +138,7 @@ def test_commands_name_recipes_and_options_that_exist(snippet):
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "pipelines").glob("*.py")))
-def test_the_guide_explains_every_option(name):
+def test_the_guide_explains_every_option(name: str) -> None:
     options = options_of(ROOT / "pipelines" / f"{name}.py")
     missing = {option for option in options if f"{option}`" not in GUIDE.read_text()} - {
         option for option in options if f"{option} " in GUIDE.read_text()
@@ -166,14 +169,14 @@ def default_of(field: dataclasses.Field) -> str:
 
 
 @pytest.mark.parametrize("cls", PARTS, ids=lambda cls: cls.__name__)
-def test_the_guide_has_every_field_with_its_default(cls):
+def test_the_guide_has_every_field_with_its_default(cls: Any) -> None:
     section = GUIDE.read_text().split(f"\n**`{cls.__name__}`**", 1)[1].split("\n\n", 2)[1]
     rows = [row.split("|") for row in section.splitlines()[2:]]
     documented = {row[1].strip(" `"): row[2].strip() for row in rows}
     assert documented == {field.name: default_of(field) for field in dataclasses.fields(cls)}
 
 
-def test_the_guide_lists_every_space():
+def test_the_guide_lists_every_space() -> None:
     import search_spaces
 
     text = GUIDE.read_text()
@@ -188,7 +191,7 @@ def test_the_glossary_names_code_that_exists(name: str) -> None:
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:
-            value = importlib.import_module(".".join(parts[:length]))
+            value: Any = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
         break

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,10 +22,10 @@ CPU_NODE = Available(16, 0)
 
 
 @pytest.fixture
-def nodes(monkeypatch):
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`nodes(up, allowed)`: a cluster with these nodes, and with those once it has grown."""
 
-    def pretend(up, allowed=()):
+    def pretend(up: Any, allowed: tuple[()] = ()) -> None:
         monkeypatch.setattr(cluster, "nodes", lambda: list(up))
         monkeypatch.setattr(cluster, "allowed_nodes", lambda: list(allowed))
         total = cluster._total(up)
@@ -40,7 +43,7 @@ def nodes(monkeypatch):
         ({"gpus_per_worker": -0.5}, "1 CPUs and -0.5 GPUs"),
     ],
 )
-def test_impossible_placements_are_refused(values, message):
+def test_impossible_placements_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Placement(**values)
 
@@ -58,7 +61,9 @@ def test_impossible_placements_are_refused(values, message):
         (Placement(num_workers=(1, 3)), [(2, 0)], 1),
     ],
 )
-def test_as_many_runs_at_once_as_have_room(nodes, placement, up, runs):
+def test_as_many_runs_at_once_as_have_room(
+    nodes: Callable[..., Any], placement: Placement, up: list[tuple[int, ...]], runs: int
+) -> None:
     nodes([Available(*node) for node in up])
     assert placement.concurrent() == runs
     placement.check_fits()
@@ -73,13 +78,15 @@ def test_as_many_runs_at_once_as_have_room(nodes, placement, up, runs):
     ],
     ids=["workers", "a node's CPUs", "GPUs"],
 )
-def test_what_the_cluster_can_never_hold_is_refused_with_what_there_is(nodes, placement, message):
+def test_what_the_cluster_can_never_hold_is_refused_with_what_there_is(
+    nodes: Callable[..., Any], placement: Placement, message: str
+) -> None:
     nodes([Available(2, 0), Available(2, 0)])
     with pytest.raises(ValueError, match=message):
         placement.check_fits()
 
 
-def test_gpu_runs_find_no_room_on_cpu_nodes(nodes):
+def test_gpu_runs_find_no_room_on_cpu_nodes(nodes: Callable[..., Any]) -> None:
     nodes([HEAD, CPU_NODE, GPU_NODE])
     assert Placement(gpus_per_worker=1, cpus_per_worker=4).concurrent() == 1
     nodes([HEAD, CPU_NODE])
@@ -87,20 +94,20 @@ def test_gpu_runs_find_no_room_on_cpu_nodes(nodes):
         Placement(gpus_per_worker=1).check_fits()
 
 
-def test_a_reserved_head_takes_no_worker(nodes):
+def test_a_reserved_head_takes_no_worker(nodes: Callable[..., Any]) -> None:
     nodes([HEAD])
     with pytest.raises(ValueError, match="do not fit this cluster of 0 CPUs"):
         Placement().check_fits()
 
 
-def test_nodes_to_come_count_before_they_are_there(nodes):
+def test_nodes_to_come_count_before_they_are_there(nodes: Callable[..., Any]) -> None:
     nodes([HEAD], [HEAD, *[GPU_NODE] * 8, *[CPU_NODE] * 2])
     assert Placement(gpus_per_worker=1, cpus_per_worker=4).concurrent() == 8
     assert Placement(num_workers=4, gpus_per_worker=1, cpus_per_worker=4).concurrent() == 2
     assert Placement(cpus_per_worker=4).concurrent() == 8 * 2 + 2 * 4
 
 
-def test_a_worker_that_no_single_node_can_hold_does_not_fit(nodes):
+def test_a_worker_that_no_single_node_can_hold_does_not_fit(nodes: Callable[..., Any]) -> None:
     """The CPUs of one node and the GPU of another are no place for it."""
     nodes([HEAD], [HEAD, GPU_NODE, CPU_NODE])
     with pytest.raises(ValueError, match="1 workers with 16 CPUs and 1 GPUs each do not fit"):
@@ -108,23 +115,25 @@ def test_a_worker_that_no_single_node_can_hold_does_not_fit(nodes):
 
 
 @pytest.mark.parametrize(("part", "runs"), [(0.5, 2), (0.25, 4), (0.2, 5), (0.1, 8), (0.3, 3)])
-def test_parts_of_a_gpu_let_several_runs_share_it(nodes, part, runs):
+def test_parts_of_a_gpu_let_several_runs_share_it(
+    nodes: Callable[..., Any], part: float, runs: int
+) -> None:
     """0.1: the node's 8 CPUs are the limit."""
     nodes([GPU_NODE])
     assert Placement(gpus_per_worker=part).concurrent() == runs
 
 
-def test_ten_tenths_are_a_whole(nodes):
+def test_ten_tenths_are_a_whole(nodes: Callable[..., Any]) -> None:
     nodes([Available(16, 1)])
     assert Placement(gpus_per_worker=0.1).concurrent() == 10  # 1 // 0.1 is 9
 
 
-def test_workers_of_one_run_cannot_share_a_gpu():
+def test_workers_of_one_run_cannot_share_a_gpu() -> None:
     with pytest.raises(ValueError, match=r"0\.5 with 2 workers; workers of one run cannot share"):
         Placement(num_workers=2, gpus_per_worker=0.5)
 
 
-def test_more_than_one_gpu_is_a_whole_number():
+def test_more_than_one_gpu_is_a_whole_number() -> None:
     with pytest.raises(ValueError, match=r"gpus_per_worker is 1\.5; expected a whole number"):
         Placement(gpus_per_worker=1.5)
 
@@ -147,7 +156,9 @@ def closed_port() -> int:
         (CLOSED, "no Ray cluster answers at RAY_ADDRESS=127.0.0.1"),
     ],
 )
-def test_an_address_that_cannot_be_joined_is_refused_at_once(monkeypatch, address, message):
+def test_an_address_that_cannot_be_joined_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, address: str, message: str
+) -> None:
     monkeypatch.setenv(
         "RAY_ADDRESS", f"127.0.0.1:{closed_port()}" if address == CLOSED else address
     )
@@ -156,7 +167,9 @@ def test_an_address_that_cannot_be_joined_is_refused_at_once(monkeypatch, addres
         cluster.connect()
 
 
-def test_what_the_autoscaler_could_not_get_is_said_with_the_clouds_words(monkeypatch):
+def test_what_the_autoscaler_could_not_get_is_said_with_the_clouds_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ray.autoscaler.v2 import sdk
     from ray.autoscaler.v2.schema import ClusterStatus, LaunchRequest, NodeInfo
 
@@ -181,7 +194,7 @@ def test_what_the_autoscaler_could_not_get_is_said_with_the_clouds_words(monkeyp
 
 
 @pytest.fixture
-def of_the_cloud(monkeypatch):
+def of_the_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head without CPUs, alone, whose cluster file is ray_cluster.yaml."""
     head = {"Alive": True, "Resources": {"memory": 1.0, cluster.HEAD: 1.0}}
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [head])
@@ -189,7 +202,9 @@ def of_the_cloud(monkeypatch):
     monkeypatch.setenv(cluster.CLUSTER_FILE, str(ROOT / "ray_cluster.yaml"))
 
 
-def test_on_a_cluster_that_is_at_zero_the_cluster_file_says_what_may_come(of_the_cloud):
+def test_on_a_cluster_that_is_at_zero_the_cluster_file_says_what_may_come(
+    of_the_cloud: Any,
+) -> None:
     """Ray 2.60 itself does not tell, and a search would be refused for want of CPUs."""
     assert cluster.nodes() == [Available(0, 0)]
     assert sorted(map(str, cluster.allowed_nodes())) == sorted(
@@ -200,7 +215,9 @@ def test_on_a_cluster_that_is_at_zero_the_cluster_file_says_what_may_come(of_the
     assert Placement(cpus_per_worker=16).concurrent() == 2
 
 
-def test_types_together_come_to_no_more_than_max_workers(of_the_cloud, tmp_path, monkeypatch):
+def test_types_together_come_to_no_more_than_max_workers(
+    of_the_cloud: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (ROOT / "ray_cluster.yaml").read_text().replace("max_workers: 10 ", "max_workers: 3 ")
     (tmp_path / "smaller.yaml").write_text(text)
     monkeypatch.setenv(cluster.CLUSTER_FILE, str(tmp_path / "smaller.yaml"))
@@ -216,8 +233,12 @@ def test_types_together_come_to_no_more_than_max_workers(of_the_cloud, tmp_path,
     ],
 )
 def test_a_cluster_file_that_is_none_is_refused(
-    of_the_cloud, tmp_path, monkeypatch, content, message
-):
+    of_the_cloud: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str | None,
+    message: str,
+) -> None:
     path = tmp_path / "file.yaml"
     if content is not None:
         path.write_text(content)

@@ -1,16 +1,21 @@
 """Equation 3: the gradient at the representation, and its misuse."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from repmtl_ray.saliency import channels_first, task_saliency
 
 
-def two_losses(representation):
+def two_losses(representation: Any) -> list[Any]:
     return [(representation**2).sum(), (3 * representation).exp().mean()]
 
 
-def test_saliency_is_each_losses_own_gradient():
+def test_saliency_is_each_losses_own_gradient() -> None:
     representation = torch.randn(4, 5, 2, dtype=torch.float64, requires_grad=True)
     saliency = task_saliency(two_losses(representation), representation)
     assert saliency.shape == (2, 4, 5, 2)
@@ -18,7 +23,7 @@ def test_saliency_is_each_losses_own_gradient():
     torch.testing.assert_close(saliency[1], 3 * (3 * representation).exp() / representation.numel())
 
 
-def test_saliency_is_differentiable_and_keeps_the_losses_graph():
+def test_saliency_is_differentiable_and_keeps_the_losses_graph() -> None:
     representation = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     losses = two_losses(representation)
     saliency = task_saliency(losses, representation)
@@ -28,7 +33,7 @@ def test_saliency_is_differentiable_and_keeps_the_losses_graph():
     assert representation.grad is not None
 
 
-def test_a_loss_that_misses_the_representation_is_named():
+def test_a_loss_that_misses_the_representation_is_named() -> None:
     representation = torch.randn(3, 2, requires_grad=True)
     other = torch.randn(3, requires_grad=True)
     with pytest.raises(ValueError, match=r"losses\[1\] does not depend on the representation"):
@@ -37,7 +42,7 @@ def test_a_loss_that_misses_the_representation_is_named():
         task_saliency([torch.tensor(1.0)], representation)
 
 
-def test_a_stacked_tensor_is_refused_with_the_reason():
+def test_a_stacked_tensor_is_refused_with_the_reason() -> None:
     representation = torch.randn(3, 2, requires_grad=True)
     with pytest.raises(ValueError, match="expected a list of scalar losses"):
         task_saliency(torch.stack(two_losses(representation)), representation)
@@ -50,18 +55,18 @@ def test_a_stacked_tensor_is_refused_with_the_reason():
         (lambda z: [], "losses is empty"),
     ],
 )
-def test_malformed_losses_are_explained(losses, message):
+def test_malformed_losses_are_explained(losses: Callable[..., Any], message: str) -> None:
     representation = torch.randn(3, 2, requires_grad=True)
     with pytest.raises(ValueError, match=message):
         task_saliency(losses(representation), representation)
 
 
-def test_a_representation_without_gradient_is_explained():
+def test_a_representation_without_gradient_is_explained() -> None:
     with pytest.raises(ValueError, match="representation does not require grad"):
         task_saliency([torch.tensor(1.0)], torch.randn(2, 2))
 
 
-def test_arrange_moves_channels_of_tokens():
+def test_arrange_moves_channels_of_tokens() -> None:
     tokens = torch.randn(2, 4, 7, 5)
     assert channels_first(tokens, 2).shape == (2, 4, 5, 7)
     assert channels_first(tokens, -1).shape == (2, 4, 5, 7)

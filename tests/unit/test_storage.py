@@ -1,13 +1,18 @@
 """Small files in folders and buckets."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from repmtl_ray import storage
 
 
-def test_storage_paths_are_absolute_and_uris_stay(tmp_path, monkeypatch):
+def test_storage_paths_are_absolute_and_uris_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert storage.absolute("runs") == str(tmp_path / "runs")
@@ -18,7 +23,7 @@ def test_storage_paths_are_absolute_and_uris_stay(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["new/deeper", "with space", "per%20cent", "ünï#?"])
-def test_text_survives_a_trip_through_storage(tmp_path, folder):
+def test_text_survives_a_trip_through_storage(tmp_path: Path, folder: str) -> None:
     for location in (str(tmp_path / folder / "a.json"), (tmp_path / folder / "b").as_uri()):
         assert not storage.exists(location)
         storage.write_text(location, "delta_p: Δ\n")
@@ -31,11 +36,13 @@ def test_text_survives_a_trip_through_storage(tmp_path, folder):
     assert storage.exists(str(tmp_path / folder))
 
 
-def test_a_crash_while_writing_leaves_the_old_text(tmp_path, monkeypatch):
+def test_a_crash_while_writing_leaves_the_old_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     location = str(tmp_path / "file")
     storage.write_text(location, "old")
 
-    def full(*_paths):
+    def full(*_paths: Any) -> None:
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
@@ -60,6 +67,6 @@ def test_a_crash_while_writing_leaves_the_old_text(tmp_path, monkeypatch):
         ("something new", "^s3://b/k: something new$"),
     ],
 )
-def test_what_a_storage_says_is_explained(said, meant):
+def test_what_a_storage_says_is_explained(said: str, meant: str) -> None:
     with pytest.raises(ValueError, match=meant), storage.explained("s3://b/k"):
         raise OSError(said)

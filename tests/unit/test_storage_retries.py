@@ -1,6 +1,11 @@
 """Files that must arrive: retries, a clear end, and nothing spoiled; on a disk and in a bucket."""
 
+from __future__ import annotations
+
 import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -12,12 +17,12 @@ from tests.unit.runs.test_keeper import saving
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "WAITS_S", (0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
-def bucket():
+def bucket() -> Iterator[Any]:
     """A server of S3 on loopback, with one bucket; what deletes it, too."""
     import boto3
 
@@ -39,11 +44,13 @@ def bucket():
         server.stop()
 
 
-def test_a_transient_fault_is_tried_again(tmp_path, monkeypatch, caplog):
+def test_a_transient_fault_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     faults = [OSError("reset by peer"), OSError("slow down")]
     original = storage.open_location
 
-    def flaky(location):
+    def flaky(location: Any) -> Any:
         if faults:
             raise faults.pop()
         return original(location)
@@ -54,7 +61,7 @@ def test_a_transient_fault_is_tried_again(tmp_path, monkeypatch, caplog):
     assert caplog.text.count("once more in") == 2
 
 
-def test_a_full_disk_is_one_clear_error_and_spoils_nothing(tmp_path):
+def test_a_full_disk_is_one_clear_error_and_spoils_nothing(tmp_path: Path) -> None:
     """The limit of the file size is the kernel's own way to refuse a write."""
     storage.write(str(tmp_path / "state"), b"before")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -67,20 +74,20 @@ def test_a_full_disk_is_one_clear_error_and_spoils_nothing(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"state": b"before"}
 
 
-def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"File exists|Not a directory"):
         storage.write(str(tmp_path / "file" / "state"), b"content")
 
 
-def test_what_is_not_there_is_no_fault_of_the_storage(tmp_path):
+def test_what_is_not_there_is_no_fault_of_the_storage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         storage.read(str(tmp_path / "nothing"))
     assert storage.list_names(str(tmp_path / "nothing")) == []
     storage.remove(str(tmp_path / "nothing"))
 
 
-def test_a_bucket_keeps_checkpoints_as_a_disk_does(bucket):
+def test_a_bucket_keeps_checkpoints_as_a_disk_does(bucket: Any) -> None:
     kept = Keeper("s3://runs/one")
     for epoch in range(1, 5):
         kept.write(**saving(epoch, errors=[0.2, 0.9, 0.8, 0.7][:epoch]))
@@ -96,7 +103,9 @@ def test_a_bucket_keeps_checkpoints_as_a_disk_does(bucket):
     assert newest in again.notes[0]
 
 
-def test_a_bucket_that_is_gone_is_a_clear_end_and_what_was_stored_is_whole_when_it_is_back(bucket):
+def test_a_bucket_that_is_gone_is_a_clear_end_and_what_was_stored_is_whole_when_it_is_back(
+    bucket: Any,
+) -> None:
     kept = Keeper("s3://runs/two")
     kept.write(**saving(1))
     objects = [entry["Key"] for entry in bucket.list_objects(Bucket="runs")["Contents"]]

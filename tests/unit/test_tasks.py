@@ -1,7 +1,10 @@
 """What every task keeps: sums over valid labels, second derivatives, statistics that add up."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +64,7 @@ def _slow_loss(task: Task, prediction: Tensor, target: Tensor) -> tuple[float, i
 
 
 @by_name
-def test_the_loss_is_the_sum_over_valid_labels(task):
+def test_the_loss_is_the_sum_over_valid_labels(task: Any) -> None:
     torch.manual_seed(0)
     prediction, target = _prediction(task), _target(task)
     loss, count = task.loss_sum(prediction, target)
@@ -74,7 +77,7 @@ def test_the_loss_is_the_sum_over_valid_labels(task):
 
 
 @by_name
-def test_losses_and_counts_add_over_rows(task):
+def test_losses_and_counts_add_over_rows(task: Any) -> None:
     torch.manual_seed(0)
     prediction, target = _prediction(task), _target(task)
     whole = torch.stack(task.loss_sum(prediction, target))
@@ -83,7 +86,7 @@ def test_losses_and_counts_add_over_rows(task):
 
 
 @by_name
-def test_without_valid_labels_loss_and_gradients_are_zero(task):
+def test_without_valid_labels_loss_and_gradients_are_zero(task: Any) -> None:
     prediction = _prediction(task).requires_grad_()
     loss, count = task.loss_sum(prediction, _target(task, valid=False))
     (gradient,) = torch.autograd.grad(loss, prediction, create_graph=True)
@@ -94,7 +97,7 @@ def test_without_valid_labels_loss_and_gradients_are_zero(task):
 
 
 @by_name
-def test_first_and_second_derivatives_are_right(task):
+def test_first_and_second_derivatives_are_right(task: Any) -> None:
     torch.manual_seed(0)
     prediction, target = _prediction(task, rows=2).requires_grad_(), _target(task, rows=2)
     assert torch.autograd.gradcheck(lambda p: task.loss_sum(p, target)[0], prediction)
@@ -102,7 +105,7 @@ def test_first_and_second_derivatives_are_right(task):
 
 
 @by_name
-def test_a_prediction_of_zero_has_finite_derivatives(task):
+def test_a_prediction_of_zero_has_finite_derivatives(task: Any) -> None:
     torch.manual_seed(0)
     prediction = torch.zeros_like(_prediction(task, dtype=torch.float32)).requires_grad_()
     loss, _ = task.loss_sum(prediction, _target(task))
@@ -114,7 +117,7 @@ def test_a_prediction_of_zero_has_finite_derivatives(task):
 
 @by_name
 @pytest.mark.parametrize("autocast", [False, True])
-def test_losses_are_computed_in_float32_at_least(task, autocast):
+def test_losses_are_computed_in_float32_at_least(task: Any, autocast: bool) -> None:
     torch.manual_seed(0)
     target, exact = _target(task), _prediction(task)
     low = exact.bfloat16()
@@ -128,7 +131,7 @@ def test_losses_are_computed_in_float32_at_least(task, autocast):
 
 
 @by_name
-def test_statistics_add_over_rows(task):
+def test_statistics_add_over_rows(task: Any) -> None:
     torch.manual_seed(0)
     prediction, target = _prediction(task), _target(task)
     whole = task.statistics(prediction, target)
@@ -139,7 +142,7 @@ def test_statistics_add_over_rows(task):
 
 
 @by_name
-def test_metrics_are_those_with_directions_and_finite(task):
+def test_metrics_are_those_with_directions_and_finite(task: Any) -> None:
     torch.manual_seed(0)
     values = task.metrics(task.statistics(_prediction(task), _target(task)))
     assert set(values) == set(task.metric_directions)
@@ -147,7 +150,7 @@ def test_metrics_are_those_with_directions_and_finite(task):
 
 
 @by_name
-def test_a_split_without_labels_is_an_error_that_names_task_and_metric(task):
+def test_a_split_without_labels_is_an_error_that_names_task_and_metric(task: Any) -> None:
     statistics = task.statistics(_prediction(task), _target(task, valid=False))
     assert not statistics.any()
     metric = next(iter(task.metric_directions))
@@ -156,13 +159,13 @@ def test_a_split_without_labels_is_an_error_that_names_task_and_metric(task):
 
 
 @pytest.mark.parametrize("task", TASKS[1:4], ids=lambda task: task.name)
-def test_predictions_that_are_not_finite_are_an_error(task):
+def test_predictions_that_are_not_finite_are_an_error(task: Any) -> None:
     prediction = torch.full_like(_prediction(task), torch.nan)
     with pytest.raises(ValueError, match=f"task '{task.name}': .*predictions are not finite"):
         task.metrics(task.statistics(prediction, _target(task)))
 
 
-def test_metric_names_and_directions_are_those_of_the_published_tables():
+def test_metric_names_and_directions_are_those_of_the_published_tables() -> None:
     known = {name: up for task in TASKS for name, up in task.metric_directions.items()}
     for dataset in ("nyuv2", "cityscapes", "office_31", "office_home"):
         names = {name for row in published(dataset).values() for name in row if "/" in name}
@@ -175,7 +178,7 @@ def test_metric_names_and_directions_are_those_of_the_published_tables():
     ]
 
 
-def test_tasks_are_frozen_keyword_only_and_checked():
+def test_tasks_are_frozen_keyword_only_and_checked() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TASKS[0].name = "other"  # type: ignore[misc]
     with pytest.raises(TypeError):
@@ -188,7 +191,7 @@ def test_tasks_are_frozen_keyword_only_and_checked():
         Segmentation(name="segmentation", num_classes=1)
 
 
-def test_a_wrong_label_is_an_error_that_names_the_task():
+def test_a_wrong_label_is_an_error_that_names_the_task() -> None:
     task = TASKS[0]
     with pytest.raises(ValueError, match="task 'segmentation': labels go from 255 to 255"):
         task.statistics(_prediction(task, rows=1), torch.full((1, 4, 5), 255))

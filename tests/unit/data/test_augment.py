@@ -1,13 +1,18 @@
 """Against per-pixel loops, and against what must not change."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 
 from repmtl_ray.data.augment import SCALES, augment
+from repmtl_ray.data.stream import Kind
 from repmtl_ray.scenes.room_layout import FOCAL
 from repmtl_ray.scenes.rooms import render
 
-KINDS = {
+KINDS: dict[str, Kind] = {
     "image": "image",
     "segmentation": "label",
     "metres": "depth",
@@ -17,7 +22,9 @@ KINDS = {
 }
 
 
-def sample(rng: np.random.Generator, height=16, width=32, *, bytes_=False):
+def sample(
+    rng: np.random.Generator, height: int = 16, width: int = 32, *, bytes_: bool = False
+) -> dict[str, Any]:
     metres = rng.uniform(1, 80, (height, width, 1)).astype(np.float32)
     metres[rng.random(metres.shape) < 0.3] = 0
     normal = rng.standard_normal((height, width, 3)).astype(np.float32)
@@ -35,7 +42,7 @@ def sample(rng: np.random.Generator, height=16, width=32, *, bytes_=False):
     }
 
 
-def slow_augment(sample, rng):
+def slow_augment(sample: Any, rng: Any) -> Any:
     """One pixel after the other, from the definition.
 
     For sizes that are powers of two, no pixel's centre falls on the border of two others.
@@ -76,7 +83,7 @@ def slow_augment(sample, rng):
 
 @pytest.mark.parametrize("bytes_", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_against_a_slow_reference(seed, bytes_):
+def test_against_a_slow_reference(seed: int, bytes_: bool) -> None:
     before = sample(np.random.default_rng(100 + seed), bytes_=bytes_)
     found = augment(before, rng=np.random.default_rng(seed), kinds=KINDS)
     expected = slow_augment(before, np.random.default_rng(seed))
@@ -99,7 +106,7 @@ def seed_with(scale: float, offset: tuple[int, int], flip: bool) -> int:
     raise AssertionError("no such seed")
 
 
-def test_flipping_twice_changes_nothing():
+def test_flipping_twice_changes_nothing() -> None:
     before = sample(np.random.default_rng(0))
     seed = seed_with(1.0, (0, 0), True)
     once = augment(before, rng=np.random.default_rng(seed), kinds=KINDS)
@@ -111,7 +118,7 @@ def test_flipping_twice_changes_nothing():
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1.0, (0, 0)), (1.2, (2, 3)), (1.5, (6, 0))])
-def test_a_flipped_view_is_the_view_flipped(scale, offset):
+def test_a_flipped_view_is_the_view_flipped(scale: float, offset: tuple[int, ...]) -> None:
     before = sample(np.random.default_rng(1))
     straight, flipped = (
         augment(before, rng=np.random.default_rng(seed_with(scale, offset, flip)), kinds=KINDS)
@@ -123,7 +130,7 @@ def test_a_flipped_view_is_the_view_flipped(scale, offset):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_depth_and_its_inverse_stay_inverse(seed):
+def test_depth_and_its_inverse_stay_inverse(seed: int) -> None:
     view = augment(
         sample(np.random.default_rng(seed)), rng=np.random.default_rng(seed), kinds=KINDS
     )
@@ -133,7 +140,7 @@ def test_depth_and_its_inverse_stay_inverse(seed):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_normals_are_unit_vectors_or_invalid(seed):
+def test_normals_are_unit_vectors_or_invalid(seed: int) -> None:
     before = sample(np.random.default_rng(seed))
     length = np.linalg.norm(
         augment(before, rng=np.random.default_rng(seed), kinds=KINDS)["normal"], axis=2
@@ -143,7 +150,7 @@ def test_normals_are_unit_vectors_or_invalid(seed):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_view_does_not_depend_on_which_targets_are_there(seed):
+def test_a_view_does_not_depend_on_which_targets_are_there(seed: int) -> None:
     before = sample(np.random.default_rng(seed))
     whole = augment(before, rng=np.random.default_rng(seed), kinds=KINDS)
     for kept in (("image",), ("image", "domain"), ("image", "segmentation")):
@@ -157,7 +164,7 @@ def test_a_view_does_not_depend_on_which_targets_are_there(seed):
             np.testing.assert_array_equal(part[name], whole[name])
 
 
-def test_the_sample_given_is_left_alone_and_all_views_come_up():
+def test_the_sample_given_is_left_alone_and_all_views_come_up() -> None:
     before = sample(np.random.default_rng(0), bytes_=True)
     copy = {name: values.copy() for name, values in before.items()}
     rng = np.random.default_rng(0)
@@ -168,7 +175,7 @@ def test_the_sample_given_is_left_alone_and_all_views_come_up():
         np.testing.assert_array_equal(before[name], values)
 
 
-def test_the_normals_of_a_flipped_room_stand_on_its_flipped_surfaces():
+def test_the_normals_of_a_flipped_room_stand_on_its_flipped_surfaces() -> None:
     """Geometry instead of the definition: normals face the camera, as seen from flipped pixels."""
     room = render(0, 3, height=16, width=32)
     before = {"image": room["image"], "metres": room["depth"], "normal": room["normal"]}

@@ -1,8 +1,12 @@
+from __future__ import annotations
+
 import gc
 import itertools
 import threading
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -26,7 +30,7 @@ DENSE = (dense_stream(19),)
 OFFICE = (domain_stream("amazon", 19), domain_stream("dslr", 3), domain_stream("webcam", 8))
 
 
-def train(streams, *, tasks=None, **options) -> list[Batch]:
+def train(streams: Any, *, tasks: Any = None, **options: Any) -> list[Batch]:
     options = {
         "tasks": tasks or [task for stream in streams for task in stream.tasks],
         "batch_size": 4,
@@ -40,7 +44,9 @@ def train(streams, *, tasks=None, **options) -> list[Batch]:
     return list(train_batches(streams, rows, **options))
 
 
-def evaluate(streams, *, workers=ALONE, batch_size=4, tasks=None) -> list[Batch]:
+def evaluate(
+    streams: Any, *, workers: Any = ALONE, batch_size: int = 4, tasks: Any = None
+) -> list[Batch]:
     rows = {stream.name: LocalRows(stream) for stream in streams}
     tasks = tasks or [task for stream in streams for task in stream.tasks]
     options = {"tasks": tasks, "batch_size": batch_size, "workers": workers}
@@ -69,7 +75,9 @@ def assert_same(found: dict, expected: dict) -> None:
 @pytest.mark.parametrize("streams", [DENSE, OFFICE], ids=["dense", "office"])
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_global_batches_do_not_depend_on_the_number_of_workers(streams, num_workers, epoch):
+def test_global_batches_do_not_depend_on_the_number_of_workers(
+    streams: tuple[Any, ...], num_workers: int, epoch: int
+) -> None:
     alone = train(streams, epoch=epoch)
     shares = [
         train(streams, epoch=epoch, workers=Workers(rank, num_workers))
@@ -81,12 +89,12 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(streams, num_work
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 10, 1000])
-def test_an_order_is_a_permutation(num_samples):
+def test_an_order_is_a_permutation(num_samples: int) -> None:
     order = epoch_order(num_samples, seed=0, epoch=2, lap=1, stream="dslr")
     assert sorted(order.tolist()) == list(range(num_samples))
 
 
-def test_an_order_depends_on_each_of_its_arguments():
+def test_an_order_depends_on_each_of_its_arguments() -> None:
     base = {"seed": 1, "epoch": 0, "lap": 0, "stream": "amazon"}
     others = [
         base | change for change in ({"seed": 2}, {"epoch": 1}, {"lap": 1}, {"stream": "dslr"})
@@ -98,7 +106,7 @@ def test_an_order_depends_on_each_of_its_arguments():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 8, 19])
-def test_entries_against_a_slow_reference(batch_size):
+def test_entries_against_a_slow_reference(batch_size: int) -> None:
     batches = train(OFFICE, batch_size=batch_size, epoch=5)
     assert len(batches) == 19 // batch_size
     for stream in OFFICE:
@@ -114,7 +122,7 @@ def test_entries_against_a_slow_reference(batch_size):
         ]
 
 
-def test_an_epoch_shows_every_sample_at_most_once_and_epochs_differ():
+def test_an_epoch_shows_every_sample_at_most_once_and_epochs_differ() -> None:
     epochs = [
         [int(i) for batch in train(DENSE, epoch=epoch) for i in batch.sample_ids]
         for epoch in (0, 1)
@@ -124,7 +132,7 @@ def test_an_epoch_shows_every_sample_at_most_once_and_epochs_differ():
     assert epochs[0] != epochs[1]
 
 
-def test_batches_keep_the_contract():
+def test_batches_keep_the_contract() -> None:
     first = train(DENSE, augment=False, batch_size=2, dtype=torch.float64)[0]
     assert first.images.shape == (2, 3, 6, 10)
     assert first.images.dtype == first.targets["depth"].dtype == torch.float64
@@ -141,7 +149,7 @@ def test_batches_keep_the_contract():
         np.testing.assert_array_equal(first.targets["depth"][row, 0], sample["depth"][:, :, 0])
 
 
-def test_bytes_are_scaled_and_normalised():
+def test_bytes_are_scaled_and_normalised() -> None:
     first = train(OFFICE, augment=False, batch_size=2, dtype=torch.float64)[0]
     assert first.rows == {"amazon": slice(0, 2), "dslr": slice(2, 4), "webcam": slice(4, 6)}
     assert first.targets["dslr"].dtype == torch.int64
@@ -154,7 +162,7 @@ def test_bytes_are_scaled_and_normalised():
             np.testing.assert_allclose(image, expected.transpose(2, 0, 1), rtol=1e-12, atol=1e-14)
 
 
-def test_augmentation_is_seeded_by_epoch_lap_stream_and_sample():
+def test_augmentation_is_seeded_by_epoch_lap_stream_and_sample() -> None:
     stream = OFFICE[1]  # 3 samples: every batch of 19 has each sample in several laps
     batch = train(OFFICE, batch_size=19, epoch=4, dtype=torch.float64)[0]
     rows = batch.rows["dslr"]
@@ -169,7 +177,7 @@ def test_augmentation_is_seeded_by_epoch_lap_stream_and_sample():
 
 
 @pytest.mark.parametrize("streams", [DENSE, OFFICE], ids=["dense", "office"])
-def test_one_task_alone_sees_what_it_sees_among_others(streams):
+def test_one_task_alone_sees_what_it_sees_among_others(streams: tuple[Any, ...]) -> None:
     together = train(streams)
     for task in together[0].rows:
         alone = train(streams, tasks=[task], batch_size=4 if streams is DENSE else 2)
@@ -183,7 +191,7 @@ def test_one_task_alone_sees_what_it_sees_among_others(streams):
 
 @pytest.mark.parametrize("streams", [DENSE, OFFICE], ids=["dense", "office"])
 @pytest.mark.parametrize("first_step", [0, 1, 3, 4])
-def test_an_epoch_can_begin_late(streams, first_step):
+def test_an_epoch_can_begin_late(streams: tuple[Any, ...], first_step: int) -> None:
     late, whole = train(streams, first_step=first_step), train(streams)
     assert len(late) == 4 - first_step
     for one, other in zip(late, whole[first_step:], strict=True):
@@ -192,7 +200,9 @@ def test_an_epoch_can_begin_late(streams, first_step):
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("batch_size", [1, 4, 30])
-def test_evaluation_covers_every_sample_once_and_in_order(num_workers, batch_size):
+def test_evaluation_covers_every_sample_once_and_in_order(
+    num_workers: int, batch_size: int
+) -> None:
     shares = [
         evaluate(OFFICE, workers=Workers(rank, num_workers), batch_size=batch_size)
         for rank in range(num_workers)
@@ -213,7 +223,7 @@ def test_evaluation_covers_every_sample_once_and_in_order(num_workers, batch_siz
     assert max(sizes) - min(sizes) <= len(OFFICE)
 
 
-def test_evaluation_shows_samples_as_they_are_and_a_worker_may_have_none():
+def test_evaluation_shows_samples_as_they_are_and_a_worker_may_have_none() -> None:
     (batch,) = evaluate(DENSE, batch_size=19, tasks=["depth"])
     assert list(batch.targets) == ["depth"]
     np.testing.assert_array_equal(
@@ -222,13 +232,13 @@ def test_evaluation_shows_samples_as_they_are_and_a_worker_may_have_none():
     assert evaluate((dense_stream(2),), workers=Workers(0, 3)) == []
 
 
-def test_steps_follow_the_longest_stream():
+def test_steps_follow_the_longest_stream() -> None:
     assert steps_per_epoch(OFFICE, 4) == 4
     assert steps_per_epoch(OFFICE[1:], 4) == 2
     assert [stream.name for stream in select(OFFICE, ["webcam", "amazon"])] == ["amazon", "webcam"]
 
 
-def test_a_task_alone_takes_as_many_steps_as_together():
+def test_a_task_alone_takes_as_many_steps_as_together() -> None:
     options = {"batch_size": 4, "seed": 0, "epoch": 0, "augment": False, "workers": ALONE}
     rows = {stream.name: LocalRows(stream) for stream in OFFICE}
     for tasks in (["amazon", "dslr", "webcam"], ["dslr"]):
@@ -236,8 +246,8 @@ def test_a_task_alone_takes_as_many_steps_as_together():
         assert len(list(found)) == 4
 
 
-def test_what_cannot_work_is_refused_at_once():
-    def start(streams=OFFICE, **options):
+def test_what_cannot_work_is_refused_at_once() -> None:
+    def start(streams: Any = OFFICE, **options: Any) -> None:
         options = {"tasks": ["amazon"], "batch_size": 4, "workers": ALONE} | options
         train_batches(streams, {}, seed=0, epoch=0, augment=False, dtype=torch.float32, **options)
 
@@ -268,7 +278,7 @@ class _Recording:
     loaded: list[int]
     breaks_at: int | None = None
 
-    def __call__(self, index: int):
+    def __call__(self, index: int) -> Any:
         if index == self.breaks_at:
             raise ValueError(f"sample {index} is broken")
         self.loaded.append(index)
@@ -279,7 +289,7 @@ def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "batches"]
 
 
-def test_errors_of_the_thread_reach_the_consumer():
+def test_errors_of_the_thread_reach_the_consumer() -> None:
     order = epoch_order(19, seed=7, epoch=0, lap=0, stream="cityscapes").tolist()
     stream = replace(DENSE[0], load=_Recording(DENSE[0], [], breaks_at=order[9]))
     batches = train_batches(
@@ -300,7 +310,7 @@ def test_errors_of_the_thread_reach_the_consumer():
 
 
 @pytest.mark.parametrize("end", ["close", "forget", "exhaust", "never start"])
-def test_the_thread_ends_with_its_iterator(end):
+def test_the_thread_ends_with_its_iterator(end: str) -> None:
     recording = _Recording(DENSE[0], [])
     stream = replace(DENSE[0], load=recording)
     batches = eval_batches(
@@ -325,6 +335,7 @@ def test_the_thread_ends_with_its_iterator(end):
     assert recording.loaded == [0, 1, 2, 3]
     assert _threads() == ["batches"]
     if end == "close":
+        assert isinstance(batches, Generator)
         batches.close()
     elif end == "exhaust":
         assert len(list(batches)) == 18
@@ -334,7 +345,7 @@ def test_the_thread_ends_with_its_iterator(end):
     assert _threads() == []
 
 
-def test_local_rows_load_each_sample_once():
+def test_local_rows_load_each_sample_once() -> None:
     recording = _Recording(DENSE[0], [])
     rows = LocalRows(replace(DENSE[0], load=recording))
     assert len(rows) == 19

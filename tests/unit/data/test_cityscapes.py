@@ -1,7 +1,10 @@
+from __future__ import annotations
+
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ def rewrite(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
         np.save(file, change(np.load(file)))
 
 
-def test_samples_are_what_was_written(tmp_path):
+def test_samples_are_what_was_written(tmp_path: Path) -> None:
     stream = opened(make_cityscapes(tmp_path, num_val=3), "val")
     assert (stream.name, stream.num_samples) == ("cityscapes", 3)
     assert stream.tasks == ("segmentation", "depth")
@@ -38,7 +41,7 @@ def test_samples_are_what_was_written(tmp_path):
         np.testing.assert_array_equal(sample["depth"], expected["depth"])
 
 
-def test_layouts_that_say_the_same_give_the_same_samples(tmp_path):
+def test_layouts_that_say_the_same_give_the_same_samples(tmp_path: Path) -> None:
     plain = opened(make_cityscapes(tmp_path / "plain"))
     other = make_cityscapes(tmp_path / "other", labels="label")
     rewrite(other / "train/image", lambda image: np.moveaxis(image, 2, 0).astype(np.float64))
@@ -52,7 +55,7 @@ def test_layouts_that_say_the_same_give_the_same_samples(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
-def test_integer_images_stay_bytes(tmp_path, dtype):
+def test_integer_images_stay_bytes(tmp_path: Path, dtype: Any) -> None:
     root = make_cityscapes(tmp_path)
     rewrite(root / "train/image", lambda image: (image * 255).astype(dtype))
     image = opened(root).load(2)["image"]
@@ -61,7 +64,7 @@ def test_integer_images_stay_bytes(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("size", [(16, 32), (8, 8), (9, 16)])
-def test_resized_samples_against_a_slow_reference(tmp_path, size):
+def test_resized_samples_against_a_slow_reference(tmp_path: Path, size: tuple[int, ...]) -> None:
     # Of these sizes no pixel's centre falls on the border of two stored ones.
     height, width = 9, 15
     stored = opened(make_cityscapes(tmp_path, height=height, width=width)).load(1)
@@ -84,13 +87,13 @@ def test_resized_samples_against_a_slow_reference(tmp_path, size):
             np.testing.assert_allclose(sample["image"][y, x], expected, atol=1e-5)
 
 
-def test_streams_survive_pickling(tmp_path):
+def test_streams_survive_pickling(tmp_path: Path) -> None:
     stream = opened(make_cityscapes(tmp_path))
     again = pickle.loads(pickle.dumps(stream))
     np.testing.assert_array_equal(again.load(3)["image"], stream.load(3)["image"])
 
 
-def test_tasks_and_image_size(tmp_path):
+def test_tasks_and_image_size(tmp_path: Path) -> None:
     root = make_cityscapes(tmp_path)
     data = DataConfig(name="cityscapes", path=str(root))
     assert tasks_of(data) == (
@@ -102,7 +105,9 @@ def test_tasks_and_image_size(tmp_path):
     assert image_size(DataConfig(name="cityscapes")) == (128, 256)
 
 
-def test_without_a_path_scenes_are_rendered(tmp_path, monkeypatch):
+def test_without_a_path_scenes_are_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path))
     data = DataConfig(name="cityscapes", num_train=2, num_val=1, height=16, width=32)
     (train,), (val,) = open_streams(data, "train"), open_streams(data, "val")
@@ -119,26 +124,26 @@ def _save(root: Path, part: str, values: np.ndarray) -> None:
     np.save(root / "train" / part, values, allow_pickle=True)
 
 
-def _gap(root):
+def _gap(root: Path) -> None:
     (root / "train/image/2.npy").unlink()
 
 
-def _lone_image(root):
+def _lone_image(root: Path) -> None:
     for part in ("label_7", "depth"):
         (root / "train" / part / "4.npy").unlink()
 
 
-def _empty(root):
+def _empty(root: Path) -> None:
     for file in (root / "train/image").iterdir():
         file.rename(file.with_suffix(".png"))
 
 
-def _truncated(root):
+def _truncated(root: Path) -> None:
     file = root / "train/depth/3.npy"
     file.write_bytes(file.read_bytes()[:-40])
 
 
-def _cut_in_its_header(root):
+def _cut_in_its_header(root: Path) -> None:
     file = root / "train/depth/3.npy"
     file.write_bytes(file.read_bytes()[:30])
 
@@ -220,7 +225,7 @@ BROKEN_LAYOUTS = {
 
 
 @pytest.mark.parametrize("case", BROKEN_LAYOUTS)
-def test_a_broken_layout_is_refused_when_it_is_opened(tmp_path, case):
+def test_a_broken_layout_is_refused_when_it_is_opened(tmp_path: Path, case: str) -> None:
     spoil, message = BROKEN_LAYOUTS[case]
     spoil(make_cityscapes(tmp_path))
     with pytest.raises(ValueError, match=message):
@@ -237,6 +242,11 @@ def _holding(part: str, values: object) -> Callable[[Path], None]:
         np.save(file, array)
 
     return spoil
+
+
+def _nan_in_labels(root: Path) -> None:
+    _labels_as_floats(root)
+    _holding("label_7", [np.nan])(root)
 
 
 def _labels_as_floats(root: Path) -> None:
@@ -257,7 +267,7 @@ BROKEN_FRAMES = {
     ),
     "fractional label": (_labels_as_floats, r"2\.npy has the labels 0\.5, 1\.25; expected 0 to 6"),
     "NaN in labels": (
-        lambda root: (_labels_as_floats(root), _holding("label_7", [np.nan])(root)),
+        _nan_in_labels,
         r"label_7/2\.npy has 1 values that are NaN or infinite",
     ),
     "many labels": (
@@ -285,7 +295,7 @@ BROKEN_FRAMES = {
 
 
 @pytest.mark.parametrize("case", BROKEN_FRAMES)
-def test_a_broken_frame_is_refused_when_it_is_loaded(tmp_path, case):
+def test_a_broken_frame_is_refused_when_it_is_loaded(tmp_path: Path, case: str) -> None:
     spoil, message = BROKEN_FRAMES[case]
     spoil(make_cityscapes(tmp_path))
     stream = opened(tmp_path)
@@ -294,14 +304,14 @@ def test_a_broken_frame_is_refused_when_it_is_loaded(tmp_path, case):
         stream.load(2)
 
 
-def test_a_file_that_shrinks_after_it_was_opened_is_refused(tmp_path):
+def test_a_file_that_shrinks_after_it_was_opened_is_refused(tmp_path: Path) -> None:
     stream = opened(make_cityscapes(tmp_path))
     _truncated(tmp_path)
     with pytest.raises(ValueError, match=r"train/depth/3\.npy is truncated"):
         stream.load(3)
 
 
-def test_a_folder_beside_the_right_one_is_named(tmp_path):
+def test_a_folder_beside_the_right_one_is_named(tmp_path: Path) -> None:
     make_cityscapes(tmp_path / "outer/cityscapes")
     with pytest.raises(ValueError, match=r"Did you mean .*/outer/cityscapes\?"):
         opened(tmp_path / "outer")
@@ -313,7 +323,7 @@ def test_a_folder_beside_the_right_one_is_named(tmp_path):
         opened(tmp_path / "outer/cityscapes", "test")
 
 
-def test_hidden_files_are_no_frames(tmp_path):
+def test_hidden_files_are_no_frames(tmp_path: Path) -> None:
     make_cityscapes(tmp_path)
     (tmp_path / "train/image/._0.npy").write_text("")
     (tmp_path / "train/image/.DS_Store").write_text("")

@@ -1,7 +1,11 @@
 """Cityscapes' own files: label ids and disparity become categories and inverse depth."""
 
+from __future__ import annotations
+
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +30,7 @@ CATEGORY_OF = (  # of the label ids 0 to 33, by hand from the authors' table
 )
 
 
-def test_official_cityscapes_gives_categories_and_inverse_depth(tmp_path):
+def test_official_cityscapes_gives_categories_and_inverse_depth(tmp_path: Path) -> None:
     make_official_cityscapes(tmp_path)
     size = {"height": HEIGHT, "width": WIDTH}
     for split, num_frames in (("train", 4), ("val", 2)):
@@ -45,13 +49,13 @@ def test_official_cityscapes_gives_categories_and_inverse_depth(tmp_path):
             )
 
 
-def test_official_files_take_the_size_of_the_benchmark(tmp_path):
+def test_official_files_take_the_size_of_the_benchmark(tmp_path: Path) -> None:
     make_official_cityscapes(tmp_path)
     assert image_size(DataConfig(name="cityscapes", path=str(tmp_path))) == CITYSCAPES.size
     assert opened(tmp_path, "cityscapes").load(0)["image"].shape == (128, 256, 3)
 
 
-def _overwrite(part: str, pixels: np.ndarray):
+def _overwrite(part: str, pixels: np.ndarray) -> Callable[..., Any]:
     def spoil(root: Path) -> None:
         assert cv2.imwrite(str(root / part), pixels)
 
@@ -117,12 +121,12 @@ BROKEN_OFFICIAL = {
 
 
 @pytest.mark.parametrize("case", BROKEN_OFFICIAL)
-def test_broken_official_files_are_named(tmp_path, case):
+def test_broken_official_files_are_named(tmp_path: Path, case: str) -> None:
     spoil, frame, message = BROKEN_OFFICIAL[case]
     spoil(make_official_cityscapes(tmp_path))
     refused(tmp_path, "cityscapes", message, frame=frame)
 
 
-def test_official_cityscapes_has_no_test_split(tmp_path):
+def test_official_cityscapes_has_no_test_split(tmp_path: Path) -> None:
     message = "labels of the official test split are not public"
     refused(make_official_cityscapes(tmp_path), "cityscapes", message, split="test")

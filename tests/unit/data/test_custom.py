@@ -20,7 +20,7 @@ DATASET = object.__new__(ray.data.Dataset)
 DEPTH = Depth(name="depth")
 
 
-class Thickness(Depth):
+class Thickness(Depth):  # type: ignore[misc]
     """A task of the user's own that says all it must by its parent."""
 
 

@@ -1,5 +1,7 @@
 """The same experiment runs from every form, and each form says what is wrong with it."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -33,7 +35,7 @@ FORMS = {
 
 @pytest.mark.parametrize("name", ["nyuv2", "cityscapes"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_frames_that_were_stored(tmp_path, name, form):
+def test_every_form_gives_the_frames_that_were_stored(tmp_path: Path, name: str, form: str) -> None:
     FORMS[form](tmp_path, name)
     data = DataConfig(name=name, path=str(tmp_path))
     assert form_of(data) == ("npy" if form == "npy" else "parquet")
@@ -44,7 +46,7 @@ def test_every_form_gives_the_frames_that_were_stored(tmp_path, name, form):
         assert_samples(stream, frames_of(name, split))
 
 
-def test_samples_are_the_same_to_the_bit_in_every_form(tmp_path):
+def test_samples_are_the_same_to_the_bit_in_every_form(tmp_path: Path) -> None:
     streams = [
         opened(make(tmp_path / name, "nyuv2"), "nyuv2", height=11, width=12)
         for name, make in FORMS.items()
@@ -55,7 +57,7 @@ def test_samples_are_the_same_to_the_bit_in_every_form(tmp_path):
             assert {sample[column].tobytes() for sample in samples} == {values.tobytes()}, column
 
 
-def test_nyuv2_has_three_tasks():
+def test_nyuv2_has_three_tasks() -> None:
     assert tasks_of(DataConfig(name="nyuv2", path="/nowhere")) == (
         Segmentation(name="segmentation", num_classes=13),
         Depth(name="depth"),
@@ -63,7 +65,7 @@ def test_nyuv2_has_three_tasks():
     )
 
 
-def test_resized_normals_are_unit_vectors_or_invalid(tmp_path):
+def test_resized_normals_are_unit_vectors_or_invalid(tmp_path: Path) -> None:
     stream = opened(make_npy(tmp_path, "nyuv2"), "nyuv2", height=13, width=21)
     length = np.linalg.norm(stream.load(1)["normal"], axis=2)
     assert length.shape == (13, 21)
@@ -71,7 +73,7 @@ def test_resized_normals_are_unit_vectors_or_invalid(tmp_path):
     assert (length == 0).any()
 
 
-def test_a_normal_whose_components_sum_to_nothing_is_valid(tmp_path):
+def test_a_normal_whose_components_sum_to_nothing_is_valid(tmp_path: Path) -> None:
     root = make_npy(tmp_path, "nyuv2")
     normals = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     normals[:, :8] = np.array([1, -1, 0]) / np.sqrt(2)
@@ -79,7 +81,7 @@ def test_a_normal_whose_components_sum_to_nothing_is_valid(tmp_path):
     np.testing.assert_allclose(opened(root, "nyuv2").load(0)["normal"], normals, atol=1e-6)
 
 
-def test_two_forms_in_one_folder_have_to_be_chosen_from(tmp_path):
+def test_two_forms_in_one_folder_have_to_be_chosen_from(tmp_path: Path) -> None:
     make_parquet(make_npy(tmp_path, "nyuv2"), "nyuv2")
     refused(tmp_path, "nyuv2", "in the forms npy and parquet; choose one with data.form")
     assert opened(tmp_path, "nyuv2", form="parquet").num_samples == 5
@@ -124,12 +126,12 @@ BROKEN_FRAMES = {
 
 
 @pytest.mark.parametrize("case", BROKEN_FRAMES)
-def test_a_broken_frame_of_nyuv2_is_named(tmp_path, case):
+def test_a_broken_frame_of_nyuv2_is_named(tmp_path: Path, case: str) -> None:
     part, values, message = BROKEN_FRAMES[case]
     refused(holding(make_npy(tmp_path, "nyuv2"), part, *values), "nyuv2", message, frame=2)
 
 
-def test_a_frame_whose_normals_are_zero_everywhere_is_refused(tmp_path):
+def test_a_frame_whose_normals_are_zero_everywhere_is_refused(tmp_path: Path) -> None:
     root = make_npy(tmp_path, "nyuv2")
     np.save(root / "train/normal/2.npy", np.zeros((HEIGHT, WIDTH, 3), np.float32))
     message = (
@@ -138,19 +140,19 @@ def test_a_frame_whose_normals_are_zero_everywhere_is_refused(tmp_path):
     refused(root, "nyuv2", message, frame=2)
 
 
-def test_raw_disparity_is_no_inverse_depth(tmp_path):
+def test_raw_disparity_is_no_inverse_depth(tmp_path: Path) -> None:
     root = holding(make_npy(tmp_path, "cityscapes"), "depth", 9000)
     refused(root, "cityscapes", r"depth/2\.npy has values up to 9000; .* divided by 65535", frame=2)
 
 
-def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
     root = make_npy(tmp_path, "nyuv2")
     (root / "train/normal/3.npy").unlink()
     (root / "train/normal/3.npy").mkdir()
     refused(root, "nyuv2", r"nyuv2: train/normal/3\.npy cannot be read: Is a directory")
 
 
-def test_a_file_without_permission_is_named(tmp_path):
+def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     """As another user, because root may read everything."""
     root = make_npy(tmp_path, "nyuv2")
     (root / "train/depth/3.npy").chmod(0)

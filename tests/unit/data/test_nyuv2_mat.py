@@ -1,9 +1,12 @@
 """NYUv2's official MATLAB file, made by the tests as MATLAB writes it, and normals from depth."""
 
+from __future__ import annotations
+
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +35,26 @@ SIZE = {"height": 24, "width": 32}
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_mat(tmp_path_factory.mktemp("official"))
 
 
 @pytest.fixture
-def official(original, tmp_path) -> Path:
+def official(original: Path, tmp_path: Path) -> Path:
     """A folder of the four files, to spoil."""
     return Path(shutil.copytree(original, tmp_path / "nyuv2"))
 
 
-def opened(root: Path, split: str = "train", **options) -> Stream:
+def opened(root: Path, split: str = "train", **options: Any) -> Stream:
     options = {**SIZE, **options}
     (stream,) = open_streams(DataConfig(name="nyuv2", path=str(root), **options), split)
     return stream
 
 
 @pytest.mark.parametrize(("split", "numbers"), [("train", MAT_TRAIN), ("val", MAT_VAL)])
-def test_frames_follow_the_split_with_axes_upright_and_labels_mapped(official, split, numbers):
+def test_frames_follow_the_split_with_axes_upright_and_labels_mapped(
+    official: Path, split: str, numbers: Any
+) -> None:
     stream = opened(official, split)
     assert stream.num_samples == len(numbers)
     for index, number in enumerate(numbers):
@@ -67,7 +72,7 @@ def test_frames_follow_the_split_with_axes_upright_and_labels_mapped(official, s
         np.testing.assert_allclose(sample["normal"][seen], [[0, 0, 1]] * seen.sum(), atol=1e-4)
 
 
-def test_the_stream_says_that_its_normals_are_estimates(official):
+def test_the_stream_says_that_its_normals_are_estimates(official: Path) -> None:
     data = DataConfig(name="nyuv2", path=str(official))
     assert (form_of(data), image_size(data)) == ("official", (288, 384))
     (stream,) = open_streams(data, "val")
@@ -76,20 +81,20 @@ def test_the_stream_says_that_its_normals_are_estimates(official):
     assert opened(official / FILE).num_samples == 2  # the file's own path does too
 
 
-def test_shards_of_it_still_say_so(official, tmp_path):
+def test_shards_of_it_still_say_so(official: Path, tmp_path: Path) -> None:
     root = make_store(tmp_path / "shards", {"train": [opened(official)]}, name="nyuv2")
     (stored,) = open_streams(DataConfig(name="nyuv2", path=root), "train")
     assert stored.notes == (NOTE,)
 
 
-def test_a_mapping_that_goes_to_thirteen_classes_at_once_is_read(official):
+def test_a_mapping_that_goes_to_thirteen_classes_at_once_is_read(official: Path) -> None:
     at_once = np.array([[TO_THIRTEEN[label - 1] for label in TO_FORTY]])
     before = opened(official).load(1)["segmentation"]
     scipy.io.savemat(official / "class13Mapping.mat", {"classMapping13": {"labels13": at_once}})
     np.testing.assert_array_equal(opened(official).load(1)["segmentation"], before)
 
 
-def _edit(change):
+def _edit(change: Any) -> Callable[..., Any]:
     def spoil(root: Path) -> None:
         with h5py.File(root / FILE, "r+") as file:
             change(file)
@@ -97,8 +102,8 @@ def _edit(change):
     return spoil
 
 
-def _replace(name: str, values) -> object:
-    def change(file) -> None:
+def _replace(name: str, values: Any) -> object:
+    def change(file: Any) -> None:
         del file[name]
         file[name] = values
 
@@ -106,13 +111,13 @@ def _replace(name: str, values) -> object:
 
 
 def _put(name: str, value: float) -> object:
-    def change(file) -> None:
+    def change(file: Any) -> None:
         file[name][3, 0, 0] = value
 
     return _edit(change)
 
 
-def _saved(name: str, **values):
+def _saved(name: str, **values: Any) -> Callable[..., Any]:
     return lambda root: scipy.io.savemat(root / name, values)
 
 
@@ -194,7 +199,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_files_are_named(official, case):
+def test_broken_files_are_named(official: Path, case: str) -> None:
     spoil, frame, message = BROKEN[case]
     spoil(official)
     if frame is None:
@@ -281,7 +286,7 @@ def test_arrays_with_exchanged_axes_are_refused(
     plane_order = tuple(plane[axis] for axis in order if plane[axis] is not None)
     for name, axes in (("images", order), ("depths", plane_order), ("labels", plane_order)):
         dtype = "u1" if name == "images" else "f4"
-        resave(official, name, dtype, change=lambda values, axes=axes: values.transpose(axes))
+        resave(official, name, dtype, change=methodcaller("transpose", axes))
     with pytest.raises(ValueError, match=rf"nyuv2: {FILE} \w+ has shape .* MATLAB's order of axes"):
         opened(official)
 
@@ -367,7 +372,7 @@ def test_the_big_file_in_matlabs_older_version_is_refused(official: Path) -> Non
         opened(official)
 
 
-def test_without_its_libraries_the_extra_is_named(official):
+def test_without_its_libraries_the_extra_is_named(official: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "sys.modules['h5py'] = None\n"
@@ -385,7 +390,9 @@ def test_without_its_libraries_the_extra_is_named(official):
 # Normals from depth
 
 
-def slanted(normal: np.ndarray, distance: float, *, height=40, width=60, focal=55.0) -> np.ndarray:
+def slanted(
+    normal: np.ndarray, distance: float, *, height: int = 40, width: int = 60, focal: float = 55.0
+) -> np.ndarray:
     """Depth of a plane, pixel by pixel: rays r with (0, 0, -1) ahead, and n . (d r) = -distance."""
     depth = np.empty((height, width))
     for y in range(height):
@@ -396,7 +403,7 @@ def slanted(normal: np.ndarray, distance: float, *, height=40, width=60, focal=5
 
 
 @pytest.mark.parametrize("normal", [(0, 0, 1), (0.4, 0.2, 0.9), (-0.5, 0.5, 0.7), (0.1, 0.8, 0.6)])
-def test_the_normal_of_a_plane_is_found(normal):
+def test_the_normal_of_a_plane_is_found(normal: tuple[Any, ...]) -> None:
     normal = np.array(normal) / np.linalg.norm(normal)
     depth = slanted(normal, 1.5)
     found = estimate_normals(depth, focal=(55.0, 55.0), centre=(30.0, 20.0))
@@ -404,7 +411,7 @@ def test_the_normal_of_a_plane_is_found(normal):
     np.testing.assert_allclose(found[5:-5, 5:-5], np.broadcast_to(normal, (30, 50, 3)), atol=1e-5)
 
 
-def test_edges_and_holes_have_no_normal():
+def test_edges_and_holes_have_no_normal() -> None:
     depth = np.full((40, 60), 2.0)
     depth[:, 30:] = 4.0
     depth[10:20, 5:15] = 0.0
@@ -417,7 +424,7 @@ def test_edges_and_holes_have_no_normal():
     np.testing.assert_allclose(found[seen][:, 2], 1, atol=1e-3)
 
 
-def test_noise_of_a_depth_camera_turns_normals_little():
+def test_noise_of_a_depth_camera_turns_normals_little() -> None:
     rng = np.random.default_rng(0)
     normal = np.array([0.3, 0.2, 0.933])
     normal /= np.linalg.norm(normal)

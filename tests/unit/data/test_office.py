@@ -1,5 +1,9 @@
+from __future__ import annotations
+
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +19,19 @@ CLASSES = {"mug": 0, "bike": 4, "back_pack": 30}
 PER_CLASS = {"amazon": 6, "dslr": 4}
 
 
-def make(root: Path, **options) -> Path:
+def make(root: Path, **options: Any) -> Path:
     return make_office(root, **{"per_class": PER_CLASS, "classes": CLASSES, **options})
 
 
-def opened(root: Path, split="train", domains=("amazon", "dslr"), **sizes) -> tuple[Stream, ...]:
+def opened(
+    root: Path, split: str = "train", domains: tuple[str, ...] = ("amazon", "dslr"), **sizes: Any
+) -> tuple[Stream, ...]:
     data = DataConfig(name="office31", path=str(root), domains=tuple(domains), **sizes)
     return open_streams(data, split)
 
 
 @pytest.mark.parametrize("lists", ["splits", ""])
-def test_samples_follow_the_lists(tmp_path, lists):
+def test_samples_follow_the_lists(tmp_path: Path, lists: str) -> None:
     make(tmp_path, lists=lists)
     for split, counts in (("train", (12, 6)), ("val", (3, 3)), ("test", (3, 3))):
         streams = opened(tmp_path, split)
@@ -36,7 +42,7 @@ def test_samples_follow_the_lists(tmp_path, lists):
     assert [int(dslr.load(index)["dslr"]) for index in range(3)] == [0, 4, 30]
 
 
-def test_photographs_are_decoded_and_resized(tmp_path):
+def test_photographs_are_decoded_and_resized(tmp_path: Path) -> None:
     make(tmp_path)
     (stream,) = opened(tmp_path, "val", ["amazon"])
     sample = stream.load(1)
@@ -52,7 +58,7 @@ def test_photographs_are_decoded_and_resized(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("RGBA", "png")])
-def test_other_colour_modes_become_rgb(tmp_path, mode, suffix):
+def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
     make(tmp_path)
     file = tmp_path / f"amazon/images/mug/other.{suffix}"
     Image.new("RGB", (10, 10), (200, 100, 50)).convert(mode).save(file)
@@ -61,7 +67,7 @@ def test_other_colour_modes_become_rgb(tmp_path, mode, suffix):
     assert stream.load(0)["image"].shape == (224, 224, 3)
 
 
-def test_tasks_and_image_size():
+def test_tasks_and_image_size() -> None:
     data = DataConfig(name="office31", path="/nowhere", domains=("webcam", "amazon"))
     assert tasks_of(data) == (
         Classification(name="webcam", num_classes=31),
@@ -71,7 +77,9 @@ def test_tasks_and_image_size():
 
 
 @pytest.mark.parametrize(("num", "counts"), [(7, (4, 1, 2)), (10, (6, 2, 2)), (5, (3, 1, 1))])
-def test_lists_are_made_once_by_the_published_rule(tmp_path, num, counts):
+def test_lists_are_made_once_by_the_published_rule(
+    tmp_path: Path, num: int, counts: tuple[int, ...]
+) -> None:
     make(tmp_path, per_class={"amazon": num, "webcam": 10}, lists=None)
     splits = {split: opened(tmp_path, split, ["webcam"])[0] for split in ("train", "val", "test")}
     assert [stream.num_samples for stream in splits.values()] == [18, 6, 6]
@@ -89,7 +97,7 @@ def test_lists_are_made_once_by_the_published_rule(tmp_path, num, counts):
         assert [sum(f"/{name}/" in e for e in entries) for entries in lines.values()] == [*counts]
 
 
-def test_made_lists_do_not_depend_on_where_or_when(tmp_path):
+def test_made_lists_do_not_depend_on_where_or_when(tmp_path: Path) -> None:
     for name in ("one", "two"):
         opened(make(tmp_path / name, lists=None, per_class={"amazon": 6, "dslr": 5}))
     one, two = (
@@ -101,7 +109,7 @@ def test_made_lists_do_not_depend_on_where_or_when(tmp_path):
     assert not list((tmp_path / "one").glob(".splits*"))
 
 
-def _edit(name: str, old: str, new: str):
+def _edit(name: str, old: str, new: str) -> Callable[..., Any]:
     def spoil(root: Path) -> None:
         path = root / "splits" / name
         text = path.read_text()
@@ -178,19 +186,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_layout_is_refused_when_it_is_opened(tmp_path, case):
+def test_a_broken_layout_is_refused_when_it_is_opened(tmp_path: Path, case: str) -> None:
     spoil, message = BROKEN[case]
     spoil(make(tmp_path))
     with pytest.raises(ValueError, match=message):
         opened(tmp_path)
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"office31: .*/nowhere does not exist; .*data\.path"):
         opened(tmp_path / "nowhere")
 
 
-def test_a_broken_photograph_is_named(tmp_path):
+def test_a_broken_photograph_is_named(tmp_path: Path) -> None:
     make(tmp_path)
     files = [tmp_path / f"amazon/images/{name}/frame_0000.jpg" for name in ("mug", "bike")]
     files[0].write_bytes(files[0].read_bytes()[:-200])
@@ -202,11 +210,13 @@ def test_a_broken_photograph_is_named(tmp_path):
         stream.load(1)
 
 
-def test_lists_that_cannot_be_kept_are_refused(tmp_path, monkeypatch):
+def test_lists_that_cannot_be_kept_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path, lists=None, per_class={"amazon": 6, "dslr": 5})
     mkdir = Path.mkdir
 
-    def refuse(path: Path, *args, **kwargs):
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> None:
         if path.name.startswith(".splits"):
             raise PermissionError(13, "Permission denied")
         mkdir(path, *args, **kwargs)
@@ -217,7 +227,7 @@ def test_lists_that_cannot_be_kept_are_refused(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["amazon", "dslr"]
 
 
-def test_folders_that_are_no_classes_are_refused(tmp_path):
+def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     make(tmp_path, lists=None, classes={f"class_{i:02}": 0 for i in range(32)}, per_class={"a": 5})
     with pytest.raises(ValueError, match=r"has 32 classes \(class_00, .*and 24 more\), expected"):
         opened(tmp_path, domains=["a"])
@@ -229,12 +239,12 @@ HOME = {"Art": 6, "Real World": 5}
 HOME_CLASSES = {"Alarm_Clock": 3, "Bed": 64}
 
 
-def home(root: Path, split: str = "train", **options) -> tuple[Stream, ...]:
+def home(root: Path, split: str = "train", **options: Any) -> tuple[Stream, ...]:
     options = {"domains": ("Art", "Real_World"), **options}
     return open_streams(DataConfig(name="office_home", path=str(root), **options), split)
 
 
-def test_office_home_has_four_domains_of_65_classes():
+def test_office_home_has_four_domains_of_65_classes() -> None:
     data = DataConfig(name="office_home", path="/nowhere")
     assert tasks_of(data) == tuple(
         Classification(name=name, num_classes=65)
@@ -244,7 +254,7 @@ def test_office_home_has_four_domains_of_65_classes():
 
 @pytest.mark.parametrize("listed", ["Real World", "Real_World"])
 @pytest.mark.parametrize("folder", ["Real World", "Real_World"])
-def test_real_world_is_found_in_both_spellings(tmp_path, folder, listed):
+def test_real_world_is_found_in_both_spellings(tmp_path: Path, folder: str, listed: str) -> None:
     make_office(tmp_path, per_class=HOME, classes=HOME_CLASSES, images="")
     (tmp_path / "Real World").rename(tmp_path / folder)
     for file in (tmp_path / "splits").glob("Real World*"):
@@ -257,7 +267,7 @@ def test_real_world_is_found_in_both_spellings(tmp_path, folder, listed):
     assert [int(stream.load(index)["Real_World"]) for index in range(6)] == list(stream.classes)
 
 
-def test_office_home_without_lists_gets_them_in_one_spelling(tmp_path):
+def test_office_home_without_lists_gets_them_in_one_spelling(tmp_path: Path) -> None:
     make_office(tmp_path, per_class=HOME, classes=HOME_CLASSES, images="", lists=None)
     (tmp_path / "ImageInfo.csv").write_text("of the archive")
     counts = [[s.num_samples for s in home(tmp_path, split)] for split in ("train", "val", "test")]
@@ -269,7 +279,7 @@ def test_office_home_without_lists_gets_them_in_one_spelling(tmp_path):
     assert "Real World/Bed/" in (tmp_path / "splits/Real_World_train.txt").read_text()
 
 
-def test_office_homes_folders_are_checked_by_its_own_layout(tmp_path):
+def test_office_homes_folders_are_checked_by_its_own_layout(tmp_path: Path) -> None:
     make_office(tmp_path, per_class=HOME, classes={"Bed": 65}, images="")
     with pytest.raises(
         ValueError, match=r"office_home: splits/Art_train\.txt line 1 has class id 65"
@@ -282,7 +292,7 @@ def test_office_homes_folders_are_checked_by_its_own_layout(tmp_path):
         home(tmp_path, domains=("Clipart",))
 
 
-def test_streams_know_the_classes_that_their_samples_have(tmp_path):
+def test_streams_know_the_classes_that_their_samples_have(tmp_path: Path) -> None:
     make(tmp_path)
     for stream in opened(tmp_path):
         loaded = [int(stream.load(index)[stream.name]) for index in range(stream.num_samples)]

@@ -343,6 +343,12 @@ def only(suffix: str) -> Callable[[Path], None]:
     return rename
 
 
+def _without_class_folders(root: Path) -> None:
+    for domain in NUM:
+        for name in CLASSES:
+            shutil.rmtree(root / domain / "images" / name)
+
+
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "two photographs of a class": (
         few,
@@ -368,9 +374,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         r"dslr/images/pen holds 0\.webp; only files",
     ),
     "no class folders": (
-        lambda root: [
-            shutil.rmtree(root / domain / "images" / name) for domain in NUM for name in CLASSES
-        ],
+        _without_class_folders,
         r"has no folders <domain>/images/<class>",
     ),
     "a photograph outside of any class": (

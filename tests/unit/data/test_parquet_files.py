@@ -1,7 +1,11 @@
 """Parquet mirrors: columns, names and order of files, and what is wrong with a broken one."""
 
+from __future__ import annotations
+
 import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +26,7 @@ from tests.helpers.forms import (
 )
 
 
-def test_columns_of_other_names_are_mapped(tmp_path):
+def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
     rename = {"segmentation": "segmentation_19", "image": "left"}
     make_parquet(tmp_path, "cityscapes", rename=rename)
     expected = (
@@ -35,14 +39,14 @@ def test_columns_of_other_names_are_mapped(tmp_path):
     refused(tmp_path, "cityscapes", "has 'lable', which is no column", columns={"lable": "x"})
 
 
-def test_names_of_files_may_end_in_a_digest(tmp_path):
+def test_names_of_files_may_end_in_a_digest(tmp_path: Path) -> None:
     make_parquet(tmp_path, "nyuv2")
     for file in (tmp_path / "data").iterdir():
         file.rename(file.with_name(f"{file.stem}-0a1b2c.parquet"))
     assert_samples(opened(tmp_path, "nyuv2"), frames_of("nyuv2", "train"))
 
 
-def test_rows_come_in_any_order_and_from_another_process(tmp_path):
+def test_rows_come_in_any_order_and_from_another_process(tmp_path: Path) -> None:
     stream = opened(make_parquet(tmp_path, "nyuv2"), "nyuv2")
     expected = frames_of("nyuv2", "train")
     again = pickle.loads(pickle.dumps(stream))
@@ -50,13 +54,15 @@ def test_rows_come_in_any_order_and_from_another_process(tmp_path):
         np.testing.assert_array_equal(again.load(index)["depth"], expected[index]["depth"])
 
 
-def test_reading_upwards_decodes_every_row_once(tmp_path, monkeypatch):
+def test_reading_upwards_decodes_every_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frames = [mirrored(forms.cityscapes_frame(index)) for index in range(40)]
     write_parquet(tmp_path / "train.parquet", frames, rows_per_group=20)
     decoded = []
     iterate = pq.ParquetFile.iter_batches
 
-    def counted(self, *args, **options):
+    def counted(self: Any, *args: Any, **options: Any) -> Iterator[Any]:
         for batch in iterate(self, *args, **options):
             decoded.append(batch.num_rows)
             yield batch
@@ -89,7 +95,7 @@ def _without_rows(root: Path) -> None:
     pq.write_table(pq.read_table(file).slice(0, 0), file)
 
 
-def _another_row(change):
+def _another_row(change: Any) -> Callable[..., Any]:
     def spoil(root: Path) -> None:
         rows = [mirrored(arrays) for arrays in frames_of("cityscapes", "train")[:3]]
         change(rows[1])
@@ -171,7 +177,7 @@ BROKEN_MIRRORS = {
 
 
 @pytest.mark.parametrize("case", BROKEN_MIRRORS)
-def test_a_broken_mirror_is_refused(tmp_path, case):
+def test_a_broken_mirror_is_refused(tmp_path: Path, case: str) -> None:
     spoil, split, frame, message = BROKEN_MIRRORS[case]
     spoil(make_parquet(tmp_path, "cityscapes"))
     refused(tmp_path, "cityscapes", message, frame=frame, split=split)

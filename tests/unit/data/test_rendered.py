@@ -18,14 +18,16 @@ DATA = DataConfig(name="cityscapes", **SIZES)
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "nyuv2"])
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_node_without_the_folder_loads_the_same_samples(cache, name, split):
+def test_a_node_without_the_folder_loads_the_same_samples(
+    cache: Path, name: str, split: str
+) -> None:
     (stream,) = open_streams(DataConfig(name=name, **SIZES), split)
     here = [stream.load(index) for index in range(stream.num_samples)]
     travelled = pickle.loads(pickle.dumps(stream))

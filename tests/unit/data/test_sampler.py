@@ -1,7 +1,11 @@
 """Rows of the same class across domains."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +24,7 @@ def stream(name: str, num_samples: int, num_classes: int) -> Stream:
     """Sample i is of class i modulo num_classes, in the stream's list and when it is loaded."""
     made = domain_stream(name, num_samples)
 
-    def load(index):
+    def load(index: int) -> dict[str, Any]:
         return {**made.load(index), name: np.array(index % num_classes)}
 
     return replace(made, load=load, classes=tuple(i % num_classes for i in range(num_samples)))
@@ -29,7 +33,9 @@ def stream(name: str, num_samples: int, num_classes: int) -> Stream:
 STREAMS = (stream("dslr", 7, 3), stream("amazon", 20, 3), stream("webcam", 9, 3))
 
 
-def train(streams=STREAMS, *, workers=ALONE, tasks=None, **options):
+def train(
+    streams: Any = STREAMS, *, workers: Any = ALONE, tasks: Any = None, **options: Any
+) -> list[Any]:
     rows = {each.name: LocalRows(each) for each in streams}
     options = {
         "batch_size": 4,
@@ -44,11 +50,11 @@ def train(streams=STREAMS, *, workers=ALONE, tasks=None, **options):
     )
 
 
-def ids(batches, task):
+def ids(batches: Any, task: Any) -> Any:
     return torch.cat([batch.sample_ids[batch.rows[task]] for batch in batches]).tolist()
 
 
-def test_every_row_of_a_batch_shows_one_class_in_all_domains():
+def test_every_row_of_a_batch_shows_one_class_in_all_domains() -> None:
     batches = train()
     assert len(batches) == 5
     for batch in batches:
@@ -59,7 +65,7 @@ def test_every_row_of_a_batch_shows_one_class_in_all_domains():
     assert ids(batches, "amazon") == ids(positional, "amazon")  # the longest keeps its order
 
 
-def test_samples_of_a_class_are_used_equally_often_give_or_take_one():
+def test_samples_of_a_class_are_used_equally_often_give_or_take_one() -> None:
     batches = train()
     assert sorted(ids(batches, "amazon")) == list(range(20))
     for name, num_samples in (("dslr", 7), ("webcam", 9)):
@@ -69,7 +75,7 @@ def test_samples_of_a_class_are_used_equally_often_give_or_take_one():
             assert max(times) - min(times) <= 1, (name, label, times)
 
 
-def test_a_sample_comes_at_most_once_where_the_class_counts_allow():
+def test_a_sample_comes_at_most_once_where_the_class_counts_allow() -> None:
     anchor = np.random.default_rng(0).permutation(9)  # three of each class
     order = align_task_rows(STREAMS, anchor, seed=0, epoch=0)
     for name, (samples, laps) in order.items():
@@ -79,7 +85,7 @@ def test_a_sample_comes_at_most_once_where_the_class_counts_allow():
 
 
 @pytest.mark.parametrize("num_workers", [2, 4])
-def test_the_global_batch_does_not_depend_on_the_number_of_workers(num_workers):
+def test_the_global_batch_does_not_depend_on_the_number_of_workers(num_workers: int) -> None:
     alone = train()
     shares = [train(workers=Workers(rank, num_workers)) for rank in range(num_workers)]
     for step, batch in enumerate(alone):
@@ -88,7 +94,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_workers(num_workers):
             assert torch.equal(torch.cat(images), batch.images[batch.rows[task]])
 
 
-def test_the_order_follows_seed_and_epoch_alone():
+def test_the_order_follows_seed_and_epoch_alone() -> None:
     orders = [
         ids(train(**options), "webcam")
         for options in ({}, {}, {"epoch": 1}, {"seed": 2}, {"augment": False})
@@ -97,15 +103,15 @@ def test_the_order_follows_seed_and_epoch_alone():
     assert orders[0] != orders[2] != orders[3] != orders[0]
 
 
-def test_a_task_alone_sees_the_samples_that_it_sees_with_the_others():
+def test_a_task_alone_sees_the_samples_that_it_sees_with_the_others() -> None:
     assert ids(train(tasks=["dslr"]), "dslr") == ids(train(), "dslr")
 
 
-def test_interrupted_epochs_go_on_with_the_same_rows():
+def test_interrupted_epochs_go_on_with_the_same_rows() -> None:
     assert ids(train(first_step=3), "dslr") == ids(train(), "dslr")[12:]
 
 
-def test_streams_that_cannot_be_paired_are_refused_before_training(tmp_path):
+def test_streams_that_cannot_be_paired_are_refused_before_training(tmp_path: Path) -> None:
     make_office(tmp_path, per_class={"amazon": 6, "dslr": 4}, classes={"mug": 0, "bike": 4})
     data = DataConfig(
         name="office31", path=str(tmp_path), domains=("amazon", "dslr"), pairing="class"

@@ -1,5 +1,7 @@
 """Shards: what was written comes back, and nothing else is taken for it."""
 
+from __future__ import annotations
+
 import gc
 import hashlib
 import json
@@ -9,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def assert_same_sample(found: Any, expected: Any) -> None:
         np.testing.assert_array_equal(found[name], values, strict=True)
 
 
-def test_dense_samples_come_back_to_the_bit(tmp_path):
+def test_dense_samples_come_back_to_the_bit(tmp_path: Path) -> None:
     npy, stored = npy_and_shards(tmp_path, num_train=11)
     assert (stored.name, stored.kinds, stored.num_samples, stored.normalize) == (
         npy.name,
@@ -66,7 +68,7 @@ def test_dense_samples_come_back_to_the_bit(tmp_path):
     assert image_size(DataConfig(name="cityscapes", path=str(tmp_path / "shards"))) == (8, 16)
 
 
-def test_office_samples_come_back_to_the_bit_in_the_order_asked_for(tmp_path):
+def test_office_samples_come_back_to_the_bit_in_the_order_asked_for(tmp_path: Path) -> None:
     make_office(tmp_path / "jpg", per_class={"amazon": 5, "dslr": 4}, classes={"mug": 3, "bike": 1})
     data = DataConfig(
         name="office31", path=str(tmp_path / "jpg"), domains=("dslr", "amazon"), height=16, width=16
@@ -86,7 +88,7 @@ def test_office_samples_come_back_to_the_bit_in_the_order_asked_for(tmp_path):
             assert_same_sample(stored.load(index), expected.load(index))
 
 
-def test_any_parquet_reader_gets_the_arrays(tmp_path):
+def test_any_parquet_reader_gets_the_arrays(tmp_path: Path) -> None:
     npy, _ = npy_and_shards(tmp_path)
     table = parquet.read_table(tmp_path / "shards/train/cityscapes-0.parquet")
     assert table.column_names == ["sample_id", "image", "segmentation", "depth"]
@@ -98,7 +100,7 @@ def test_any_parquet_reader_gets_the_arrays(tmp_path):
         np.testing.assert_array_equal(values.reshape(expected.shape), expected)
 
 
-def test_only_columns_that_shrink_are_compressed(tmp_path):
+def test_only_columns_that_shrink_are_compressed(tmp_path: Path) -> None:
     sample = {
         "sample_id": np.array(0),
         "image": np.random.default_rng(0).random((32, 32, 3), dtype=np.float32),
@@ -114,7 +116,9 @@ def test_only_columns_that_shrink_are_compressed(tmp_path):
 
 
 @pytest.mark.parametrize(("height", "num_rows"), [(8, 85), (512, 1)])
-def test_a_row_group_is_one_sample_unless_samples_are_small(tmp_path, height, num_rows):
+def test_a_row_group_is_one_sample_unless_samples_are_small(
+    tmp_path: Path, height: int, num_rows: int
+) -> None:
     image = np.zeros((height, 64, 3), np.uint8)
     samples = [{"sample_id": np.array(i), "image": image} for i in range(90)]
     shards.write_shard(str(tmp_path), "a.parquet", samples, list(range(90)))
@@ -122,7 +126,7 @@ def test_a_row_group_is_one_sample_unless_samples_are_small(tmp_path, height, nu
     assert group.num_rows == num_rows
 
 
-OPTIONS = {"tasks": ["segmentation", "depth"], "dtype": torch.float32}
+OPTIONS: dict[str, Any] = {"tasks": ["segmentation", "depth"], "dtype": torch.float32}
 
 
 def images(batches: Any) -> list[Any]:
@@ -131,7 +135,9 @@ def images(batches: Any) -> list[Any]:
 
 @pytest.mark.parametrize("num_threads", [1, 5])
 @pytest.mark.parametrize("per_shard", [1, 3, 100])
-def test_streamed_shards_give_the_batches_of_samples_in_memory(tmp_path, per_shard, num_threads):
+def test_streamed_shards_give_the_batches_of_samples_in_memory(
+    tmp_path: Path, per_shard: int, num_threads: int
+) -> None:
     stream = dense_stream(13)
     root = make_store(tmp_path, {"train": [stream]}, per_shard=per_shard)
     (stored,) = open_streams(DataConfig(name="cityscapes", path=root), "train")
@@ -155,7 +161,7 @@ def test_streamed_shards_give_the_batches_of_samples_in_memory(tmp_path, per_sha
             assert all(torch.equal(one[1][task], other[1][task]) for task in OPTIONS["tasks"])
 
 
-def test_an_epoch_of_streamed_samples_has_each_once(tmp_path):
+def test_an_epoch_of_streamed_samples_has_each_once(tmp_path: Path) -> None:
     streams = (domain_stream("amazon", 12), domain_stream("dslr", 6))
     rows = {stream.name: StorageRows(stream) for stream in streams}
     batches = list(
@@ -179,13 +185,14 @@ def test_an_epoch_of_streamed_samples_has_each_once(tmp_path):
     assert sorted(ids["dslr"]) == sorted(2 * list(range(6)))
 
 
-def test_an_epoch_that_is_given_up_leaves_no_thread():
+def test_an_epoch_that_is_given_up_leaves_no_thread() -> None:
     stream = dense_stream(13)
     rows = StorageRows(stream)
     options = OPTIONS | {"batch_size": 2, "workers": ALONE, "seed": 0, "epoch": 0, "augment": True}
     batches = train_batches((stream,), {"cityscapes": rows}, **options)
     next(batches)
     assert {"batches", "reading_0"} <= {thread.name for thread in threading.enumerate()}
+    assert isinstance(batches, Generator)
     batches.close()
     del rows, batches
     gc.collect()
@@ -200,7 +207,7 @@ def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(ours)]
 
 
-def test_an_error_of_a_reading_thread_reaches_the_caller():
+def test_an_error_of_a_reading_thread_reaches_the_caller() -> None:
     def load(index: int) -> Any:
         if index == 3:
             raise ValueError("sample 3 is broken")
@@ -212,7 +219,7 @@ def test_an_error_of_a_reading_thread_reaches_the_caller():
         rows.fetch(np.arange(5))
 
 
-def test_streams_of_shards_survive_pickling(tmp_path):
+def test_streams_of_shards_survive_pickling(tmp_path: Path) -> None:
     npy, stored = npy_and_shards(tmp_path)
     stored.load(0)
     assert_same_sample(pickle.loads(pickle.dumps(stored)).load(4), npy.load(4))
@@ -272,7 +279,9 @@ def repeated(values: dict[str, Any]) -> None:
         (no_shards, "train/cityscapes is empty: a stream has at least one sample"),
     ],
 )
-def test_a_manifest_that_cannot_be_trusted_is_refused(tmp_path, change, message):
+def test_a_manifest_that_cannot_be_trusted_is_refused(
+    tmp_path: Path, change: Callable[..., Any], message: str
+) -> None:
     root = make_store(tmp_path, {"train": [dense_stream(5)]})
     broken(tmp_path, change)
     with pytest.raises(ValueError, match=message):
@@ -308,23 +317,24 @@ def replace_by_a_link(file: Path) -> None:
         (replace_by_a_link, "is a link that leaves the store"),
     ],
 )
-def test_a_damaged_shard_is_named_and_not_read(tmp_path, damage, message):
+def test_a_damaged_shard_is_named_and_not_read(tmp_path: Path, damage: Any, message: str) -> None:
     root = make_store(tmp_path / "store", {"train": [dense_stream(5)]})
     damage(tmp_path / "store/train/cityscapes-0.parquet")
     with pytest.raises(ValueError, match=message):
         loaded(root)
 
 
-def test_a_digest_is_also_taken_of_a_file_that_was_open_before(tmp_path):
+def test_a_digest_is_also_taken_of_a_file_that_was_open_before(tmp_path: Path) -> None:
     root = make_store(tmp_path, {"train": [dense_stream(5)]})
     flip_a_byte(tmp_path / "train/cityscapes-0.parquet")
     (stream,) = open_streams(DataConfig(name="cityscapes", path=root), "train")
+    assert stream.reload is not None
     stream.reload(0)
     with pytest.raises(ValueError, match="is not what the manifest's digest is of"):
         stream.load(0)
 
 
-def test_a_truncated_parquet_with_a_manifest_that_agrees_is_an_error(tmp_path):
+def test_a_truncated_parquet_with_a_manifest_that_agrees_is_an_error(tmp_path: Path) -> None:
     root = make_store(tmp_path, {"train": [dense_stream(5)]})
     file = tmp_path / "train/cityscapes-0.parquet"
     cut(file)
@@ -338,14 +348,14 @@ def test_a_truncated_parquet_with_a_manifest_that_agrees_is_an_error(tmp_path):
         loaded(root)
 
 
-def test_columns_of_another_size_are_an_error(tmp_path):
+def test_columns_of_another_size_are_an_error(tmp_path: Path) -> None:
     root = make_store(tmp_path, {"train": [dense_stream(5)]})
     broken(tmp_path, lambda m: stream_of(m)["columns"]["image"].update(shape=[6, 9, 3]))
     with pytest.raises(ValueError, match=r"'image' is fixed_size_binary.*, expected 648 bytes"):
         loaded(root)
 
 
-def test_a_store_says_what_it_has(tmp_path):
+def test_a_store_says_what_it_has(tmp_path: Path) -> None:
     root = make_store(tmp_path, {"train": [dense_stream(5)], "val": [dense_stream(2)]})
 
     def opened(split: Any = "train", **options: Any) -> None:
@@ -359,7 +369,7 @@ def test_a_store_says_what_it_has(tmp_path):
         opened(height=12, width=10)
 
 
-def test_a_store_without_a_manifest_is_not_read(tmp_path):
+def test_a_store_without_a_manifest_is_not_read(tmp_path: Path) -> None:
     make_store(tmp_path, {"train": [dense_stream(5)]})
     (tmp_path / manifest.FILE).unlink()
     with pytest.raises(ValueError, match=r"has no manifest\.json: .* preparation did not finish"):
@@ -377,7 +387,7 @@ except ValueError as error:
 """
 
 
-def test_a_disk_that_fills_up_leaves_no_half_written_file(tmp_path):
+def test_a_disk_that_fills_up_leaves_no_half_written_file(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     root = ROOT
     command = [sys.executable, "-c", FULL, str(tmp_path / "store")]
@@ -387,6 +397,6 @@ def test_a_disk_that_fills_up_leaves_no_half_written_file(tmp_path):
     assert [path.name for path in (tmp_path / "store").rglob("*")] == ["train"]
 
 
-def test_locations_keep_their_query():
+def test_locations_keep_their_query() -> None:
     assert storage.join("s3://b/a?region=x", "c", "d.json") == "s3://b/a/c/d.json?region=x"
     assert storage.join("/data/a#?/", "c") == "/data/a#?/c"

@@ -1,6 +1,8 @@
 """ray_cluster.yaml as Ray's cluster launcher reads it, offline: schema, node types, cost limits,
 security, and commands that any shell can parse."""
 
+from __future__ import annotations
+
 import itertools
 import re
 import subprocess
@@ -42,7 +44,7 @@ def nodes(cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: kind["node_config"] for name, kind in cluster["available_node_types"].items()}
 
 
-def test_node_types_and_their_resources(cluster):
+def test_node_types_and_their_resources(cluster: dict[str, Any]) -> None:
     kinds = cluster["available_node_types"]
     assert set(kinds) == {"head", *WORKERS}
     assert cluster["head_node_type"] == "head"
@@ -51,7 +53,7 @@ def test_node_types_and_their_resources(cluster):
     assert kinds["cpu_worker"]["resources"] == {"CPU": 16}
 
 
-def test_an_idle_cluster_falls_back_to_the_head(cluster):
+def test_an_idle_cluster_falls_back_to_the_head(cluster: dict[str, Any]) -> None:
     kinds = cluster["available_node_types"]
     assert all(kinds[name]["min_workers"] == 0 for name in WORKERS)
     assert kinds["head"]["max_workers"] == 0
@@ -60,13 +62,13 @@ def test_an_idle_cluster_falls_back_to_the_head(cluster):
     assert cluster["provider"]["cache_stopped_nodes"] is False
 
 
-def test_workers_are_spot_and_the_head_is_not(cluster):
+def test_workers_are_spot_and_the_head_is_not(cluster: dict[str, Any]) -> None:
     market = {name: node.get("InstanceMarketOptions") for name, node in nodes(cluster).items()}
     spot = {"MarketType": "spot"}
     assert market == {"head": None, "gpu_worker": spot, "cpu_worker": spot}
 
 
-def test_every_node_has_imdsv2_an_encrypted_disk_a_tag_and_a_role(cluster):
+def test_every_node_has_imdsv2_an_encrypted_disk_a_tag_and_a_role(cluster: dict[str, Any]) -> None:
     for name, node in nodes(cluster).items():
         assert set(node) <= RUN_INSTANCES_FIELDS, name
         assert node["MetadataOptions"] == {
@@ -85,12 +87,12 @@ def test_every_node_has_imdsv2_an_encrypted_disk_a_tag_and_a_role(cluster):
         assert node["IamInstanceProfile"] == {"Name": role}
 
 
-def test_no_port_is_opened_by_this_file(cluster):
+def test_no_port_is_opened_by_this_file(cluster: dict[str, Any]) -> None:
     # Ray's own rules for a new group: everything within it, and SSH. None is added here.
     assert cluster["provider"]["security_group"] == {"GroupName": "repmtl-ray"}
 
 
-def test_placeholders_are_unusable_and_marked():
+def test_placeholders_are_unusable_and_marked() -> None:
     text = FILE.read_text()
     marked = [line for line in text.splitlines() if "# CHANGE" in line]
     assert len([line for line in marked if re.search(r"ImageId: &image ami-0{17} ", line)]) == 1
@@ -98,7 +100,7 @@ def test_placeholders_are_unusable_and_marked():
     assert re.findall(r"s3://\S+", text) == ["s3://CHANGE-ME/repmtl_ray"]
 
 
-def test_the_project_is_mounted_without_what_git_ignores(cluster):
+def test_the_project_is_mounted_without_what_git_ignores(cluster: dict[str, Any]) -> None:
     (mount,) = cluster["file_mounts"]
     assert cluster["file_mounts"] == {"/home/ubuntu/repmtl_ray": "."}
     assert any(f"~/{Path(mount).name}" in command for command in cluster["setup_commands"])
@@ -107,7 +109,7 @@ def test_the_project_is_mounted_without_what_git_ignores(cluster):
     assert set(cluster["rsync_exclude"]) - {".git/"} <= set(ignored)
 
 
-def test_ray_on_the_cluster_is_the_ray_of_the_project():
+def test_ray_on_the_cluster_is_the_ray_of_the_project() -> None:
     """Nothing is pinned here: the nodes install the project, whose requirement this is."""
     (versions,) = re.findall(r'"ray\[[^\]]*\]([^"]*)"', (ROOT / "pyproject.toml").read_text())
     assert "2.60.0" in SpecifierSet(versions)
@@ -122,13 +124,13 @@ def commands(cluster: dict[str, Any]) -> Iterator[str]:
     return itertools.chain.from_iterable(cluster[name] for name in names)
 
 
-def test_every_command_is_a_line_that_bash_can_parse(cluster):
+def test_every_command_is_a_line_that_bash_can_parse(cluster: dict[str, Any]) -> None:
     for command in commands(cluster):
         assert "\n" not in command
         subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
-def test_the_environment_file_of_a_node(cluster, tmp_path):
+def test_the_environment_file_of_a_node(cluster: dict[str, Any], tmp_path: Path) -> None:
     """The two commands that write it, run twice as `ray up` may."""
     write, source = (c for c in cluster["setup_commands"] if ".repmtl_ray" in c)
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
@@ -156,7 +158,9 @@ def test_the_environment_file_of_a_node(cluster, tmp_path):
         (("available_node_types", "gpu_worker", "resources", "GPU"), "one"),
     ],
 )
-def test_ray_refuses_typing_errors_that_its_schema_knows(path, value):
+def test_ray_refuses_typing_errors_that_its_schema_knows(
+    path: tuple[str, ...], value: int | str
+) -> None:
     """So that the checks above are known to check."""
     from jsonschema import ValidationError
     from ray.autoscaler._private.util import prepare_config, validate_config

@@ -106,7 +106,7 @@ def launched(bootstrapped: dict[str, Any]) -> dict[str, tuple[dict[str, Any], di
     return found
 
 
-def test_the_written_file_has_no_placeholder_left(account):
+def test_the_written_file_has_no_placeholder_left(account: Path) -> None:
     text = account.read_text()
     config = yaml.safe_load(text)
     assert "CHANGE-ME" not in text
@@ -120,7 +120,7 @@ def test_the_written_file_has_no_placeholder_left(account):
     assert config.keys() == original.keys()
 
 
-def test_the_resources_are_those_of_the_instance_types(bootstrapped):
+def test_the_resources_are_those_of_the_instance_types(bootstrapped: dict[str, Any]) -> None:
     """A wrong instance type passes Ray with a line in the log and no resources."""
     kinds = bootstrapped["available_node_types"]
     found = {
@@ -133,7 +133,9 @@ def test_the_resources_are_those_of_the_instance_types(bootstrapped):
     assert kinds["gpu_worker"]["resources"]["memory"] > 20 * 2**30
 
 
-def test_machines_are_of_the_types_that_the_file_names_and_workers_are_spot(launched):
+def test_machines_are_of_the_types_that_the_file_names_and_workers_are_spot(
+    launched: dict[str, tuple[dict[str, Any], dict[str, Any]]],
+) -> None:
     assert {name: there["InstanceType"] for name, (_, there) in launched.items()} == {
         "head": "m6i.xlarge",
         "gpu_worker": "g5.2xlarge",
@@ -149,7 +151,9 @@ def test_machines_are_of_the_types_that_the_file_names_and_workers_are_spot(laun
     }
 
 
-def test_every_machine_asks_for_imdsv2_and_has_its_role_and_tags(launched):
+def test_every_machine_asks_for_imdsv2_and_has_its_role_and_tags(
+    launched: dict[str, tuple[dict[str, Any], dict[str, Any]]],
+) -> None:
     for name, (asked, there) in launched.items():
         assert asked["MetadataOptions"]["HttpTokens"] == "required"
         role = "repmtl-ray-head" if name == "head" else "repmtl-ray-worker"
@@ -176,7 +180,9 @@ def rules(group: str) -> list[tuple[str, int | None, str]]:
     )
 
 
-def test_from_outside_only_ssh_comes_in_and_only_from_home(launched):
+def test_from_outside_only_ssh_comes_in_and_only_from_home(
+    launched: dict[str, tuple[dict[str, Any], dict[str, Any]]],
+) -> None:
     groups = {
         group["GroupId"] for _, there in launched.values() for group in there["SecurityGroups"]
     }
@@ -186,7 +192,9 @@ def test_from_outside_only_ssh_comes_in_and_only_from_home(launched):
     assert [rule[0] for rule in rules(group) if rule[2] == group] == ["-1"]
 
 
-def test_without_a_group_of_ones_own_ray_opens_ssh_and_nothing_else(bootstrapped):
+def test_without_a_group_of_ones_own_ray_opens_ssh_and_nothing_else(
+    bootstrapped: dict[str, Any],
+) -> None:
     """What `ray up ray_cluster.yaml` does in an account where prepare_aws.py was not run."""
     from ray.autoscaler._private.aws.config import _configure_security_group
 
@@ -200,7 +208,7 @@ def test_without_a_group_of_ones_own_ray_opens_ssh_and_nothing_else(bootstrapped
     assert outside == [("tcp", 22, "0.0.0.0/0")]
 
 
-def test_workers_may_write_the_bucket_and_start_nothing(account):
+def test_workers_may_write_the_bucket_and_start_nothing(account: Path) -> None:
     iam = boto3.client("iam", REGION)
 
     def actions(role: str) -> set[str]:
@@ -220,14 +228,14 @@ def test_workers_may_write_the_bucket_and_start_nothing(account):
     assert actions("repmtl-ray-head") > actions("repmtl-ray-worker") | {"iam:PassRole"}
 
 
-def test_the_bucket_is_private(account):
+def test_the_bucket_is_private(account: Path) -> None:
     blocked = boto3.client("s3", REGION).get_public_access_block(Bucket=BUCKET)
     assert all(blocked["PublicAccessBlockConfiguration"].values())
 
 
 def test_without_credentials_preparing_ends_with_one_line_that_says_what_to_do(
-    monkeypatch, capsys, tmp_path
-):
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))

@@ -24,7 +24,9 @@ def amazon() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
 
 
-def test_the_twin_differs_from_the_original_only_in_what_the_cloud_needs(google, amazon):
+def test_the_twin_differs_from_the_original_only_in_what_the_cloud_needs(
+    google: dict[str, Any], amazon: dict[str, Any]
+) -> None:
     kinds, original = google["available_node_types"], amazon["available_node_types"]
     assert kinds.keys() == original.keys()
     for name, kind in kinds.items():
@@ -37,7 +39,7 @@ def test_the_twin_differs_from_the_original_only_in_what_the_cloud_needs(google,
     assert swapped == amazon["setup_commands"]
 
 
-def test_google_workers_are_spot_with_a_driver_that_cannot_migrate(google):
+def test_google_workers_are_spot_with_a_driver_that_cannot_migrate(google: dict[str, Any]) -> None:
     for name, kind in google["available_node_types"].items():
         scheduling = kind["node_config"].get("scheduling")
         if name == "head":
@@ -67,7 +69,7 @@ def containers(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def test_all_pods_run_one_image_with_whole_limits(job):
+def test_all_pods_run_one_image_with_whole_limits(job: dict[str, Any]) -> None:
     found = containers(job)
     assert len({container["image"] for container in found.values()}) == 1
     for name, container in found.items():
@@ -77,13 +79,17 @@ def test_all_pods_run_one_image_with_whole_limits(job):
             assert resources["limits"] == resources["requests"], name
 
 
-def test_only_the_gpu_group_asks_for_a_gpu_and_the_head_takes_no_training(job):
+def test_only_the_gpu_group_asks_for_a_gpu_and_the_head_takes_no_training(
+    job: dict[str, Any],
+) -> None:
     asks = {n for n, c in containers(job).items() if "nvidia.com/gpu" in c["resources"]["limits"]}
     assert asks == {"gpu-worker"}
     assert job["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_the_cluster_grows_from_nothing_and_goes_when_the_search_has_ended(job):
+def test_the_cluster_grows_from_nothing_and_goes_when_the_search_has_ended(
+    job: dict[str, Any],
+) -> None:
     assert job["shutdownAfterJobFinishes"] is True
     assert job["activeDeadlineSeconds"] > 0
     cluster = job["rayClusterSpec"]
@@ -94,7 +100,7 @@ def test_the_cluster_grows_from_nothing_and_goes_when_the_search_has_ended(job):
         assert group["maxReplicas"] > 0
 
 
-def test_the_job_runs_a_recipe_with_options_that_it_has(job):
+def test_the_job_runs_a_recipe_with_options_that_it_has(job: dict[str, Any]) -> None:
     from tests.unit.test_docs import options_of
 
     words = job["entrypoint"].split()
@@ -102,12 +108,12 @@ def test_the_job_runs_a_recipe_with_options_that_it_has(job):
     assert {w for w in words if w.startswith("--")} <= options_of(ROOT / words[1])
 
 
-def test_the_bucket_is_named_once_in_every_file():
+def test_the_bucket_is_named_once_in_every_file() -> None:
     for name in ("gcp_cluster.yaml", "kuberay_rayjob.yaml"):
         assert (ROOT / "deploy" / name).read_text().count("CHANGE-ME/repmtl_ray") == 1
 
 
-def test_the_job_names_the_ray_of_the_project(job):
+def test_the_job_names_the_ray_of_the_project(job: dict[str, Any]) -> None:
     from packaging.specifiers import SpecifierSet
 
     requirement = (ROOT / "pyproject.toml").read_text().split("ray[default,data,train,tune]")[1]

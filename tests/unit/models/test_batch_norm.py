@@ -1,7 +1,11 @@
 """Two real workers normalise as one process with all rows does, to the second derivative."""
 
+from __future__ import annotations
+
 import copy
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +101,7 @@ def _worker(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory):
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("batch_norm")
     spawn(_worker, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
@@ -105,7 +109,9 @@ def two_workers(tmp_path_factory):
 
 @pytest.mark.parametrize(("momentum", "affine"), [(0.1, True), (None, False)])
 @pytest.mark.parametrize("rows", list(ROWS))
-def test_two_workers_equal_one_process_with_all_rows(two_workers, rows, momentum, affine):
+def test_two_workers_equal_one_process_with_all_rows(
+    two_workers: list[Any], rows: Any, momentum: float | None, affine: bool
+) -> None:
     expected = _one_pass(_model(momentum=momentum, affine=affine), _images(), ALONE)
     parts = [results[rows, momentum] for results in two_workers]
     assert expected.keys() == parts[0].keys()
@@ -113,18 +119,18 @@ def test_two_workers_equal_one_process_with_all_rows(two_workers, rows, momentum
         by_rows = name in ("output", "saliency", "images, first", "images, second")
         found = torch.cat([part[name] for part in parts]) if by_rows else parts[0][name]
         torch.testing.assert_close(
-            found, whole, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: n + m
+            found, whole, rtol=1e-10, atol=1e-10, msg=partial(str.__add__, name)
         )
 
 
-def test_running_statistics_are_the_same_on_both_workers_to_the_bit(two_workers):
+def test_running_statistics_are_the_same_on_both_workers_to_the_bit(two_workers: list[Any]) -> None:
     first, second = (results["unequal", 0.1] for results in two_workers)
     names = [name for name in first if "running" in name or "num_batches" in name]
     assert len(names) == 9
     assert all(torch.equal(first[name], second[name]) for name in names)
 
 
-def test_a_mean_far_from_zero_costs_few_digits_in_float32(two_workers):
+def test_a_mean_far_from_zero_costs_few_digits_in_float32(two_workers: list[Any]) -> None:
     values = (_images()[:, :1].float() + 1e4).expand(-1, 3, -1, -1)
     exact = nn.BatchNorm2d(3).double()
     output = torch.cat([results["far", None]["output"] for results in two_workers])
@@ -133,7 +139,7 @@ def test_a_mean_far_from_zero_costs_few_digits_in_float32(two_workers):
     torch.testing.assert_close(found, exact.running_var, rtol=1e-4, atol=0)
 
 
-def test_low_precision_stays_low_outside_and_high_inside(two_workers):
+def test_low_precision_stays_low_outside_and_high_inside(two_workers: list[Any]) -> None:
     output = torch.cat([results["low", None]["output"] for results in two_workers])
     images = _images()[:, :1].expand(-1, 3, -1, -1).bfloat16()
     assert output.dtype == torch.bfloat16
@@ -141,7 +147,7 @@ def test_low_precision_stays_low_outside_and_high_inside(two_workers):
     torch.testing.assert_close(output.double(), exact, rtol=2**-8, atol=1e-6)
 
 
-def test_a_second_look_of_two_workers_leaves_no_trace(two_workers):
+def test_a_second_look_of_two_workers_leaves_no_trace(two_workers: list[Any]) -> None:
     assert all(results["far", None]["num_batches_tracked"] == 1 for results in two_workers)
 
 
@@ -157,7 +163,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("kind", list(LAYERS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_worker_is_the_layer_it_replaces_to_the_bit(kind, dtype):
+def test_one_worker_is_the_layer_it_replaces_to_the_bit(kind: Any, dtype: Any) -> None:
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
     plain = make()
@@ -174,7 +180,7 @@ def test_one_worker_is_the_layer_it_replaces_to_the_bit(kind, dtype):
     assert torch.equal(plain(x.clone()), replaced(x.clone()))
 
 
-def test_replacing_keeps_parameters_names_and_modes():
+def test_replacing_keeps_parameters_names_and_modes() -> None:
     model = _model()
     model.encoder.eval()
     parameters, names = list(model.parameters()), list(model.state_dict())
@@ -191,7 +197,7 @@ def test_replacing_keeps_parameters_names_and_modes():
     assert all(type(norm) is GlobalBatchNorm for norm in norms)
 
 
-def test_a_single_value_is_normalised_by_the_running_statistics():
+def test_a_single_value_is_normalised_by_the_running_statistics() -> None:
     layer = use_global_statistics(nn.BatchNorm2d(3))
     layer(torch.randn(4, 3, 2, 2))
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
@@ -203,7 +209,7 @@ def test_a_single_value_is_normalised_by_the_running_statistics():
 
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_frozen_statistics_change_no_output_and_no_buffer(replaced, training):
+def test_frozen_statistics_change_no_output_and_no_buffer(replaced: bool, training: bool) -> None:
     model = _model()
     model = (use_global_statistics(model) if replaced else model).train(training)
     twin = copy.deepcopy(model)
@@ -217,7 +223,7 @@ def test_frozen_statistics_change_no_output_and_no_buffer(replaced, training):
     assert changed == training
 
 
-def test_an_unknown_kind_of_batch_norm_is_refused_with_several_workers():
+def test_an_unknown_kind_of_batch_norm_is_refused_with_several_workers() -> None:
     class Odd(nn.BatchNorm2d):
         pass
 

@@ -1,8 +1,11 @@
 """What timm's encoders hand over, what heads make of it, which weights fit, and every refusal."""
 
+from __future__ import annotations
+
 import copy
 import logging
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -22,12 +25,17 @@ DENSE: list[Task] = [Segmentation(name="segmentation", num_classes=7), Depth(nam
 LABEL: list[Task] = [Classification(name="amazon", num_classes=5)]
 
 
-def _config(encoder: str = "resnet18", **arguments) -> ModelConfig:
+def _config(encoder: str = "resnet18", **arguments: Any) -> ModelConfig:
     defaults = {"output_stride": None, "head": "linear"}
     return ModelConfig(encoder=encoder, **defaults | arguments)
 
 
-def _build(encoder: str = "resnet18", tasks: list[Task] | None = None, size=SIZE, **arguments):
+def _build(
+    encoder: str = "resnet18",
+    tasks: list[Task] | None = None,
+    size: tuple[int, ...] = SIZE,
+    **arguments: Any,
+) -> Any:
     tasks = DENSE if tasks is None else tasks
     return build_model(_config(encoder, **arguments), tasks, image_size=size)
 
@@ -38,7 +46,7 @@ def paper_model() -> MultiTaskModel:
     return build_model(ModelConfig(), DENSE, image_size=SIZE)
 
 
-def test_the_papers_encoder_and_head_have_the_papers_sizes(paper_model):
+def test_the_papers_encoder_and_head_have_the_papers_sizes(paper_model: MultiTaskModel) -> None:
     assert paper_model.num_encoder_parameters == 23_508_032
     assert paper_model.representation_shape == (2048, 8, 12)
     assert paper_model.channel_axis == 1
@@ -47,7 +55,7 @@ def test_the_papers_encoder_and_head_have_the_papers_sizes(paper_model):
     assert paper_model.training
 
 
-def test_dense_predictions_are_at_image_size(paper_model):
+def test_dense_predictions_are_at_image_size(paper_model: MultiTaskModel) -> None:
     with torch.no_grad():
         found = paper_model(torch.randn(1, 3, *SIZE))  # one row, in training mode
     shapes = {task: tuple(prediction.shape) for task, prediction in found.items()}
@@ -66,7 +74,7 @@ MAPS = {
 
 
 @pytest.mark.parametrize("encoder", list(MAPS))
-def test_maps_are_channels_first_and_use_every_parameter(encoder):
+def test_maps_are_channels_first_and_use_every_parameter(encoder: Any) -> None:
     model = _build(encoder)
     assert model.representation_shape == MAPS[encoder]
     model.eval()(torch.randn(2, 3, *SIZE))["depth"].sum().backward()
@@ -75,7 +83,7 @@ def test_maps_are_channels_first_and_use_every_parameter(encoder):
 
 @pytest.mark.parametrize("encoder", ["resnet18", "efficientnet_b0", "convnext_atto"])
 @pytest.mark.parametrize("stride", [8, 16])
-def test_encoders_that_can_dilate_keep_the_stride(encoder, stride):
+def test_encoders_that_can_dilate_keep_the_stride(encoder: str, stride: int) -> None:
     model = _build(encoder, output_stride=stride)
     assert model.representation_shape[1:] == (SIZE[0] // stride, SIZE[1] // stride)
 
@@ -83,13 +91,13 @@ def test_encoders_that_can_dilate_keep_the_stride(encoder, stride):
 @pytest.mark.parametrize(
     "encoder", ["vgg11", "densenet121", "vit_tiny_patch16_224", "hrnet_w18_small"]
 )
-def test_encoders_that_cannot_dilate_say_so(encoder):
+def test_encoders_that_cannot_dilate_say_so(encoder: str) -> None:
     with pytest.raises(ValueError, match=f"{encoder}.*output_stride.*null"):
         _build(encoder, output_stride=8)
 
 
 @pytest.mark.parametrize(("encoder", "width"), [("resnet18", 512), ("vit_tiny_patch16_224", 192)])
-def test_pooled_features_are_vectors(encoder, width):
+def test_pooled_features_are_vectors(encoder: str, width: int) -> None:
     model = _build(encoder, LABEL, features="pooled", output_stride=8)  # a stride is for maps
     assert model.representation_shape == (width,)
     assert model.channel_axis == 1
@@ -97,7 +105,7 @@ def test_pooled_features_are_vectors(encoder, width):
 
 
 @pytest.mark.parametrize("encoder", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
-def test_tokens_keep_the_class_token_and_are_normalised(encoder):
+def test_tokens_keep_the_class_token_and_are_normalised(encoder: str) -> None:
     model = _build(encoder, LABEL, size=(32, 48), features="tokens")
     assert model.representation_shape[0] == 1 + 2 * 3
     assert model.channel_axis == 2
@@ -108,13 +116,13 @@ def test_tokens_keep_the_class_token_and_are_normalised(encoder):
 
 
 @pytest.mark.parametrize("features", ["map", "pooled"])
-def test_a_linear_head_reads_labels_from_maps_and_vectors(features):
+def test_a_linear_head_reads_labels_from_maps_and_vectors(features: str) -> None:
     model = _build(tasks=LABEL, features=features)
     assert isinstance(model.heads["amazon"], LinearHead)
     assert model(torch.randn(3, 3, *SIZE))["amazon"].shape == (3, 5)
 
 
-def test_rows_say_who_predicts_for_what():
+def test_rows_say_who_predicts_for_what() -> None:
     tasks: list[Task] = [*LABEL, Classification(name="dslr", num_classes=3)]
     model = _build(tasks=tasks, features="pooled").eval()
     images = torch.randn(5, 3, *SIZE)
@@ -126,7 +134,7 @@ def test_rows_say_who_predicts_for_what():
     torch.testing.assert_close(model.predict("dslr", model.encoder(images), SIZE), whole["dslr"])
 
 
-def test_the_same_seed_gives_the_same_model():
+def test_the_same_seed_gives_the_same_model() -> None:
     states = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -135,14 +143,14 @@ def test_the_same_seed_gives_the_same_model():
     assert not torch.equal(states[0]["encoder.conv1.weight"], states[2]["encoder.conv1.weight"])
 
 
-def test_building_leaves_no_trace_in_running_statistics():
+def test_building_leaves_no_trace_in_running_statistics() -> None:
     state = _build().state_dict()
     counts = [v for n, v in state.items() if n.endswith("num_batches_tracked")]
     assert counts
     assert not any(bool(count) for count in counts)
 
 
-def test_models_can_be_copied_and_saved():
+def test_models_can_be_copied_and_saved() -> None:
     model = _build().eval()
     images = torch.randn(1, 3, *SIZE)
     torch.testing.assert_close(copy.deepcopy(model)(images)["depth"], model(images)["depth"])
@@ -152,7 +160,7 @@ def test_models_can_be_copied_and_saved():
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_aspp_trains_on_any_number_of_rows_to_second_order(rows):
+def test_aspp_trains_on_any_number_of_rows_to_second_order(rows: int) -> None:
     torch.manual_seed(0)
     head = ASPPHead(4, 3, width=5, rates=(1, 2), dropout=0.0).double()
     features = torch.randn(rows, 4, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -162,7 +170,7 @@ def test_aspp_trains_on_any_number_of_rows_to_second_order(rows):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
-def test_aspp_sees_the_whole_image_through_its_pooled_branch():
+def test_aspp_sees_the_whole_image_through_its_pooled_branch() -> None:
     torch.manual_seed(0)
     head = ASPPHead(2, 1, width=16, rates=(1,), dropout=0.0).eval()
     features = torch.randn(1, 2, 1, 40, requires_grad=True)
@@ -174,7 +182,7 @@ def test_aspp_sees_the_whole_image_through_its_pooled_branch():
 
 
 @pytest.mark.parametrize("name", ["encoder.layer3", "encoder.layer4.1", "encoder.layer4.0.conv1"])
-def test_named_representations_of_a_cnn(name):
+def test_named_representations_of_a_cnn(name: str) -> None:
     model = _build(representation=name)
     seen = []
     module = representation_module(model, name)
@@ -191,7 +199,9 @@ def test_named_representations_of_a_cnn(name):
         ("swin_tiny_patch4_window7_224", "encoder.layers_2", (4, 6, 384), 3),
     ],
 )
-def test_a_representation_before_attention_has_second_derivatives(encoder, name, shape, axis):
+def test_a_representation_before_attention_has_second_derivatives(
+    encoder: str, name: str, shape: tuple[int, ...], axis: int
+) -> None:
     model = _build(encoder, representation=name)
     assert model.representation_shape == shape
     assert model.channel_axis == axis
@@ -211,7 +221,7 @@ def test_a_representation_before_attention_has_second_derivatives(encoder, name,
         ("encoder.layer4.1.bn2", "changed in place later; take the module around it"),
     ],
 )
-def test_modules_that_cannot_be_the_representation_are_refused(name, message):
+def test_modules_that_cannot_be_the_representation_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _build(representation=name)
 
@@ -230,17 +240,19 @@ def test_modules_that_cannot_be_the_representation_are_refused(name, message):
         ("vit_tiny_patch16_224", {"size": (8, 8)}, "vit_tiny_patch16_224.*8x8"),
     ],
 )
-def test_what_cannot_be_built_is_refused_by_name(encoder, arguments, message):
+def test_what_cannot_be_built_is_refused_by_name(
+    encoder: str, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         _build(encoder, **arguments)
 
 
-def test_task_names_are_unique():
+def test_task_names_are_unique() -> None:
     with pytest.raises(ValueError, match="tasks 'depth', 'depth': names must differ"):
         _build(tasks=[DENSE[1], DENSE[1]])
 
 
-def test_aspp_is_for_dense_tasks():
+def test_aspp_is_for_dense_tasks() -> None:
     with pytest.raises(ValueError, match=r"'amazon' predicts no map: set model\.head to 'linear'"):
         _build(tasks=LABEL, head="aspp")
 
@@ -248,7 +260,7 @@ def test_aspp_is_for_dense_tasks():
 # Weights
 
 
-def _plain(encoder: str, **arguments) -> nn.Module:
+def _plain(encoder: str, **arguments: Any) -> nn.Module:
     torch.manual_seed(11)
     return timm.create_model(encoder, **arguments)
 
@@ -268,7 +280,9 @@ def _save(state: dict, path: Path, form: str) -> str:
 
 
 @pytest.mark.parametrize("form", ["bare", "state_dict", "model", "encoder", "safetensors"])
-def test_weights_are_read_from_every_common_form(form, tmp_path, caplog):
+def test_weights_are_read_from_every_common_form(
+    form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     plain = _plain("resnet18")
     path = _save(plain.state_dict(), tmp_path / "weights.pth", form)
     with caplog.at_level(logging.WARNING):
@@ -279,7 +293,7 @@ def test_weights_are_read_from_every_common_form(form, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("encoder", ["convnext_atto", "mobilenetv3_small_100", "densenet121"])
-def test_weights_find_their_place_in_timms_feature_networks(encoder, tmp_path):
+def test_weights_find_their_place_in_timms_feature_networks(encoder: str, tmp_path: Path) -> None:
     plain = _plain(encoder)
     path = _save(plain.state_dict(), tmp_path / "weights.pth", "bare")
     reference = timm.create_model(
@@ -292,7 +306,7 @@ def test_weights_find_their_place_in_timms_feature_networks(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("features", ["map", "pooled", "tokens"])
-def test_position_embeddings_are_resized(features, tmp_path):
+def test_position_embeddings_are_resized(features: str, tmp_path: Path) -> None:
     name = "vit_tiny_patch16_224"
     plain = _plain(name)
     path = _save(plain.state_dict(), tmp_path / "weights.pth", "bare")
@@ -305,7 +319,7 @@ def test_position_embeddings_are_resized(features, tmp_path):
     assert not torch.equal(state[f"{prefix}pos_embed"], plain.state_dict()["pos_embed"][:, :25])
 
 
-def test_a_models_own_weights_come_back(tmp_path):
+def test_a_models_own_weights_come_back(tmp_path: Path) -> None:
     model = _build("convnext_atto")
     torch.save(model.state_dict(), tmp_path / "model.pth")
     again = _build("convnext_atto", weights=str(tmp_path / "model.pth"))
@@ -314,7 +328,7 @@ def test_a_models_own_weights_come_back(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_another_precision_are_converted(dtype, tmp_path):
+def test_weights_of_another_precision_are_converted(dtype: Any, tmp_path: Path) -> None:
     state = {
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in _plain("resnet18").state_dict().items()
@@ -368,17 +382,19 @@ def _wrong_weights(case: str, folder: Path) -> str:
         ("no file", "no such file"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(case, message, tmp_path):
+def test_weights_that_do_not_fit_are_refused(case: str, message: str, tmp_path: Path) -> None:
     path = _wrong_weights(case, tmp_path)
     with pytest.raises(ValueError, match=message) as caught:
         _build(weights=path)
     assert path in str(caught.value)
 
 
-def test_published_weights_without_a_network_are_asked_for_once(monkeypatch):
+def test_published_weights_without_a_network_are_asked_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = []
 
-    def unreachable(*_, **__):
+    def unreachable(*_: Any, **__: Any) -> None:
         asked.append("metadata")
         raise ConnectionError("no network in tests")
 
@@ -390,7 +406,7 @@ def test_published_weights_without_a_network_are_asked_for_once(monkeypatch):
     assert asked == ["metadata"]
 
 
-def test_an_encoder_without_published_weights_says_so():
+def test_an_encoder_without_published_weights_says_so() -> None:
     names = [name for name in timm.list_models("vit_*") if not timm.list_pretrained(name)]
     bare = next(n for n in names if not getattr(timm.get_pretrained_cfg(n), "has_weights", False))
     with pytest.raises(ValueError, match=f"no weights for '{bare}'"):

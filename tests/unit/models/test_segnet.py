@@ -1,5 +1,10 @@
 """SegNet with MTAN's attention: its size, which parameters a task reaches, and what is refused."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -19,17 +24,17 @@ TASKS = (
 )
 
 
-def test_it_has_as_many_parameters_as_nash_mtls():
+def test_it_has_as_many_parameters_as_nash_mtls() -> None:
     """44.1 million for NYUv2's three tasks, counted in nash-mtl's layers, biases and all."""
     filters = [64, 128, 256, 512, 512]
 
-    def convolution(a, b, size=3):
+    def convolution(a: Any, b: Any, size: int = 3) -> Any:
         return a * b * size**2 + b
 
-    def normed(a, b):
+    def normed(a: Any, b: Any) -> Any:
         return convolution(a, b) + 2 * b
 
-    def attention(a, b):
+    def attention(a: Any, b: Any) -> Any:
         return convolution(a, b, 1) + convolution(b, b, 1) + 4 * b
 
     expected = normed(3, 64) + normed(64, 64)
@@ -52,7 +57,7 @@ def test_it_has_as_many_parameters_as_nash_mtls():
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
-def test_a_task_reaches_the_shared_layers_and_its_own_attention_alone():
+def test_a_task_reaches_the_shared_layers_and_its_own_attention_alone() -> None:
     model = build_model(MTAN, TASKS, image_size=(32, 64))
     predictions = model(torch.rand(2, 3, 32, 64))
     assert {name: tuple(p.shape) for name, p in predictions.items()} == {
@@ -73,7 +78,7 @@ def test_a_task_reaches_the_shared_layers_and_its_own_attention_alone():
     assert {name.split(".")[1] for name in reached if name.startswith("heads")} == {"depth"}
 
 
-def test_the_last10_setting_trains_a_step_with_penalties(scenes_cache):
+def test_the_last10_setting_trains_a_step_with_penalties(scenes_cache: Path) -> None:
     data = DataConfig(name="cityscapes", height=32, width=64, num_train=4, num_val=2)
     official = protocols.settings("last10", data)
     assert official.model == MTAN
@@ -101,11 +106,11 @@ def test_the_last10_setting_trains_a_step_with_penalties(scenes_cache):
         ),
     ],
 )
-def test_what_does_not_fit_it_is_refused(options, message):
+def test_what_does_not_fit_it_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(**options)
 
 
-def test_sizes_that_cannot_be_halved_five_times_are_refused():
+def test_sizes_that_cannot_be_halved_five_times_are_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
         build_model(MTAN, (InverseDepth(name="depth"), TASKS[0]), image_size=(72, 96))

@@ -1,10 +1,14 @@
 """The command lines: their options, and what reaches the search."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
 import types
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.tune.search.sample import Domain
@@ -36,7 +40,7 @@ print(json.dumps(shown))
 
 
 @pytest.fixture(scope="module")
-def explanations():
+def explanations() -> Any:
     """Of every recipe its exit status and what it says; all from one process, which imports once."""
     found = subprocess.run(
         [sys.executable, "-c", EXPLAIN, *map(str, RECIPES)],
@@ -50,7 +54,7 @@ def explanations():
 
 
 @pytest.mark.parametrize("recipe", [path.name for path in RECIPES])
-def test_every_recipe_explains_itself(explanations, recipe):
+def test_every_recipe_explains_itself(explanations: Any, recipe: Any) -> None:
     status, shown = explanations[recipe]
     assert status == 0
     assert f"python pipelines/{recipe}" in shown, "its command"
@@ -60,12 +64,17 @@ def test_every_recipe_explains_itself(explanations, recipe):
         assert "default:" in shown
 
 
-def run_recipe(monkeypatch, recipe, *arguments):
+def run_recipe(monkeypatch: pytest.MonkeyPatch, recipe: Any, *arguments: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, arguments)])
     cli.main(recipe.main)
 
 
-def error_of(monkeypatch, capsys, recipe, *arguments):
+def error_of(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recipe: Any,
+    *arguments: Any,
+) -> Any:
     with pytest.raises(SystemExit) as ended:
         run_recipe(monkeypatch, recipe, *arguments)
     assert ended.value.code == 2
@@ -76,7 +85,7 @@ def error_of(monkeypatch, capsys, recipe, *arguments):
 
 
 @pytest.fixture
-def best_json(tmp_path):
+def best_json(tmp_path: Path) -> Any:
     path = tmp_path / "best.json"
     path.write_text(
         json.dumps(to_dict(replace(BASE, {"policy": {"name": "CAGrad", "arguments": {"c": 1}}})))
@@ -85,11 +94,11 @@ def best_json(tmp_path):
 
 
 @pytest.fixture
-def fitted(monkeypatch):
+def fitted(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The experiments that the recipe trained, with its other arguments."""
     calls = []
 
-    def fit(experiment, **options):
+    def fit(experiment: Experiment, **options: Any) -> SimpleNamespace:
         calls.append((experiment, options))
         history = [{"epoch": 1, "depth/abs_error": 0.1234567, "policy/weight/depth": 1.0}]
         return SimpleNamespace(history=history, checkpoint="/runs/checkpoint_1")
@@ -98,7 +107,9 @@ def fitted(monkeypatch):
     return calls
 
 
-def test_the_train_recipe_trains_what_the_file_says(monkeypatch, capsys, fitted, best_json):
+def test_the_train_recipe_trains_what_the_file_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fitted: Any, best_json: Any
+) -> None:
     run_recipe(monkeypatch, train_recipe, best_json)
     experiment, options = fitted[0]
     assert experiment == replace(BASE, {"policy": {"name": "CAGrad", "arguments": {"c": 1}}})
@@ -109,7 +120,9 @@ def test_the_train_recipe_trains_what_the_file_says(monkeypatch, capsys, fitted,
     )
 
 
-def test_the_train_recipes_options(monkeypatch, fitted, best_json):
+def test_the_train_recipes_options(
+    monkeypatch: pytest.MonkeyPatch, fitted: Any, best_json: Any
+) -> None:
     settings = ["epochs=50", "model.encoder=resnet18", "regularizer.lambda_tsr=0.1", "tasks=null"]
     options = [part for setting in settings for part in ("--set", setting)]
     run_recipe(
@@ -143,8 +156,13 @@ def test_the_train_recipes_options(monkeypatch, fitted, best_json):
     ],
 )
 def test_wrong_options_of_the_train_recipe(
-    monkeypatch, capsys, fitted, best_json, options, message
-):
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fitted: Any,
+    best_json: Any,
+    options: list[str],
+    message: str,
+) -> None:
     assert message in error_of(monkeypatch, capsys, train_recipe, best_json, *options)
     assert not fitted
 
@@ -160,7 +178,14 @@ def test_wrong_options_of_the_train_recipe(
         ("{}", "data is missing from Experiment"),
     ],
 )
-def test_wrong_files_of_the_train_recipe(monkeypatch, capsys, fitted, tmp_path, content, message):
+def test_wrong_files_of_the_train_recipe(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fitted: Any,
+    tmp_path: Path,
+    content: str | None,
+    message: str,
+) -> None:
     path = tmp_path / "best.json"
     if content is not None:
         path.write_text(content)
@@ -171,11 +196,11 @@ def test_wrong_files_of_the_train_recipe(monkeypatch, capsys, fitted, tmp_path, 
 
 
 @pytest.fixture
-def searches(monkeypatch, tmp_path):
+def searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """What the recipes searched; they leave their files in `tmp_path / "out"`."""
     calls = []
 
-    def tune(experiment, param_space, **options):
+    def tune(experiment: Experiment, param_space: Any, **options: Any) -> SearchResult:
         calls.append((experiment, param_space, options))
         return SearchResult(
             table=results_table(RESULTS, experiment),
@@ -190,7 +215,12 @@ def searches(monkeypatch, tmp_path):
     return calls
 
 
-def test_the_demonstration_searches_rendered_scenes(monkeypatch, capsys, searches, tmp_path):
+def test_the_demonstration_searches_rendered_scenes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    searches: Any,
+    tmp_path: Path,
+) -> None:
     run_recipe(monkeypatch, tune_cityscapes)
     experiment, space, options = searches[0]
     assert experiment == tune_cityscapes.demonstration()
@@ -207,7 +237,9 @@ def test_the_demonstration_searches_rendered_scenes(monkeypatch, capsys, searche
     assert "not Cityscapes" in capsys.readouterr().out
 
 
-def test_the_papers_setting_takes_the_folder(monkeypatch, searches):
+def test_the_papers_setting_takes_the_folder(
+    monkeypatch: pytest.MonkeyPatch, searches: Any
+) -> None:
     run_recipe(monkeypatch, tune_cityscapes, "--data", "/data", "--gpus-per-worker", 1)
     experiment, _, options = searches[0]
     assert experiment.data.path == "/data"
@@ -220,7 +252,9 @@ def test_the_papers_setting_takes_the_folder(monkeypatch, searches):
     assert options["placement"].gpus_per_worker == 1
 
 
-def test_options_reach_experiment_space_and_search(monkeypatch, searches, tmp_path):
+def test_options_reach_experiment_space_and_search(
+    monkeypatch: pytest.MonkeyPatch, searches: Any, tmp_path: Path
+) -> None:
     text = (
         "--samples 4 --space joint --policies EW UW --searcher optuna --scheduler asha --no-references "
         "--epochs 3 --batch-size 4 --encoder resnet18 --weights w.pth --seed 7 --workers 2 "
@@ -259,7 +293,9 @@ def test_options_reach_experiment_space_and_search(monkeypatch, searches, tmp_pa
     assert (tmp_path / "out/results.csv").exists()
 
 
-def test_office_searches_its_domains(monkeypatch, searches, capsys):
+def test_office_searches_its_domains(
+    monkeypatch: pytest.MonkeyPatch, searches: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = (
         "--data /office --domains amazon webcam --eval-split test --preset paper --pretrained"
     )
@@ -271,7 +307,9 @@ def test_office_searches_its_domains(monkeypatch, searches, capsys):
     assert "Office-31, /office, test split" in capsys.readouterr().out
 
 
-def test_office_home_has_its_own_domains(monkeypatch, searches, capsys):
+def test_office_home_has_its_own_domains(
+    monkeypatch: pytest.MonkeyPatch, searches: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_recipe(
         monkeypatch,
         tune_office31,
@@ -297,21 +335,30 @@ def test_office_home_has_its_own_domains(monkeypatch, searches, capsys):
     ],
 )
 def test_wrong_options_of_a_search_recipe(
-    monkeypatch, capsys, searches, tmp_path, options, message
-):
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    searches: Any,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+) -> None:
     (tmp_path / "file").write_text("not a folder")
     assert message in error_of(monkeypatch, capsys, tune_cityscapes, *options)
     assert not searches
 
 
-def test_samples_of_zero_are_refused_and_not_replaced(monkeypatch, capsys, tmp_path):
+def test_samples_of_zero_are_refused_and_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cluster, "connect", lambda: pytest.fail("Ray was started"))
     message = error_of(monkeypatch, capsys, tune_cityscapes, "--samples", 0)
     assert "num_samples is 0; expected at least 1" in message
 
 
-def test_any_value_of_the_experiment_can_be_set(monkeypatch, searches):
+def test_any_value_of_the_experiment_can_be_set(
+    monkeypatch: pytest.MonkeyPatch, searches: Any
+) -> None:
     options = ["--set", "regularizer.lambda_tsr=0.25", "--set", "data.augment=true"]
     run_recipe(monkeypatch, tune_cityscapes, *options, "--set", "optimizer.name=sgd")
     experiment = searches[0][0]
@@ -327,13 +374,17 @@ def test_any_value_of_the_experiment_can_be_set(monkeypatch, searches):
         (["--space", "joint"], 6),
     ],
 )
-def test_a_grid_is_run_once_unless_told_otherwise(monkeypatch, searches, options, expected):
+def test_a_grid_is_run_once_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, searches: Any, options: list[str], expected: int
+) -> None:
     run_recipe(monkeypatch, tune_cityscapes, *options)
     assert searches[0][2]["num_samples"] == expected
 
 
-def test_a_space_of_ones_own_is_found_by_its_module(monkeypatch, searches):
-    module = types.ModuleType("my_spaces")
+def test_a_space_of_ones_own_is_found_by_its_module(
+    monkeypatch: pytest.MonkeyPatch, searches: Any
+) -> None:
+    module: Any = types.ModuleType("my_spaces")
     module.mine = lambda: {TSR: 0.5}
     monkeypatch.setitem(sys.modules, "my_spaces", module)
     run_recipe(monkeypatch, tune_cityscapes, "--space", "my_spaces:mine")
@@ -341,7 +392,7 @@ def test_a_space_of_ones_own_is_found_by_its_module(monkeypatch, searches):
     assert searches[0][2]["references"] == []
 
 
-def test_the_recipes_experiments_can_be_done():
+def test_the_recipes_experiments_can_be_done() -> None:
     for experiment in (
         tune_cityscapes.demonstration(),
         tune_cityscapes.paper(None),

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from tests.helpers.paths import ROOT
 PLAIN = SearchPlan(num_trials=10, epochs=5, epoch_s=60, trial_overhead_s=30)
 
 
-def test_without_surprises_time_and_money_are_arithmetic():
+def test_without_surprises_time_and_money_are_arithmetic() -> None:
     machines = ClusterPlan(
         max_machines=2, slots=2, start_s=300, idle_s=600, price=3.0, head_price=0.5
     )
@@ -37,7 +39,7 @@ def test_without_surprises_time_and_money_are_arithmetic():
     assert estimate.epochs_trained == 50
 
 
-def test_no_more_trials_run_at_once_than_there_are_slots():
+def test_no_more_trials_run_at_once_than_there_are_slots() -> None:
     search = SearchPlan(num_trials=50, epochs=8, epoch_s=7, asha=True)
     machines = ClusterPlan(max_machines=3, slots=2, interruptions=10.0, seed=3)
     estimate = simulate(search, machines)
@@ -49,7 +51,7 @@ def test_no_more_trials_run_at_once_than_there_are_slots():
     assert estimate.peak_machines == 3
 
 
-def test_trials_that_lost_their_machine_end_all_the_same_and_keep_their_epochs():
+def test_trials_that_lost_their_machine_end_all_the_same_and_keep_their_epochs() -> None:
     search = SearchPlan(num_trials=20, epochs=10, epoch_s=60, trial_overhead_s=10)
     calm = simulate(search, ClusterPlan(max_machines=4, slots=1))
     rough = simulate(search, ClusterPlan(max_machines=4, slots=1, interruptions=2.0, seed=1))
@@ -59,7 +61,7 @@ def test_trials_that_lost_their_machine_end_all_the_same_and_keep_their_epochs()
     assert rough.hours > calm.hours
 
 
-def test_machines_go_when_trials_run_out():
+def test_machines_go_when_trials_run_out() -> None:
     search = SearchPlan(num_trials=5, epochs=1, epoch_s=3600, trial_overhead_s=0)
     estimate = simulate(search, ClusterPlan(max_machines=4, slots=1, start_s=0, idle_s=60))
     stops = sorted(stop for _, stop in estimate.machines)
@@ -67,7 +69,7 @@ def test_machines_go_when_trials_run_out():
     assert stops[3] == pytest.approx(2 + 1 / 60)
 
 
-def test_machines_that_must_stay_are_paid_to_the_end():
+def test_machines_that_must_stay_are_paid_to_the_end() -> None:
     search = SearchPlan(num_trials=5, epochs=1, epoch_s=3600, trial_overhead_s=0)
     machines = ClusterPlan(max_machines=4, min_machines=4, slots=1, start_s=0, idle_s=60)
     assert sorted(stop for _, stop in simulate(search, machines).machines) == pytest.approx(
@@ -77,7 +79,7 @@ def test_machines_that_must_stay_are_paid_to_the_end():
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
 @pytest.mark.parametrize("grace", [1, 2])
-def test_halving_decides_as_rays_asha_does(factor, grace):
+def test_halving_decides_as_rays_asha_does(factor: int, grace: int) -> None:
     from ray.tune.schedulers.async_hyperband import _Bracket
 
     draws = np.random.default_rng(factor)
@@ -98,7 +100,7 @@ def test_halving_decides_as_rays_asha_does(factor, grace):
     assert 0 < stopped < 30
 
 
-def test_early_stopping_saves_epochs_and_keeps_the_best():
+def test_early_stopping_saves_epochs_and_keeps_the_best() -> None:
     search = SearchPlan(num_trials=200, epochs=16, epoch_s=10, noise=0.3)
     machines = ClusterPlan(max_machines=8, slots=8)
     full = simulate(search, machines)
@@ -120,13 +122,15 @@ def test_early_stopping_saves_epochs_and_keeps_the_best():
         ({"epoch_s": 9000}, {"interruptions": 1}, "hardly any would end"),
     ],
 )
-def test_impossible_plans_are_refused(search, machines, message):
-    search = SearchPlan(**{**vars(PLAIN), **search})
+def test_impossible_plans_are_refused(
+    search: dict[str, Any], machines: dict[str, Any], message: str
+) -> None:
+    plan = SearchPlan(**{**vars(PLAIN), **search})
     with pytest.raises(ValueError, match=message):
-        simulate(search, ClusterPlan(**{"max_machines": 2, "slots": 1, **machines}))
+        simulate(plan, ClusterPlan(**{"max_machines": 2, "slots": 1, **machines}))
 
 
-def write_trial(folder, name, start, reports):
+def write_trial(folder: Path, name: str, start: Any, reports: Any) -> None:
     trial = folder / "search" / name
     trial.mkdir(parents=True)
     lines = [
@@ -136,7 +140,7 @@ def write_trial(folder, name, start, reports):
     (trial / "result.json").write_text("\n".join(lines) + "\n")
 
 
-def test_the_times_of_a_search_are_read_from_its_record(tmp_path):
+def test_the_times_of_a_search_are_read_from_its_record(tmp_path: Path) -> None:
     """Two slots; epochs of 10 s; 12 s before a trial's first epoch, and none between trials."""
     write_trial(tmp_path, "a", 1000, [1022, 1032, 1042])
     write_trial(tmp_path, "b", 1000, [1022])
@@ -150,12 +154,12 @@ def test_the_times_of_a_search_are_read_from_its_record(tmp_path):
     assert timing.hours * 3600 == pytest.approx(64)
 
 
-def test_a_folder_without_a_search_is_refused(tmp_path):
+def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no finished search"):
         read_search_timing(tmp_path)
 
 
-def test_the_recipe_prints_a_row_for_every_size_and_leaves_its_picture(tmp_path):
+def test_the_recipe_prints_a_row_for_every_size_and_leaves_its_picture(tmp_path: Path) -> None:
     write_trial(tmp_path / "small", "a", 1000, [1022, 1032, 1042])
     write_trial(tmp_path / "large", "a", 1000, [1022, 1032, 1042])
     write_trial(tmp_path / "large", "b", 1042, [1064, 1074, 1084])
@@ -181,6 +185,6 @@ def test_the_recipe_prints_a_row_for_every_size_and_leaves_its_picture(tmp_path)
     assert len((tmp_path / "plan" / "plan.csv").read_text().splitlines()) == 3
 
 
-def test_photographs_are_not_measured():
+def test_photographs_are_not_measured() -> None:
     with pytest.raises(ValueError, match="office31: an epoch can only be measured on rendered"):
         measure_epoch(Experiment(data=DataConfig(name="office31", path="/nowhere")))

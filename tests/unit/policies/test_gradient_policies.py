@@ -1,8 +1,11 @@
 """Policies that combine task gradients: TorchJD is the reference, and hard cases are finite."""
 
+from __future__ import annotations
+
 import logging
 import warnings
 import zlib
+from typing import Any
 
 import cvxpy
 import pytest
@@ -19,7 +22,7 @@ from tests.unit.policies.test_policies import (
 )
 
 
-def nash_at_norm_one(jacobian):
+def nash_at_norm_one(jacobian: Any) -> Any:
     """TorchJD's solution where its convex problem is well posed, scaled back and shortened to 1."""
     size = (jacobian @ jacobian.T).norm().sqrt()
     combined = aggregation.NashMTL(3, max_norm=0.0)(jacobian / size)
@@ -50,7 +53,7 @@ TOLERANCE = {"FairGrad": 2e-4, "Nash-MTL": 1e-5, "GradVac": 1e-6}
 """Least squares and the convex problems stop elsewhere at another scale; epsilons are relative."""
 
 
-def reference_update(aggregator, jacobian, step):
+def reference_update(aggregator: Any, jacobian: Any, step: Any) -> Any:
     """TorchJD's combination of the rows, with the draws of a policy of seed 0 at this step."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cvxpy's, on Nash-MTL's problem
@@ -58,14 +61,14 @@ def reference_update(aggregator, jacobian, step):
         return aggregator(jacobian)
 
 
-def assert_heads_have_weight_one(toy):
+def assert_heads_have_weight_one(toy: Any) -> None:
     expected = [gradient for head in toy.task_pass.head_gradients for gradient in head]
     for got, gradient in zip(toy.finished()[len(toy.shared) :], expected, strict=True):
         torch.testing.assert_close(got, gradient)
 
 
 @pytest.mark.parametrize("name", [*GRAMIAN_POLICIES, *JACOBIAN_POLICIES])
-def test_directions_are_torchjds_on_the_full_jacobian(name):
+def test_directions_are_torchjds_on_the_full_jacobian(name: Any) -> None:
     policy, aggregator = make(name, **FULL.get(name, {})), REFERENCES[name]()
     for step in range(4):
         toy = toy_pass(3, seed=step, with_downstream=True, loss_scale=3.0)
@@ -78,7 +81,7 @@ def test_directions_are_torchjds_on_the_full_jacobian(name):
 
 
 @pytest.mark.parametrize("name", GRAMIAN_POLICIES)
-def test_at_the_representation_the_same_weights_rule_there(name):
+def test_at_the_representation_the_same_weights_rule_there(name: str) -> None:
     policy = make(name, gradients="representation", **FULL.get(name, {}))
     aggregator = REFERENCES[name]()
     for step in range(3):
@@ -92,7 +95,7 @@ def test_at_the_representation_the_same_weights_rule_there(name):
         assert_heads_have_weight_one(toy)
 
 
-def hard_jacobians(num_tasks):
+def hard_jacobians(num_tasks: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(3)
     usual = torch.randn(num_tasks, 12, generator=generator, dtype=torch.float64)
     signs = torch.tensor([(-1.0) ** task for task in range(num_tasks)], dtype=torch.float64)
@@ -119,7 +122,7 @@ def hard_jacobians(num_tasks):
     [(2, torch.float64), (3, torch.float64), (3, torch.float32), (10, torch.float64)],
 )
 @pytest.mark.parametrize("name", GRADIENT_POLICIES)
-def test_hard_gradients_have_a_finite_result(name, num_tasks, dtype):
+def test_hard_gradients_have_a_finite_result(name: str, num_tasks: int, dtype: Any) -> None:
     if name == "Krum" and num_tasks == 2:
         pytest.skip("needs three tasks")
     arguments = {"TrimmedMean": {"trim_number": 0}}.get(name, {})
@@ -158,7 +161,7 @@ def test_hard_gradients_have_a_finite_result(name, num_tasks, dtype):
         "SDMGrad",
     ],
 )
-def test_opposed_gradients_cancel(name):
+def test_opposed_gradients_cancel(name: str) -> None:
     toy = pass_of(torch.tensor([[1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64))
     policy = make(name, 2)
     policy.backward(toy.task_pass)
@@ -167,7 +170,7 @@ def test_opposed_gradients_cancel(name):
 
 
 @pytest.mark.parametrize("name", ["FairGrad", "Nash-MTL"])
-def test_a_zero_gradient_is_left_out_where_the_equation_has_no_solution(name):
+def test_a_zero_gradient_is_left_out_where_the_equation_has_no_solution(name: str) -> None:
     jacobian = torch.tensor([[1.0, 2.0, 0.0], [0.0] * 3, [0.5, -1.0, 3.0]], dtype=torch.float64)
     three, two = pass_of(jacobian), pass_of(jacobian[[0, 2]])
     policies = make(name, 3), make(name, 2)
@@ -178,7 +181,7 @@ def test_a_zero_gradient_is_left_out_where_the_equation_has_no_solution(name):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_nash_mtl_solves_its_equation_at_any_scale(scale):
+def test_nash_mtl_solves_its_equation_at_any_scale(scale: float) -> None:
     jacobian = scale * toy_pass(3).task_pass.jacobian()
     policy = make("Nash-MTL", max_norm=0, optim_niter=20)
     for _ in range(2):
@@ -191,7 +194,7 @@ def test_nash_mtl_solves_its_equation_at_any_scale(scale):
 
 
 @pytest.mark.parametrize("name", ["MGDA", "Nash-MTL", "FairGrad", "PCD"])
-def test_one_gradient_left_is_followed(name):
+def test_one_gradient_left_is_followed(name: str) -> None:
     toy = pass_of(torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64), absent=[1])
     policy = make(name, 2)
     policy.backward(toy.task_pass)
@@ -205,7 +208,7 @@ SCALE_FREE = [name for name in GRAMIAN_POLICIES if name not in ("Nash-MTL", "PCD
 
 @pytest.mark.parametrize("scale", [1e-8, 1e8])
 @pytest.mark.parametrize("name", SCALE_FREE)
-def test_weights_do_not_depend_on_the_common_scale(name, scale):
+def test_weights_do_not_depend_on_the_common_scale(name: str, scale: float) -> None:
     usual, scaled = toy_pass(3), pass_of(scale * toy_pass(3).task_pass.jacobian())
     policies = make(name), make(name)
     for policy, toy in zip(policies, (usual, scaled), strict=True):
@@ -213,7 +216,7 @@ def test_weights_do_not_depend_on_the_common_scale(name, scale):
     torch.testing.assert_close(policies[0].last_weights, policies[1].last_weights)
 
 
-def test_fairgrad_solves_its_equation_at_any_scale():
+def test_fairgrad_solves_its_equation_at_any_scale() -> None:
     for scale in (1e-4, 1.0, 1e4):
         jacobian = scale * toy_pass(3).task_pass.jacobian()
         policy = make("FairGrad")
@@ -225,7 +228,7 @@ def test_fairgrad_solves_its_equation_at_any_scale():
 
 
 @pytest.mark.parametrize("normalization", ["l2", "loss", "loss+"])
-def test_mgda_may_seek_its_weights_on_normalised_gradients(normalization):
+def test_mgda_may_seek_its_weights_on_normalised_gradients(normalization: str) -> None:
     jacobian = toy_pass(3).task_pass.jacobian()
     losses = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64)
     size = {"l2": jacobian.norm(dim=1), "loss": losses, "loss+": losses * jacobian.norm(dim=1)}
@@ -236,7 +239,7 @@ def test_mgda_may_seek_its_weights_on_normalised_gradients(normalization):
     torch.testing.assert_close(policy.last_weights, expected)
 
 
-def test_cagrad_scale_multiplies():
+def test_cagrad_scale_multiplies() -> None:
     jacobian = toy_pass(3).task_pass.jacobian()
     once, thrice = pass_of(jacobian), pass_of(jacobian)
     make("CAGrad").backward(once.task_pass)
@@ -244,7 +247,7 @@ def test_cagrad_scale_multiplies():
     torch.testing.assert_close(thrice.finished_shared(), 3 * once.finished_shared())
 
 
-def test_pcd_follows_the_primary_task():
+def test_pcd_follows_the_primary_task() -> None:
     jacobian = toy_pass(3).task_pass.jacobian()
     named, first = pass_of(jacobian), pass_of(jacobian[[2, 0, 1]])
     make("PCD", primary="c").backward(named.task_pass)
@@ -257,7 +260,7 @@ def test_pcd_follows_the_primary_task():
     assert policy.num_averaged.sum() == 0
 
 
-def test_excess_mtl_warms_up_as_torchjds():
+def test_excess_mtl_warms_up_as_torchjds() -> None:
     policy, aggregator = make("ExcessMTL", n_warmup_steps=2), aggregation.ExcessMTL(1.0, 2)
     for step in range(5):
         toy = toy_pass(3, seed=step)
@@ -266,7 +269,7 @@ def test_excess_mtl_warms_up_as_torchjds():
         torch.testing.assert_close(toy.finished_shared(), expected, rtol=1e-6, atol=1e-9)
 
 
-def test_momentum_of_weights_is_cr_mogm():
+def test_momentum_of_weights_is_cr_mogm() -> None:
     policy = make("UPGrad", momentum_of_weights=0.8)
     weighting = aggregation.CRMOGMWeighting(aggregation.UPGradWeighting(), alpha=0.8)
     for step in range(4):
@@ -278,7 +281,9 @@ def test_momentum_of_weights_is_cr_mogm():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", GRADIENT_POLICIES)
-def test_a_non_finite_gradient_is_an_error_that_names_policy_task_and_step(name, value):
+def test_a_non_finite_gradient_is_an_error_that_names_policy_task_and_step(
+    name: str, value: Any
+) -> None:
     jacobian = torch.ones(3, 4, dtype=torch.float64)
     jacobian[1, 2] = value
     policy = make(name)
@@ -291,12 +296,14 @@ def test_a_non_finite_gradient_is_an_error_that_names_policy_task_and_step(name,
     assert str(policy.state_dict()) == str(before)
 
 
-def broken(*_args, **_kwargs):
+def broken(*_args: Any, **_kwargs: Any) -> None:
     raise cvxpy.error.SolverError("no luck")
 
 
 @pytest.mark.parametrize("name", ["CAGrad", "FairGrad", "UPGrad", "DualProj", "Nash-MTL"])
-def test_a_solver_failure_is_counted_and_logged_once(name, monkeypatch, caplog):
+def test_a_solver_failure_is_counted_and_logged_once(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     policy = make(name)
     policy.backward(toy_pass(3).task_pass)
     before = policy.alpha.clone() if name == "Nash-MTL" else None
@@ -322,7 +329,7 @@ def test_a_solver_failure_is_counted_and_logged_once(name, monkeypatch, caplog):
     assert resumed.metrics()["solver_failures"] == policy.metrics()["solver_failures"] == 2
 
 
-def test_nash_mtl_keeps_alpha_between_updates_and_shortens_to_its_norm():
+def test_nash_mtl_keeps_alpha_between_updates_and_shortens_to_its_norm() -> None:
     policy = make("Nash-MTL", update_weights_every=3, max_norm=0.1)
     alphas = []
     for step in range(4):

@@ -3,6 +3,10 @@
 Each policy declares itself here, once.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 
 from repmtl_ray import policies
@@ -21,7 +25,7 @@ DEPENDS_ON_ORDER = {
     "GradVac": "draws the order of corrections",
     "Krum": "of three gradients two are each other's nearest: a tie, which the first one wins",
 }
-NAMED = {
+NAMED: dict[str, dict[str, Any]] = {
     "Constant": {"weights": {"a": 0.5, "b": 2.0, "c": 1.0}},
     "COSMOS": {"weights": {"a": 0.5, "b": 2.0, "c": 1.0}, "lambda_": 1.5},
     "PBI": {"weights": {"a": 0.5, "b": 2.0, "c": 1.0}, "theta": 3.0},
@@ -34,10 +38,10 @@ NAMED = {
 
 
 @pytest.mark.parametrize("name", [name for name in MULTI_TASK if name not in DEPENDS_ON_ORDER])
-def test_the_order_of_tasks_does_not_matter(name):
+def test_the_order_of_tasks_does_not_matter(name: str) -> None:
     arguments = {**SHORT.get(name, {}), **NAMED.get(name, {})}
 
-    def make_for(tasks):
+    def make_for(tasks: Any) -> Any:
         return policies.build(PolicyConfig(name=name, arguments=arguments), tasks, seed=0)
 
     assert_order_of_tasks_does_not_matter(make_for, [2, 0, 1])
@@ -69,8 +73,8 @@ CLAIMS = [
 
 @pytest.mark.parametrize(("name", "up_to_length", "log_losses", "arguments"), CLAIMS)
 def test_the_unit_of_a_loss_does_not_matter_where_the_paper_says_so(
-    name, up_to_length, log_losses, arguments
-):
+    name: str, up_to_length: Any, log_losses: Any, arguments: Any
+) -> None:
     assert_loss_scale_does_not_matter(
         lambda: make(name, log_losses=log_losses, **arguments),
         [1.0, 30.0, 0.02],

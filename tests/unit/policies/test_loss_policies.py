@@ -1,6 +1,9 @@
 """Policies that weigh losses: their gradients are autograd's of the formula as printed."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,14 +25,14 @@ ARGUMENTS = {
 class Literal:
     """The formulas, written from the papers without TorchJD; one total a step."""
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
         self.name = name
         self.number = torch.zeros(3, dtype=torch.float64, requires_grad=True)  # s, or FAMO's w
         decay = 1e-3 if name == "FAMO" else 0.0
         self.adam = torch.optim.Adam([self.number], lr=0.025, weight_decay=decay)
         self.epochs = []  # by epoch, the losses of its batches
 
-    def total(self, losses, trained, policy, step):
+    def total(self, losses: Any, trained: Any, policy: Any, step: Any) -> Any:
         """The scalar whose gradient the update is; `trained` are log losses if they are on."""
         epoch, batch = divmod(step, BATCHES_AN_EPOCH)
         if batch == 0:
@@ -83,7 +86,7 @@ class Literal:
                 return product - 1.5 * product / lengths
         raise AssertionError(self.name)
 
-    def go4align_weights(self, losses):
+    def go4align_weights(self, losses: Any) -> Any:
         """Of the official code; k-means by trying all two groups of sorted numbers."""
         self.shares = getattr(self, "shares", torch.ones(3, dtype=torch.float64) / 3)
         self.shares = self.shares * (-0.3 * losses).exp()
@@ -96,7 +99,7 @@ class Literal:
             weights = weights.index_fill(0, group, weights[group].mean())
         return weights
 
-    def after(self, losses, second):
+    def after(self, losses: Any, second: Any) -> None:
         """What the method learns from a step."""
         if self.name in ("UW", "IMTL-L"):
             self.adam.step()
@@ -110,7 +113,7 @@ class Literal:
 
 @pytest.mark.parametrize("log_losses", [False, True])
 @pytest.mark.parametrize("name", LOSS_POLICIES)
-def test_gradients_are_those_of_the_formula(name, log_losses):
+def test_gradients_are_those_of_the_formula(name: str, log_losses: bool) -> None:
     policy = make(name, log_losses=log_losses, **ARGUMENTS.get(name, {}))
     literal = Literal(name)
     for step in range(STEPS):
@@ -134,7 +137,7 @@ def test_gradients_are_those_of_the_formula(name, log_losses):
 
 
 @pytest.mark.parametrize("name", ["DWA", "STCH"])
-def test_weights_change_after_the_first_epochs(name):
+def test_weights_change_after_the_first_epochs(name: str) -> None:
     policy = make(name, warmup_epochs=0) if name == "STCH" else make(name)
     found = []
     for epoch in range(3):
@@ -146,14 +149,14 @@ def test_weights_change_after_the_first_epochs(name):
 
 
 @pytest.mark.parametrize(("sum_to", "total"), [("one", 1.0), ("tasks", 3.0)])
-def test_rlw_weights_sum_to_one_or_to_the_number_of_tasks(sum_to, total):
+def test_rlw_weights_sum_to_one_or_to_the_number_of_tasks(sum_to: str, total: float) -> None:
     policy = make("RLW", sum_to=sum_to)
     policy.backward(toy_pass(3).task_pass)
     assert float(policy.last_weights.sum()) == pytest.approx(total)
     assert (policy.last_weights > 0).all()
 
 
-def test_stch_may_sum_to_one():
+def test_stch_may_sum_to_one() -> None:
     papers, codes = make("STCH", warmup_epochs=0, sum_to="one"), make("STCH", warmup_epochs=0)
     for policy in (papers, codes):
         policy.begin_epoch(0)
@@ -165,13 +168,13 @@ def test_stch_may_sum_to_one():
 
 @pytest.mark.parametrize("num_tasks", [2, 40])
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
-def test_gls_neither_overflows_nor_underflows(num_tasks, size):
+def test_gls_neither_overflows_nor_underflows(num_tasks: int, size: float) -> None:
     losses = torch.full((num_tasks,), size, dtype=torch.float64)
     weights = make("GLS", num_tasks).combine(torch.eye(num_tasks, dtype=torch.float64), losses)
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / num_tasks))
 
 
-def test_gls_with_forty_losses_of_every_size():
+def test_gls_with_forty_losses_of_every_size() -> None:
     losses = torch.logspace(-30, 30, 40, dtype=torch.float64)
     weights = make("GLS", 40).combine(torch.eye(40, dtype=torch.float64), losses)
     logarithms = [math.log(loss) for loss in losses.tolist()]
@@ -199,7 +202,7 @@ NEEDING_POSITIVE = [
 
 @pytest.mark.parametrize("name", sorted({"RLW", *NEEDING_POSITIVE}))
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_non_finite_loss_is_an_error_that_names_task_and_policy(name, loss):
+def test_a_non_finite_loss_is_an_error_that_names_task_and_policy(name: str, loss: Any) -> None:
     policy = make(name)
     policy.step = 6
     plain = torch.tensor([1.0, loss, 1.0], dtype=torch.float64)
@@ -208,7 +211,7 @@ def test_a_non_finite_loss_is_an_error_that_names_task_and_policy(name, loss):
 
 
 @pytest.mark.parametrize("name", NEEDING_POSITIVE)
-def test_a_negative_loss_is_an_error_and_a_zero_loss_is_not(name):
+def test_a_negative_loss_is_an_error_and_a_zero_loss_is_not(name: str) -> None:
     policy = make(name, 2)
     assert policy.needs_positive_losses or name == "MoCo"  # that depends on its argument
     jacobian = torch.ones(2, 4, dtype=torch.float32)
@@ -227,7 +230,7 @@ def test_a_negative_loss_is_an_error_and_a_zero_loss_is_not(name):
         policy.end_epoch()
 
 
-def test_famo_raises_the_weight_of_the_task_that_falls_least():
+def test_famo_raises_the_weight_of_the_task_that_falls_least() -> None:
     policy = make("FAMO", 2)
     toy = pass_of(torch.eye(2, dtype=torch.float64))
     for _ in range(5):
@@ -237,7 +240,7 @@ def test_famo_raises_the_weight_of_the_task_that_falls_least():
 
 
 @pytest.mark.parametrize("name", ["UW", "IMTL-L"])
-def test_what_is_learnt_of_an_absent_task_does_not_move(name):
+def test_what_is_learnt_of_an_absent_task_does_not_move(name: str) -> None:
     policy = make(name, 3)
     policy.backward(toy_pass(3, seed=0).task_pass)
     before = policy.scales.values

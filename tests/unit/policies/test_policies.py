@@ -1,8 +1,11 @@
 """What holds for every policy: names, checks, checkpoints, penalties, absent tasks, draws."""
 
+from __future__ import annotations
+
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +87,15 @@ SHORT = {"Nash-MTL": {"optim_niter": 3}}
 """Arguments that keep a test short."""
 
 
-def make(name, num_tasks=3, *, seed=0, gradients="parameters", log_losses=False, **arguments):
+def make(
+    name: str,
+    num_tasks: int = 3,
+    *,
+    seed: int = 0,
+    gradients: str = "parameters",
+    log_losses: bool = False,
+    **arguments: Any,
+) -> Any:
     arguments = {**NEEDED.get(name, {}), **SHORT.get(name, {}), **arguments}
     config = PolicyConfig(
         name=name, arguments=arguments, gradients=gradients, log_losses=log_losses
@@ -92,7 +103,7 @@ def make(name, num_tasks=3, *, seed=0, gradients="parameters", log_losses=False,
     return policies.build(config, task_names(1 if name == "stl" else num_tasks), seed=seed)
 
 
-def test_names():
+def test_names() -> None:
     assert policies.names() == tuple(NAMES)
 
 
@@ -112,7 +123,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("name", "arguments"), RESUMED)
-def test_a_policy_resumes_bit_by_bit(name, arguments):
+def test_a_policy_resumes_bit_by_bit(name: Any, arguments: Any) -> None:
     assert_resumes(lambda: make(name, **arguments), 3, moments=(0, 1, 3, 4, 5), absent_at=(0, 2, 6))
 
 
@@ -123,14 +134,14 @@ def test_a_policy_resumes_bit_by_bit(name, arguments):
         *OWN_GRADIENT_POLICIES,
     ],
 )
-def test_a_checkpoint_of_other_tasks_is_refused(name):
+def test_a_checkpoint_of_other_tasks_is_refused(name: Any) -> None:
     policy = make(name, 3)
     drive(policy, range(2), 3)
     with pytest.raises(ValueError, match=rf"policy '{name}'.*resume with the tasks that wrote it"):
         make(name, 2).load_state_dict(policy.state_dict())
 
 
-def test_a_checkpoint_of_another_policy_is_refused():
+def test_a_checkpoint_of_another_policy_is_refused() -> None:
     with pytest.raises(ValueError, match=r"policy 'DWA' remembers .* checkpoint holds .*cosines"):
         make("DWA").load_state_dict(make("GradVac").state_dict())
     with pytest.raises(ValueError, match=r"policy 'EW' remembers \[\], but"):
@@ -138,22 +149,24 @@ def test_a_checkpoint_of_another_policy_is_refused():
 
 
 @pytest.mark.parametrize("name", [name for name in MULTI_TASK if name != "MTAdam"])
-def test_the_penalty_is_added(name):  # MTAdam's is a term of its own: test_transcriptions.py
+def test_the_penalty_is_added(
+    name: str,
+) -> None:  # MTAdam's is a term of its own: test_transcriptions.py
     assert_penalty_is_added(lambda: make(name), 3)
 
 
 @pytest.mark.parametrize("name", [*GRAMIAN_POLICIES, "IMTL", "GradDrop"])
-def test_the_penalty_is_added_at_the_representation(name):
+def test_the_penalty_is_added_at_the_representation(name: Any) -> None:
     assert_penalty_is_added(lambda: make(name, gradients="representation"), 3)
 
 
 @pytest.mark.parametrize(
     "name", [n for n in MULTI_TASK if n not in ("Mean", "RLW", "RGW", "Krum", "IGBv2")]
 )
-def test_an_absent_task_is_left_out(name):
+def test_an_absent_task_is_left_out(name: str) -> None:
     arguments = {"TrimmedMean": {"trim_number": 0}, "STCH": {"warmup_epochs": 1}}.get(name, {})
 
-    def make_for(tasks):
+    def make_for(tasks: Any) -> Any:
         return make(name, len(tasks), **arguments)
 
     assert_absent_task_is_left_out(make_for)
@@ -161,7 +174,7 @@ def test_an_absent_task_is_left_out(name):
 
 @pytest.mark.parametrize("name", MULTI_TASK)
 @pytest.mark.parametrize("absent", [[0], [0, 1], [0, 1, 2]])
-def test_any_task_may_be_absent(name, absent):
+def test_any_task_may_be_absent(name: str, absent: list[int]) -> None:
     policy = make(name)
     for step in range(3):
         toy = toy_pass(3, seed=step, absent=absent)
@@ -175,13 +188,13 @@ def test_any_task_may_be_absent(name, absent):
 
 
 @pytest.mark.parametrize("name", ["RLW", "RGW", "PCGrad", "GradVac", "GradDrop", "IGBv2"])
-def test_draws_depend_on_seed_and_step_alone(name):
+def test_draws_depend_on_seed_and_step_alone(name: str) -> None:
     assert_draws_by_seed_and_step(lambda seed: make(name, 10, seed=seed), 10)
 
 
 @pytest.mark.parametrize("name", MULTI_TASK)
 @pytest.mark.parametrize("num_tasks", [2, 10, 40])
-def test_other_numbers_of_tasks(name, num_tasks):
+def test_other_numbers_of_tasks(name: str, num_tasks: int) -> None:
     arguments = {"TrimmedMean": {"trim_number": 0}}.get(name, {})
     if name == "Krum" and num_tasks == 2:
         pytest.skip("needs three tasks")
@@ -191,7 +204,7 @@ def test_other_numbers_of_tasks(name, num_tasks):
     assert policy.metrics().get("solver_failures", 0) == 0
 
 
-def test_single_task_learning_is_the_gradient_of_its_loss():
+def test_single_task_learning_is_the_gradient_of_its_loss() -> None:
     toy = toy_pass(1)
     make("stl").backward(toy.task_pass)
     for got, expected in zip(toy.finished(), toy.gradients_of(toy.losses[0]), strict=True):
@@ -289,14 +302,16 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("fields", "num_tasks", "message"), REFUSED)
-def test_a_wrong_configuration_is_refused_before_training(fields, num_tasks, message):
+def test_a_wrong_configuration_is_refused_before_training(
+    fields: Any, num_tasks: Any, message: Any
+) -> None:
     with pytest.raises(ValueError, match=message):
         policies.check(PolicyConfig(**fields), task_names(num_tasks))
 
 
-def test_a_constructor_checks_its_arguments_too():
+def test_a_constructor_checks_its_arguments_too() -> None:
     with pytest.raises(ValueError, match=r"arguments\.beta of policy 'GradVac' is 1\.5; expected"):
-        policies.class_of("GradVac")(tasks=("a", "b"), beta=1.5)
+        policies.class_of("GradVac")(tasks=("a", "b"), beta=1.5)  # type: ignore[call-arg]
 
 
 NUMBERS = (
@@ -314,7 +329,7 @@ VALUES = (
 
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
-def test_any_values_of_arguments_make_a_policy_or_are_refused(data):
+def test_any_values_of_arguments_make_a_policy_or_are_refused(data: Any) -> None:
     name = data.draw(st.sampled_from([n for n in MULTI_TASK if policy_names.ARGUMENTS[n]]))
     keys = st.sampled_from(policy_names.ARGUMENTS[name])
     arguments = data.draw(st.dictionaries(keys, VALUES, min_size=1, max_size=2))
@@ -332,14 +347,14 @@ def test_any_values_of_arguments_make_a_policy_or_are_refused(data):
         assert rules[key].rule.accept(value, policy.tasks) == value
 
 
-def test_clipping_is_refused_where_there_is_no_gradient_to_clip():
+def test_clipping_is_refused_where_there_is_no_gradient_to_clip() -> None:
     config = PolicyConfig(name="MTAdam")
     policies.check(config, task_names(2))
     with pytest.raises(ValueError, match=r"max_gradient_norm is 1\.0, but policy 'MTAdam' makes"):
         policies.check(config, task_names(2), max_gradient_norm=1.0)
 
 
-def test_arguments_by_task_may_be_a_mapping():
+def test_arguments_by_task_may_be_a_mapping() -> None:
     policy = make("Constant", 2, weights={"b": 2, "a": 1})
     toy = toy_pass(2)
     policy.backward(toy.task_pass)
@@ -349,23 +364,23 @@ def test_arguments_by_task_may_be_a_mapping():
 @pytest.mark.parametrize(
     "fields", [{"name": "cagrad"}, {"name": "zzz"}, {"name": "CAGrad", "arguments": {"C": 1}}]
 )
-def test_a_wrong_name_is_refused_when_the_configuration_is_made(fields):
+def test_a_wrong_name_is_refused_when_the_configuration_is_made(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"policy\.(name|arguments\.C) is"):
         PolicyConfig(**fields)
 
 
-def test_the_table_of_names_agrees_with_the_constructors():
+def test_the_table_of_names_agrees_with_the_constructors() -> None:
     signatures = {name: tuple(arguments_of(policies.class_of(name))) for name in policies.names()}
     assert signatures == dict(policy_names.ARGUMENTS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_policy_has_a_module_named_after_it(name):
+def test_a_policy_has_a_module_named_after_it(name: str) -> None:
     module = policies.class_of(name).__module__
     assert module == f"repmtl_ray.policies.{name.lower().replace('-', '_')}"
 
 
-def test_every_other_name_leads_to_a_policy():
+def test_every_other_name_leads_to_a_policy() -> None:
     for name, here in policy_names.OTHER_NAMES.items():
         with pytest.raises(ValueError, match="here it is"):
             PolicyConfig(name=name)
@@ -373,7 +388,7 @@ def test_every_other_name_leads_to_a_policy():
         assert here.startswith("the argument") or here.split("'")[1] in NAMES
 
 
-def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults():
+def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults() -> None:
     page = ROOT / "docs" / "methods.md"
     cells = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
     # Reversed: the last table of the page, of costs, names the policies too.
@@ -384,7 +399,7 @@ def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults():
                 assert f"{key}={argument.default!r}" in rows[name], name
 
 
-def test_torchjds_private_state_is_touched_in_one_module():
+def test_torchjds_private_state_is_touched_in_one_module() -> None:
     private = re.compile(r"(?<!self)(?<!super\(\))\._[a-z]|from torchjd\.\S*\._")
     touching = [
         path.name
@@ -394,7 +409,7 @@ def test_torchjds_private_state_is_touched_in_one_module():
     assert touching == ["torchjd_adapter.py"]
 
 
-def test_no_policy_loads_a_solver_before_it_is_used():
+def test_no_policy_loads_a_solver_before_it_is_used() -> None:
     """Importing all methods and making them takes no second for cvxpy, scipy or TorchJD."""
     program = (
         "import sys\n"
@@ -409,7 +424,7 @@ def test_no_policy_loads_a_solver_before_it_is_used():
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
-def test_task_adam_is_adam():
+def test_task_adam_is_adam() -> None:
     torch.manual_seed(0)
     ours = TaskAdam(3, learning_rate=0.1, weight_decay=0.2)
     numbers = torch.zeros(3, dtype=torch.float64, requires_grad=True)

@@ -4,12 +4,15 @@ A transcription is a class with `update(toy, step)`: the gradient at the shared 
 and the weights of the heads' own gradients. It shares no code with the policy.
 """
 
+from __future__ import annotations
+
 import copy
 import zlib
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn import functional
 
@@ -19,7 +22,7 @@ from tests.unit.policies.test_policies import BUSY_AGENT, make
 STEPS = 6
 
 
-def rows(toy, losses=None):
+def rows(toy: Any, losses: Any = None) -> Tensor:
     """[T, P] by autograd through the whole toy, of plain losses or a function of them."""
     losses = toy.losses if losses is None else losses
     found = [torch.autograd.grad(loss, toy.shared, retain_graph=True) for loss in losses]
@@ -29,13 +32,13 @@ def rows(toy, losses=None):
 class GradNorm:
     """Equations 1 and 2 by autograd through the norms; W is the last shared layer."""
 
-    def __init__(self, initial_losses="step"):
+    def __init__(self, initial_losses: str = "step") -> None:
         self.theta = torch.zeros(3, dtype=torch.float64, requires_grad=True)
         self.adam = torch.optim.Adam([self.theta], lr=0.025)
         self.first_epoch = [] if initial_losses == "epoch" else None
-        self.initial = None
+        self.initial: Any = None
 
-    def update(self, toy, step):
+    def update(self, toy: Any, step: Any) -> tuple[Any, ...]:
         losses = toy.losses.detach()
         if self.first_epoch is not None and step < BATCHES_AN_EPOCH:
             self.first_epoch.append(losses)
@@ -60,11 +63,11 @@ class GradNorm:
 class IMTL:
     """LibMTL's two lines of algebra on scaled losses."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.s = torch.zeros(3, dtype=torch.float64, requires_grad=True)
         self.adam = torch.optim.Adam([self.s], lr=0.025)
 
-    def update(self, toy, step):
+    def update(self, toy: Any, step: Any) -> tuple[Any, ...]:
         scales = self.s.detach().exp()
         g = rows(toy, scales * toy.losses)
         unit = g / g.norm(dim=1, keepdim=True)
@@ -80,10 +83,11 @@ class IMTL:
 class DBMTL:
     """LibMTL's, but the average starts at the first gradient."""
 
-    def __init__(self, sigma=0.0):
-        self.sigma, self.buffer = sigma, None
+    def __init__(self, sigma: float = 0.0) -> None:
+        self.sigma = sigma
+        self.buffer: Any = None
 
-    def update(self, toy, step):
+    def update(self, toy: Any, step: Any) -> tuple[Any, ...]:
         g = rows(toy, toy.losses.log())
         beta = 0.9 / (step + 1) ** self.sigma
         self.buffer = g if self.buffer is None else g + beta * (self.buffer - g)
@@ -96,10 +100,10 @@ class DBMTL:
 class MetaBalance:
     """The authors' optimiser: averages that start at zero, tensor by tensor; task b is the main."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.norms = {}
 
-    def update(self, toy, step):
+    def update(self, toy: Any, step: Any) -> tuple[Any, ...]:
         total = []
         for index, parameter in enumerate(toy.shared):
             summed = torch.zeros_like(parameter)
@@ -111,7 +115,7 @@ class MetaBalance:
         return torch.cat(total), torch.ones(3)
 
 
-def onto_simplex(v):
+def onto_simplex(v: Any) -> Any:
     """Sorting, as in the authors' code of MoCo and MoDo."""
     ordered = v.sort(descending=True).values
     for count in range(len(v), 0, -1):
@@ -124,11 +128,12 @@ def onto_simplex(v):
 class MoCo:
     """LibMTL's, or the paper's algorithm 1 (`papers`)."""
 
-    def __init__(self, papers=False):
-        self.papers, self.y = papers, 0.0
+    def __init__(self, papers: bool = False) -> None:
+        self.papers = papers
+        self.y: Any = 0.0
         self.lambd = torch.ones(3, dtype=torch.float64) / 3
 
-    def update(self, toy, step):
+    def update(self, toy: Any, step: Any) -> tuple[Any, ...]:
         k = step + 1
         g = rows(toy)
         if not self.papers:
@@ -141,7 +146,7 @@ class MoCo:
         return self.lambd @ self.y, torch.ones(3)
 
 
-def part_rows(toy, part, num_parts):
+def part_rows(toy: Any, part: Any, num_parts: Any) -> Any:
     """[T, P] of the losses of rows part, part + num_parts, ...: the toy's own formula again."""
     gradients = toy.task_pass.sub_batch_gradients(num_parts)[part]
     return toy.task_pass.jacobian(gradients)
@@ -150,10 +155,10 @@ def part_rows(toy, part, num_parts):
 class MoDo:
     """Equations 2.9: lambda from two parts; the update from both, equally large."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lambd = torch.ones(3, dtype=torch.float64) / 3
 
-    def update(self, toy, step):
+    def update(self, toy: Any, step: Any) -> tuple[Any, ...]:
         first, second = part_rows(toy, 0, 2), part_rows(toy, 1, 2)
         slope = first @ (second.T @ self.lambd) + 0.1 * self.lambd
         self.lambd = onto_simplex(self.lambd - 0.1 * slope)
@@ -163,11 +168,11 @@ class MoDo:
 class SDMGrad:
     """The authors' loop."""
 
-    def __init__(self, num_parts=3):
+    def __init__(self, num_parts: int = 3) -> None:
         self.num_parts = num_parts
         self.w = torch.ones(3, dtype=torch.float64) / 3
 
-    def update(self, toy, step):
+    def update(self, toy: Any, step: Any) -> tuple[Any, ...]:
         first, second = part_rows(toy, 0, self.num_parts), part_rows(toy, 1, self.num_parts)
         zeta = part_rows(toy, 2, 3) if self.num_parts == 3 else rows(toy)
         gg = first @ second.T
@@ -200,8 +205,8 @@ CASES = [
 @pytest.mark.parametrize("log_losses", [False, True])
 @pytest.mark.parametrize(("name", "arguments", "transcription", "options"), CASES)
 def test_updates_are_those_of_the_transcription(
-    name, arguments, transcription, options, log_losses
-):
+    name: Any, arguments: Any, transcription: Any, options: Any, log_losses: bool
+) -> None:
     reads_plain = name in ("GradNorm", "IMTL", "DB-MTL")
     if log_losses and not reads_plain:
         pytest.skip("combines whatever gradients the run trains on")
@@ -224,13 +229,13 @@ def test_updates_are_those_of_the_transcription(
 class MTAdam:
     """The authors' optimiser, one parameter at a time; the penalty as a term of raw gradients."""
 
-    def __init__(self, parameters, ranks):
+    def __init__(self, parameters: Any, ranks: Any) -> None:
         self.state = [
             {"m": [0.0] * 4, "v": [0.0] * 4, "norm": [None] * 4} for _ in range(len(parameters))
         ]
         self.ranks, self.step = ranks, 0
 
-    def updates(self, toy, terms):
+    def updates(self, toy: Any, terms: Any) -> Any:
         self.step += 1
         found = []
         for state, parameter in zip(self.state, toy.parameters, strict=True):
@@ -256,7 +261,7 @@ class MTAdam:
 
 
 @pytest.mark.parametrize("with_penalty", [False, True])
-def test_mtadam_updates_are_those_of_the_authors_optimiser(with_penalty):
+def test_mtadam_updates_are_those_of_the_authors_optimiser(with_penalty: bool) -> None:
     ranks = [1.0, 2.0, 0.5]
     policy, literal = make("MTAdam", ranks=ranks), None
     for step in range(STEPS):
@@ -268,7 +273,7 @@ def test_mtadam_updates_are_those_of_the_authors_optimiser(with_penalty):
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_mtadams_anchor_is_remembered_while_it_is_absent():
+def test_mtadams_anchor_is_remembered_while_it_is_absent() -> None:
     policy = make("MTAdam", 2)
     policy.backward(toy_pass(2).task_pass)
     before = policy.terms["0"].norms.clone(), policy.terms["0"].first.clone()
@@ -284,7 +289,7 @@ def test_mtadams_anchor_is_remembered_while_it_is_absent():
 class Agent(nn.Module):
     """The authors' SAC_Agent, with the parameters that the policy's was made with."""
 
-    def __init__(self, ours):
+    def __init__(self, ours: Any) -> None:
         super().__init__()
         self.ours = copy.deepcopy(ours)  # networks alone; the losses and steps are written below
         self.adams = {
@@ -297,7 +302,7 @@ class Agent(nn.Module):
         }
         self.alpha = 0.2
 
-    def actor(self, state):
+    def actor(self, state: Any) -> tuple[Any, ...]:
         hidden = self.ours.actor.body(state)
         mu = self.ours.actor.mean(hidden)
         std = self.ours.actor.log_std(hidden).clamp(-20, 2).exp()
@@ -306,7 +311,7 @@ class Agent(nn.Module):
         correction = 2 * (torch.tensor(2.0).double().log() - u - functional.softplus(-2 * u))
         return 3 * u.softmax(dim=-1), normal.log_prob(u).sum(1, True) - correction.sum(1, True)
 
-    def train_once(self, s, a, r, s_prime):
+    def train_once(self, s: Any, a: Any, r: Any, s_prime: Any) -> None:
         with torch.no_grad():
             a_prime, log_pi = self.actor(s_prime)
             target = torch.min(*self.ours.targets(s_prime, a_prime))
@@ -322,14 +327,14 @@ class Agent(nn.Module):
             for fast, slow in pairs:
                 slow.copy_(0.005 * fast + 0.995 * slow)
 
-    def minimise(self, name, loss):
+    def minimise(self, name: str, loss: Any) -> None:
         for adam in self.adams.values():
             adam.zero_grad()
         loss.backward()
         self.adams[name].step()
 
 
-def test_igbv2_draws_and_learns_as_the_authors_agent():
+def test_igbv2_draws_and_learns_as_the_authors_agent() -> None:
     policy = make("IGBv2", seed=5, **{**BUSY_AGENT, "replay_size": 8})
     agent, replay, base, last = Agent(policy.agent), [], [], None
     for step in range(10):
@@ -361,7 +366,7 @@ def test_igbv2_draws_and_learns_as_the_authors_agent():
         torch.testing.assert_close(toy.finished_shared(), expected, rtol=1e-8, atol=1e-12)
 
 
-def test_graddrop_at_the_representation_drops_signs_of_units_over_the_batch():
+def test_graddrop_at_the_representation_drops_signs_of_units_over_the_batch() -> None:
     """Algorithm 1 in LibMTL's words."""
     leak = [0.0, 0.3, 0.0]
     policy = make("GradDrop", gradients="representation", leak=leak)
@@ -379,7 +384,7 @@ def test_graddrop_at_the_representation_drops_signs_of_units_over_the_batch():
         torch.testing.assert_close(toy.shared[0].grad, expected)
 
 
-def test_group_means_are_k_means():
+def test_group_means_are_k_means() -> None:
     from repmtl_ray.policies.go4align import group_means
 
     values = torch.tensor([5.0, 1.0, 1.2, 4.8, 0.8], dtype=torch.float64)

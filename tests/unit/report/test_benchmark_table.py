@@ -1,8 +1,12 @@
 """Rows of a benchmark: what they are made of, how they read, and what is refused."""
 
+from __future__ import annotations
+
 import csv
 import io
 import statistics
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +18,9 @@ from repmtl_ray.report.records import summarise
 NAMES = ("segmentation/miou", "segmentation/pixel_accuracy", "depth/abs_error", "depth/rel_error")
 
 
-def record(method, seed, values, *, path=None, **changes):
+def record(
+    method: Any, seed: int, values: Any, *, path: Path | None = None, **changes: Any
+) -> dict[str, Any]:
     experiment = Experiment(data=DataConfig(name="cityscapes", path=path))
     return {
         "method": method,
@@ -34,7 +40,7 @@ def record(method, seed, values, *, path=None, **changes):
     }
 
 
-def single(seed, values, **changes):
+def single(seed: int, values: Any, **changes: Any) -> list[dict[str, Any]]:
     whole = record("stl", seed, values, **changes)
     return [
         {**whole, "metrics": {n: v for n, v in whole["metrics"].items() if n.startswith(task)}}
@@ -51,7 +57,7 @@ RUNS = [
 ]
 
 
-def test_means_and_deviations_are_over_seeds_and_deltas_against_the_single_task_mean():
+def test_means_and_deviations_are_over_seeds_and_deltas_against_the_single_task_mean() -> None:
     summary = summarise(RUNS, BASE)
     row = summary.rows[1]
     assert row.seeds == (0, 1)
@@ -66,7 +72,7 @@ def test_means_and_deviations_are_over_seeds_and_deltas_against_the_single_task_
     assert [r.values["mean_rank"].mean for r in summary.rows[1:]] == [1.5, 1.5]
 
 
-def test_one_seed_has_no_deviation_rather_than_zero():
+def test_one_seed_has_no_deviation_rather_than_zero() -> None:
     summary = summarise(RUNS[:1], BASE[:2])
     value = summary.rows[1].values["segmentation/miou"]
     assert value.deviation is None
@@ -76,7 +82,7 @@ def test_one_seed_has_no_deviation_rather_than_zero():
     assert (row["segmentation/miou_sd"], row["num_seeds"]) == ("", "1")
 
 
-def test_best_and_second_are_marked_among_the_methods_by_direction():
+def test_best_and_second_are_marked_among_the_methods_by_direction() -> None:
     third = [record("GLS", seed, (60, 70, 0.05, 0.5)) for seed in (0, 1)]
     cells = tables.cells(summarise([*RUNS, *third], BASE))
     miou = [row["segmentation/miou"].place for row in cells]
@@ -87,7 +93,7 @@ def test_best_and_second_are_marked_among_the_methods_by_direction():
     assert float(delta_m[best].split()[0]) == min(float(t.split()[0]) for t in delta_m[1:])
 
 
-def test_published_values_stand_beside_ours_with_the_difference():
+def test_published_values_stand_beside_ours_with_the_difference() -> None:
     runs = [record("Rep-MTL", seed, (70, 91, 0.013, 30), path="/d") for seed in (0, 1)]
     base = single(0, (69, 92, 0.012, 29), path="/d")
     theirs = published("cityscapes")["Rep-MTL (EW)"]
@@ -101,11 +107,11 @@ def test_published_values_stand_beside_ours_with_the_difference():
     assert plain.published == ""
 
 
-def test_rendered_data_has_no_published_column():
+def test_rendered_data_has_no_published_column() -> None:
     assert "published" not in tables.comma_separated(summarise(RUNS, BASE)).splitlines()[0]
 
 
-def test_the_published_single_task_row_stands_in_only_as_such():
+def test_the_published_single_task_row_stands_in_only_as_such() -> None:
     runs = [record("EW", 0, (70, 91, 0.013, 30), path="/d")]
     summary = summarise(runs, [])
     theirs = published("cityscapes")["Single-Task Baseline"]
@@ -125,18 +131,18 @@ def test_the_published_single_task_row_stands_in_only_as_such():
         ({"changes": "epochs was 200, is 2"}, "different settings"),
     ],
 )
-def test_rows_that_are_not_comparable_are_refused(change, message):
+def test_rows_that_are_not_comparable_are_refused(change: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         summarise([RUNS[0], {**RUNS[2], **change}], BASE)
 
 
-def test_a_single_task_row_of_another_protocol_is_refused():
+def test_a_single_task_row_of_another_protocol_is_refused() -> None:
     other = [{**run, "protocol": "holdout"} for run in BASE]
     with pytest.raises(ValueError, match="different protocols"):
         summarise(RUNS, other)
 
 
-def test_a_missing_baseline_is_an_error_that_names_what_is_missing():
+def test_a_missing_baseline_is_an_error_that_names_what_is_missing() -> None:
     with pytest.raises(ValueError, match=r"lacks depth/abs_error.*train these tasks alone too"):
         summarise(RUNS, BASE[:1])
     with pytest.raises(ValueError, match="no published single-task row"):
@@ -145,7 +151,7 @@ def test_a_missing_baseline_is_an_error_that_names_what_is_missing():
         summarise([], BASE)
 
 
-def test_every_row_carries_its_protocol_source_seeds_commit_and_digest():
+def test_every_row_carries_its_protocol_source_seeds_commit_and_digest() -> None:
     rows = list(csv.DictReader(io.StringIO(tables.comma_separated(summarise(RUNS, BASE)))))
     for row in rows:
         assert (row["protocol"], row["split"]) == ("libmtl", "val")
@@ -153,7 +159,7 @@ def test_every_row_carries_its_protocol_source_seeds_commit_and_digest():
         assert (row["commits"], row["digests"]) == ("c0ffee", f"d{row['method']}")
 
 
-def test_latex_and_markdown_escape_what_would_break_them():
+def test_latex_and_markdown_escape_what_would_break_them() -> None:
     runs = [record("a_b & c|d", seed, (1, 2, 3, 4)) for seed in (0, 1)]
     summary = summarise(runs, BASE, failures={"UW_x, seed 0": "50% & more"})
     assert r"a\_b \& c|d" in tables.latex(summary)
@@ -163,12 +169,12 @@ def test_latex_and_markdown_escape_what_would_break_them():
     assert "UW_x, seed 0: 50% & more" in tables.terminal(summary)
 
 
-def test_what_is_to_be_known_of_the_data_is_said_below_the_table():
+def test_what_is_to_be_known_of_the_data_is_said_below_the_table() -> None:
     runs = [{**run, "notes": ["normals are estimates"]} for run in RUNS]
     assert "- normals are estimates\n" in tables.markdown(summarise(runs, BASE))
 
 
-def test_deviations_from_the_protocol_are_said_below_the_table():
+def test_deviations_from_the_protocol_are_said_below_the_table() -> None:
     changed = [{**run, "changes": "epochs was 200, is 2"} for run in (*RUNS, *BASE)]
     summary = summarise(changed[:4], changed[4:])
     assert any("epochs was 200, is 2. Not comparable" in note for note in tables.notes(summary))

@@ -1,5 +1,9 @@
 """The contact sheet, looked at by numbers."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -12,7 +16,7 @@ from repmtl_ray.report.figures import (
 from tests.helpers.layouts import dense_stream, domain_stream
 
 
-def test_a_sheet_shows_every_sample_and_a_view_of_it(tmp_path):
+def test_a_sheet_shows_every_sample_and_a_view_of_it(tmp_path: Path) -> None:
     streams = (dense_stream(3), domain_stream("amazon", 9))
     assert isinstance(streams[0], Stream)
     path = tmp_path / "sheet.png"
@@ -23,7 +27,7 @@ def test_a_sheet_shows_every_sample_and_a_view_of_it(tmp_path):
     assert pixels.shape[1] > 6 * 250  # image, labels and depth, and the same augmented
 
 
-def test_what_no_loss_reads_is_black():
+def test_what_no_loss_reads_is_black() -> None:
     label = np.array([[-1, 0], [5, -1]])
     assert not target_image(label, "label")[[0, 1], [0, 1]].any()
     assert target_image(label, "label")[0, 1].any()
@@ -36,7 +40,7 @@ def test_what_no_loss_reads_is_black():
     assert target_image(np.array([[[0.0, 0.0, 1.0]]]), "normal").tolist() == [[[0.5, 0.5, 1.0]]]
 
 
-def test_the_view_is_a_flipped_crop():
+def test_the_view_is_a_flipped_crop() -> None:
     rng = _generator_of_a_flipped_crop(60, 90)
     assert rng.integers(3) == 2
     rng.integers(21)

@@ -1,15 +1,19 @@
 """Pictures, exponents and times: the numbers behind them, and the recipes that show them."""
 
+from __future__ import annotations
+
 import csv
 import itertools
 import math
 import shutil
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines import pictures as pictures_recipe
 from pipelines import powerlaw as powerlaw_recipe
@@ -34,13 +38,13 @@ from tests.helpers.layouts import make_office
 
 
 @pytest.fixture(scope="module")
-def saved(scenes_cache, tmp_path_factory):
+def saved(scenes_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     directory = tmp_path_factory.mktemp("checkpoint")
     trained(small_experiment(), directory)
     return directory
 
 
-def test_shares_are_equations_4_and_5_and_their_mean_entropy_is_tsr():
+def test_shares_are_equations_4_and_5_and_their_mean_entropy_is_tsr() -> None:
     saliency = torch.randn(3, 2, 5, 4, 6, dtype=torch.float64)
     magnitude, distribution, entropy = task_distribution(saliency)
     for t, b, i, j in itertools.product(range(3), range(2), range(4), range(6)):
@@ -50,7 +54,7 @@ def test_shares_are_equations_4_and_5_and_their_mean_entropy_is_tsr():
     assert float(entropy.mean()) == pytest.approx(float(tsr_loss(saliency)))
 
 
-def test_a_position_without_saliency_has_no_entropy():
+def test_a_position_without_saliency_has_no_entropy() -> None:
     saliency = torch.ones(2, 1, 3, 2)
     saliency[:, 0, :, 1] = 0
     _, distribution, entropy = task_distribution(saliency)
@@ -59,7 +63,7 @@ def test_a_position_without_saliency_has_no_entropy():
     assert float(entropy[0, 0]) == pytest.approx(math.log(2))
 
 
-def test_affinity_is_the_cosine_of_the_channel_matrices_as_printed():
+def test_affinity_is_the_cosine_of_the_channel_matrices_as_printed() -> None:
     saliency = torch.randn(3, 4, 5, 7, dtype=torch.float64) * 1e-6
     literal = torch.zeros(3, 3, dtype=torch.float64)
     for s, t, b in itertools.product(range(3), range(3), range(4)):
@@ -68,7 +72,7 @@ def test_affinity_is_the_cosine_of_the_channel_matrices_as_printed():
     torch.testing.assert_close(task_affinity(saliency), literal)
 
 
-def test_a_task_without_saliency_has_no_affinity():
+def test_a_task_without_saliency_has_no_affinity() -> None:
     saliency = torch.randn(2, 3, 4)
     saliency[1] = 0
     found = task_affinity(saliency)
@@ -76,7 +80,7 @@ def test_a_task_without_saliency_has_no_affinity():
     assert torch.isnan(found[1]).all()
 
 
-def test_a_look_has_the_models_own_predictions_and_shares_that_sum_to_one(saved):
+def test_a_look_has_the_models_own_predictions_and_shares_that_sum_to_one(saved: Any) -> None:
     inspection = inspect_checkpoint(saved, num_images=2)
     images = torch.from_numpy(inspection.images["depth"]).permute(0, 3, 1, 2)
     predictions = checkpoint.read_model(saved)(images)
@@ -89,7 +93,7 @@ def test_a_look_has_the_models_own_predictions_and_shares_that_sum_to_one(saved)
     assert np.diag(inspection.affinity) == pytest.approx([1, 1])
 
 
-def test_saliency_is_that_of_the_losses_the_run_trained_on(saved, tmp_path):
+def test_saliency_is_that_of_the_losses_the_run_trained_on(saved: Any, tmp_path: Path) -> None:
     """log L has the derivative of L over L; P of plain and of log losses differ."""
     described_otherwise(saved, tmp_path / "plain", "policy", log_losses=False)
     log, plain = (
@@ -107,14 +111,14 @@ def test_saliency_is_that_of_the_losses_the_run_trained_on(saved, tmp_path):
     np.testing.assert_allclose(ratio, wanted, rtol=1e-3)
 
 
-def run_recipe(monkeypatch, recipe, *arguments):
+def run_recipe(monkeypatch: pytest.MonkeyPatch, recipe: Any, *arguments: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
     recipe.main()
 
 
 def test_the_pictures_recipe_leaves_pngs_and_a_tensorboard_log(
-    saved, tmp_path, monkeypatch, capsys
-):
+    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -131,7 +135,7 @@ def test_the_pictures_recipe_leaves_pngs_and_a_tensorboard_log(
     assert set(log.Tags()["images"]) == names
 
 
-def test_office_has_pictures_too(tmp_path):
+def test_office_has_pictures_too(tmp_path: Path) -> None:
     root = make_office(
         tmp_path / "office",
         per_class={"amazon": 6, "dslr": 5, "webcam": 5},
@@ -156,7 +160,7 @@ def test_office_has_pictures_too(tmp_path):
     assert len(figures.save_inspection(inspection, tmp_path / "p")) == 3
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(saved, tmp_path):
+def test_a_checkpoint_of_another_configuration_is_refused(saved: Any, tmp_path: Path) -> None:
     described_otherwise(saved, tmp_path / "other", "model", encoder="test_resnet")
     with pytest.raises(ValueError, match="holds the weights of another configuration"):
         inspect_checkpoint(tmp_path / "other")
@@ -164,7 +168,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(saved, tmp_path):
         inspect_checkpoint(tmp_path)
 
 
-def matrix_with(exponent, size=300):
+def matrix_with(exponent: Any, size: int = 300) -> Tensor:
     """Its squared singular values are the quantiles of a density ~ x^-exponent."""
     rng = np.random.default_rng(0)
     eigenvalues = (1 - (np.arange(size) + 0.5) / size) ** (-1 / (exponent - 1))
@@ -174,7 +178,7 @@ def matrix_with(exponent, size=300):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
 @pytest.mark.parametrize(("exponent", "well_trained"), [(2.5, "yes"), (6.0, "no")])
-def test_a_matrix_of_known_exponent_has_it(exponent, well_trained):
+def test_a_matrix_of_known_exponent_has_it(exponent: float, well_trained: str) -> None:
     pytest.importorskip("weightwatcher")
     layer = nn.Linear(300, 300)
     with torch.no_grad():
@@ -186,7 +190,9 @@ def test_a_matrix_of_known_exponent_has_it(exponent, well_trained):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
-def test_the_exponents_recipe_has_the_encoder_and_every_head(saved, tmp_path, monkeypatch, capsys):
+def test_the_exponents_recipe_has_the_encoder_and_every_head(
+    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("weightwatcher")
     run_recipe(monkeypatch, powerlaw_recipe, saved, "--out", tmp_path)
     printed = capsys.readouterr().out
@@ -197,7 +203,9 @@ def test_the_exponents_recipe_has_the_encoder_and_every_head(saved, tmp_path, mo
     assert "n/a" in printed, "a head of one pixel's channels is too small for a fit"
 
 
-def test_exponents_of_different_models_are_not_compared(saved, tmp_path, monkeypatch):
+def test_exponents_of_different_models_are_not_compared(
+    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     described_otherwise(saved, tmp_path / "other", "model", encoder="test_resnet")
     with pytest.raises(
         ValueError, match=r"another configuration.*encoder was .*, is .*test_resnet"
@@ -205,7 +213,7 @@ def test_exponents_of_different_models_are_not_compared(saved, tmp_path, monkeyp
         run_recipe(monkeypatch, powerlaw_recipe, saved, tmp_path / "other", "--out", tmp_path)
 
 
-def test_times_are_ratios_to_ew_and_a_failed_method_says_why(scenes_cache):
+def test_times_are_ratios_to_ew_and_a_failed_method_says_why(scenes_cache: Path) -> None:
     chosen = {**methods(["Rep-MTL"]), "wild": {"optimizer.learning_rate": 1e30}}
     experiment = small_experiment(regularizer=RegularizerConfig(lambda_tsr=0.0, lambda_csa=0.0))
     found = {t.method: t for t in timing.time_methods(experiment, chosen, rounds=2)}
@@ -218,7 +226,12 @@ def test_times_are_ratios_to_ew_and_a_failed_method_says_why(scenes_cache):
     assert "failed: task" in timing.timing_table(list(found.values()))
 
 
-def test_the_timing_recipe_writes_its_table(scenes_cache, tmp_path, monkeypatch, capsys):
+def test_the_timing_recipe_writes_its_table(
+    scenes_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     small = [
         *("--set", "data.height=32", "--set", "data.width=64", "--set", "data.num_train=8"),
         *("--set", "data.num_val=3", "--batch-size", "4"),
@@ -232,7 +245,9 @@ def test_the_timing_recipe_writes_its_table(scenes_cache, tmp_path, monkeypatch,
     )
 
 
-def test_the_final_split_is_read_with_the_best_epochs_weights(scenes_cache, tmp_path):
+def test_the_final_split_is_read_with_the_best_epochs_weights(
+    scenes_cache: Path, tmp_path: Path
+) -> None:
     experiment = replace(
         small_experiment(epochs=4),
         {"data.holdout": 0.4, "data.eval_split": "holdout", "data.num_train": 12},
@@ -240,7 +255,7 @@ def test_the_final_split_is_read_with_the_best_epochs_weights(scenes_cache, tmp_
     keeper = Keeper(str(tmp_path))
     weights = []
 
-    def report(metrics, write):
+    def report(metrics: Any, write: Any) -> None:
         epoch, step = int(metrics["epoch"]), int(metrics["global_step"])
         location = keeper.write(write, epochs_done=epoch, step_in_epoch=0, global_step=step)
         weights.append(checkpoint.read_state(location)["model"])

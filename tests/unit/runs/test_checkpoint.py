@@ -1,10 +1,15 @@
 """A run that goes on from a checkpoint is the run that never stopped; files that are no checkpoint
 of this run get one clear error."""
 
+from __future__ import annotations
+
 import io
 import json
 import pickle
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +17,7 @@ import torch
 
 from repmtl_ray import storage
 from repmtl_ray.collectives import ALONE
-from repmtl_ray.config import replace
+from repmtl_ray.config import Experiment, replace
 from repmtl_ray.runs import checkpoint, loop
 from repmtl_ray.runs.checkpoint import DATA_FILE, EXPERIMENT_FILE, MARKER_FILE, STATE_FILE, Progress
 from repmtl_ray.runs.keeper import describe
@@ -60,7 +65,9 @@ def disturb_global_generators() -> None:
 
 
 @pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
-def test_a_run_that_goes_on_inside_its_third_epoch_is_the_unbroken_run(overrides, tmp_path):
+def test_a_run_that_goes_on_inside_its_third_epoch_is_the_unbroken_run(
+    overrides: Any, tmp_path: Path
+) -> None:
     experiment = small_experiment(epochs=4, **overrides)
     unbroken = run(experiment, checkpoints=tmp_path, save_at=[5])
     disturb_global_generators()
@@ -70,7 +77,7 @@ def test_a_run_that_goes_on_inside_its_third_epoch_is_the_unbroken_run(overrides
     assert_same(state_of(resumed.parts), state_of(unbroken.parts))
 
 
-def test_every_epoch_is_a_place_to_go_on_from(tmp_path):
+def test_every_epoch_is_a_place_to_go_on_from(tmp_path: Path) -> None:
     experiment = small_experiment(epochs=4, policy__name="UW")
     unbroken = run(experiment, checkpoints=tmp_path)
     for done, directory in unbroken.checkpoints.items():
@@ -81,18 +88,18 @@ def test_every_epoch_is_a_place_to_go_on_from(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def experiment():
+def experiment() -> Any:
     return small_experiment(epochs=2, policy__name="UW", optimizer__halve_at_epoch=1)
 
 
 @pytest.fixture(scope="module")
-def trained(experiment, scenes_cache, tmp_path_factory):
+def trained(experiment: Any, scenes_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run with its checkpoints, which tests leave as they are."""
     return run(experiment, checkpoints=tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
-def saved(trained, tmp_path):
+def saved(trained: Any, tmp_path: Path) -> Path:
     """A copy of its first checkpoint, for a test to spoil."""
     for name in FILES:
         (tmp_path / name).write_bytes((trained.checkpoints[1] / name).read_bytes())
@@ -100,16 +107,18 @@ def saved(trained, tmp_path):
 
 
 @pytest.fixture
-def parts(experiment):
+def parts(experiment: Any) -> Any:
     return untrained(experiment)
 
 
-def untrained(experiment):
+def untrained(experiment: Experiment) -> Any:
     tasks = loop.selected_tasks(experiment)
     return loop.build(experiment, tasks, device=torch.device("cpu"), workers=ALONE)
 
 
-def test_load_returns_the_progress_and_restores_all_parts(experiment, trained, parts):
+def test_load_returns_the_progress_and_restores_all_parts(
+    experiment: Any, trained: Any, parts: Any
+) -> None:
     progress = checkpoint.load(trained.checkpoints[2], experiment=experiment, parts=parts)
     assert progress == Progress(
         epochs_done=2, global_step=4, seed=experiment.seed, history=trained.history
@@ -121,7 +130,7 @@ def test_load_returns_the_progress_and_restores_all_parts(experiment, trained, p
     assert parts.scheduler.get_last_lr() == [experiment.optimizer.learning_rate / 2]
 
 
-def spoil(directory, name, content):
+def spoil(directory: Any, name: str, content: Any) -> None:
     """Changes a file as somebody does who knows the format: the marker is made to fit."""
     (directory / name).write_bytes(content)
     marker = json.loads((directory / MARKER_FILE).read_text())
@@ -129,14 +138,14 @@ def spoil(directory, name, content):
     (directory / MARKER_FILE).write_text(json.dumps(marker))
 
 
-def test_a_checkpoint_is_files_of_plain_values(experiment, trained):
+def test_a_checkpoint_is_files_of_plain_values(experiment: Any, trained: Any) -> None:
     directory = trained.checkpoints[2]
     assert {path.name for path in directory.iterdir()} == set(FILES)
     assert checkpoint.read_experiment(directory) == experiment
     state = checkpoint.read_state(directory)
     assert set(state) == set(checkpoint.STATE_KEYS)
 
-    def check(value):
+    def check(value: Any) -> None:
         if isinstance(value, dict):
             for part in value.values():
                 check(part)
@@ -164,8 +173,8 @@ def test_a_checkpoint_is_files_of_plain_values(experiment, trained):
     ],
 )
 def test_another_experiments_checkpoint_is_refused_by_the_fields_that_differ(
-    experiment, trained, overrides, named
-):
+    experiment: Any, trained: Any, overrides: dict[str, Any], named: str
+) -> None:
     other = replace(experiment, overrides)
     fresh = untrained(other)
     before = state_of(untrained(other))
@@ -177,7 +186,7 @@ def test_another_experiments_checkpoint_is_refused_by_the_fields_that_differ(
         run(other, resume_from=trained.checkpoints[1])
 
 
-def refused(experiment, directory, parts, message):
+def refused(experiment: Experiment, directory: Any, parts: Any, message: str) -> str:
     """The error of a checkpoint that cannot be loaded, which left the parts alone."""
     before = state_of(untrained(experiment))
     with pytest.raises(ValueError, match=message) as caught:
@@ -188,7 +197,9 @@ def refused(experiment, directory, parts, message):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_state_is_refused(experiment, saved, parts, share):
+def test_a_truncated_state_is_refused(
+    experiment: Any, saved: Path, parts: Any, share: float
+) -> None:
     whole = (saved / STATE_FILE).read_bytes()
     (saved / STATE_FILE).write_bytes(whole[: int(share * len(whole))])
     refused(experiment, saved, parts, rf"is torn: \d+ bytes of {len(whole)}\. Take the one before")
@@ -209,7 +220,9 @@ def test_a_truncated_state_is_refused(experiment, saved, parts, share):
     ],
     ids=["text", "json", "zip", "pickle", "empty pickle", "noise", "other noise"],
 )
-def test_a_file_that_is_no_state_is_refused(experiment, saved, parts, content):
+def test_a_file_that_is_no_state_is_refused(
+    experiment: Any, saved: Path, parts: Any, content: Any
+) -> None:
     spoil(saved, STATE_FILE, content)
     refused(experiment, saved, parts, "not of this project")
 
@@ -228,13 +241,13 @@ def test_a_file_that_is_no_state_is_refused(experiment, saved, parts, content):
     ],
 )
 def test_what_another_program_or_version_saved_is_refused(
-    experiment, saved, parts, change, message
-):
+    experiment: Any, saved: Path, parts: Any, change: Callable[..., Any], message: str
+) -> None:
     spoil_state(saved, change)
     refused(experiment, saved, parts, message)
 
 
-def spoil_state(directory, change):
+def spoil_state(directory: Any, change: Any) -> None:
     file = io.BytesIO()
     torch.save(change(torch.load(directory / STATE_FILE, weights_only=True)), file)
     spoil(directory, STATE_FILE, file.getvalue())
@@ -257,13 +270,17 @@ def spoil_state(directory, change):
     ],
     ids=["negative", "unknown", "number", "empty", "shapes", "groups", "scheduler", "policy"],
 )
-def test_a_state_that_does_not_fit_is_one_clear_error(experiment, saved, parts, change):
+def test_a_state_that_does_not_fit_is_one_clear_error(
+    experiment: Any, saved: Path, parts: Any, change: Callable[..., Any]
+) -> None:
     spoil_state(saved, change)
     with pytest.raises(ValueError, match="does not fit the experiment that it names"):
         checkpoint.load(saved, experiment=experiment, parts=parts)
 
 
-def test_a_checkpoint_of_other_samples_is_refused(experiment, saved, parts, trained):
+def test_a_checkpoint_of_other_samples_is_refused(
+    experiment: Any, saved: Path, parts: Any, trained: Any
+) -> None:
     progress = Progress(epochs_done=1, history=trained.history[:1])
     at = saved / "new"
     checkpoint.save(at, experiment=experiment, parts=trained.parts, progress=progress, data="aa")
@@ -273,7 +290,9 @@ def test_a_checkpoint_of_other_samples_is_refused(experiment, saved, parts, trai
 
 
 @pytest.mark.parametrize("place", [{"step_in_epoch": 3, "global_step": 5}, {"global_step": 3}])
-def test_a_place_that_no_epoch_has_is_refused(experiment, saved, place):
+def test_a_place_that_no_epoch_has_is_refused(
+    experiment: Any, saved: Path, place: dict[str, int]
+) -> None:
     spoil_state(saved, lambda state: {**state, "progress": {**state["progress"], **place}})
     with pytest.raises(ExperimentError, match="but an epoch has 2 steps: the data changed"):
         run(experiment, resume_from=saved)
@@ -282,15 +301,17 @@ def test_a_place_that_no_epoch_has_is_refused(experiment, saved, place):
 class RunsCode:
     """What an attacker puts into a pickle."""
 
-    def __init__(self, target):
+    def __init__(self, target: Any) -> None:
         self.target = target
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return type(self.target).mkdir, (self.target,)
 
 
 @pytest.mark.parametrize("by_torch", [True, False])
-def test_code_in_a_checkpoint_is_not_run(experiment, saved, parts, by_torch):
+def test_code_in_a_checkpoint_is_not_run(
+    experiment: Any, saved: Path, parts: Any, by_torch: bool
+) -> None:
     target = saved / "ran"
     if by_torch:
         spoil_state(saved, lambda state: state | {"policy": RunsCode(target)})
@@ -303,7 +324,7 @@ def test_code_in_a_checkpoint_is_not_run(experiment, saved, parts, by_torch):
     assert target.exists(), "the attack itself works"
 
 
-def test_incomplete_checkpoints_are_refused(experiment, saved, parts):
+def test_incomplete_checkpoints_are_refused(experiment: Any, saved: Path, parts: Any) -> None:
     (saved / EXPERIMENT_FILE).unlink()
     refused(experiment, saved, parts, "has no experiment.json; it is torn")
     (saved / STATE_FILE).unlink()
@@ -322,21 +343,26 @@ def test_incomplete_checkpoints_are_refused(experiment, saved, parts):
     ],
 )
 def test_an_experiment_file_that_describes_none_is_refused(
-    experiment, saved, parts, content, message
-):
+    experiment: Any, saved: Path, parts: Any, content: Any, message: str
+) -> None:
     spoil(saved, EXPERIMENT_FILE, content.encode())
     refused(experiment, saved, parts, message)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_crash_while_saving_leaves_no_checkpoint(
-    experiment, parts, trained, tmp_path, monkeypatch, number
-):
+    experiment: Any,
+    parts: Any,
+    trained: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
     """After no file, one, or two of the three."""
     written = []
     original = storage.write
 
-    def crashing(location, data):
+    def crashing(location: Any, data: Any) -> None:
         if len(written) == number:
             raise MemoryError
         written.append(location)

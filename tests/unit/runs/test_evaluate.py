@@ -1,9 +1,12 @@
 """Metrics of a split do not depend on how it is cut into batches, nor on which worker saw what."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +82,7 @@ def _batches(cuts: list[int]) -> list[Batch]:
     return batches
 
 
-def test_names_and_values(model):
+def test_names_and_values(model: MultiTaskModel) -> None:
     found = evaluate(model, _batches([6]), TASKS)
     names = {f"{t.name}/{m}" for t in TASKS for m in [*t.metric_directions, "loss"]}
     assert set(found) == names
@@ -98,14 +101,16 @@ def test_names_and_values(model):
 
 
 @pytest.mark.parametrize("cuts", [[1] * 6, [2, 4], [5, 1]])
-def test_the_batch_size_does_not_matter(model, cuts):
+def test_the_batch_size_does_not_matter(model: MultiTaskModel, cuts: Any) -> None:
     assert evaluate(model, _batches(cuts), TASKS) == pytest.approx(
         evaluate(model, _batches([6]), TASKS), rel=1e-5
     )
 
 
 @pytest.mark.parametrize("share", [0, 1, 3])
-def test_workers_may_see_unequal_parts_or_nothing_and_talk_once(model, share):
+def test_workers_may_see_unequal_parts_or_nothing_and_talk_once(
+    model: MultiTaskModel, share: int
+) -> None:
     batches = _batches([1, 2, 2, 1])
     one, other = Scripted(rank=0, size=2), Scripted(rank=1, size=2)
     for worker, part in ((one, batches[:share]), (other, batches[share:])):
@@ -122,7 +127,7 @@ def test_workers_may_see_unequal_parts_or_nothing_and_talk_once(model, share):
     assert merged[1] == pytest.approx(expected, rel=1e-5)
 
 
-def test_modes_running_statistics_and_gradients_stay_as_they_were(model):
+def test_modes_running_statistics_and_gradients_stay_as_they_were(model: MultiTaskModel) -> None:
     model.train()
     model.encoder.layer1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -134,7 +139,7 @@ def test_modes_running_statistics_and_gradients_stay_as_they_were(model):
     model.train()
 
 
-def test_an_error_on_the_way_restores_the_modes(model):
+def test_an_error_on_the_way_restores_the_modes(model: MultiTaskModel) -> None:
     model.train()
     batch = _batches([1])[0]
     broken = Batch(images=batch.images, targets={}, rows=batch.rows, sample_ids=batch.sample_ids)
@@ -144,7 +149,7 @@ def test_an_error_on_the_way_restores_the_modes(model):
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float64"])
-def test_precision_changes_metrics_by_rounding_only(model, precision):
+def test_precision_changes_metrics_by_rounding_only(model: MultiTaskModel, precision: str) -> None:
     twin = copy.deepcopy(model)
     if precision == "float64":
         twin.double()
@@ -155,7 +160,7 @@ def test_precision_changes_metrics_by_rounding_only(model, precision):
     assert found["normal/mean_angle"] == pytest.approx(expected["normal/mean_angle"], rel=tolerance)
 
 
-def test_every_task_is_judged_on_its_own_rows():
+def test_every_task_is_judged_on_its_own_rows() -> None:
     tasks: list[Task] = [Classification(name=n, num_classes=3) for n in ("amazon", "dslr")]
     config = ModelConfig(encoder="resnet10t", features="pooled", head="linear")
     model = build_model(config, tasks, image_size=SIZE).eval()
@@ -173,7 +178,7 @@ def test_every_task_is_judged_on_its_own_rows():
     assert found["dslr/accuracy"] == 0
 
 
-def test_a_task_without_labels_in_the_split_is_named(model):
+def test_a_task_without_labels_in_the_split_is_named(model: MultiTaskModel) -> None:
     batch = _batches([6])[0]
     targets = {**batch.targets, "depth": torch.zeros_like(batch.targets["depth"])}
     blank = Batch(

@@ -1,6 +1,10 @@
 """An exported model is the trained one, in a file that cannot run code."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +21,7 @@ from tests.helpers.training import small_experiment
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     folder = tmp_path_factory.mktemp("stored") / "checkpoint"
     experiment = small_experiment(seed=5)
     tasks = loop.selected_tasks(experiment)
@@ -26,7 +30,9 @@ def stored(tmp_path_factory):
     return folder, experiment, parts.model.eval()
 
 
-def test_the_exported_model_predicts_as_the_trained_one(stored, tmp_path):
+def test_the_exported_model_predicts_as_the_trained_one(
+    stored: tuple[Any, ...], tmp_path: Path
+) -> None:
     folder, experiment, trained = stored
     assert export_model(folder, tmp_path / "m.safetensors") == experiment
     model, described = import_model(tmp_path / "m.safetensors")
@@ -36,7 +42,9 @@ def test_the_exported_model_predicts_as_the_trained_one(stored, tmp_path):
         assert_same(model(images, rows), trained(images, rows))
 
 
-def test_the_encoder_alone_is_what_model_weights_reads(stored, tmp_path):
+def test_the_encoder_alone_is_what_model_weights_reads(
+    stored: tuple[Any, ...], tmp_path: Path
+) -> None:
     folder, experiment, trained = stored
     out = tmp_path / "encoder.safetensors"
     export_model(folder, out, encoder_only=True)
@@ -46,7 +54,9 @@ def test_the_encoder_alone_is_what_model_weights_reads(stored, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_model_that_diverged_is_refused_when_it_is_read(stored, tmp_path, value):
+def test_a_model_that_diverged_is_refused_when_it_is_read(
+    stored: tuple[Any, ...], tmp_path: Path, value: float
+) -> None:
     _folder, experiment, trained = stored
     tensors = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     tensors["heads.depth.output.weight"][0, 0] = value
@@ -66,7 +76,9 @@ def test_a_model_that_diverged_is_refused_when_it_is_read(stored, tmp_path, valu
         checkpoint.load(tmp_path / "c", experiment=experiment, parts=fresh)
 
 
-def test_what_is_there_is_not_overwritten_and_what_is_no_model_is_refused(stored, tmp_path):
+def test_what_is_there_is_not_overwritten_and_what_is_no_model_is_refused(
+    stored: tuple[Any, ...], tmp_path: Path
+) -> None:
     folder, _, _ = stored
     out = tmp_path / "m.safetensors"
     out.write_text("mine")

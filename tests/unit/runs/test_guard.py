@@ -1,9 +1,13 @@
 """What the workers of a run agree on, with Ray's own parts replaced; and ASHA and Tune's state after
 an interruption."""
 
+from __future__ import annotations
+
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +28,7 @@ NEVER = Checkpoints(every_minutes=None)
 
 
 @pytest.fixture
-def notice(monkeypatch):
+def notice(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What Ray has told this process of preemption; broadcasts go to oneself."""
     told = SimpleNamespace(preemption_info=None)
     context = SimpleNamespace(preemption_context=told)
@@ -35,12 +39,14 @@ def notice(monkeypatch):
     return told
 
 
-def step_of(guard_, step):
+def step_of(guard_: Any, step: Any) -> None:
     given = saving(0, step)
     guard_.after_step(0, step, step, given["save"])
 
 
-def test_after_a_notice_every_step_is_saved_until_the_node_goes(tmp_path, notice):
+def test_after_a_notice_every_step_is_saved_until_the_node_goes(
+    tmp_path: Path, notice: Any
+) -> None:
     kept = Guard(str(tmp_path), NEVER, Workers())
     step_of(kept, 1)
     assert not tmp_path.exists() or places(tmp_path) == []
@@ -53,7 +59,7 @@ def test_after_a_notice_every_step_is_saved_until_the_node_goes(tmp_path, notice
     assert places(tmp_path)[-1] == (0, 4)
 
 
-def test_only_the_first_worker_writes(tmp_path, notice):
+def test_only_the_first_worker_writes(tmp_path: Path, notice: Any) -> None:
     notice.preemption_info = SimpleNamespace(deadline_ms=None)
     step_of(Guard(str(tmp_path), NEVER, Workers(rank=1, size=2)), 1)
     assert places(tmp_path) == []
@@ -61,11 +67,13 @@ def test_only_the_first_worker_writes(tmp_path, notice):
     assert places(tmp_path) == [(0, 1)]
 
 
-def test_a_storage_that_fails_is_left_alone_until_the_epoch_ends_the_run(tmp_path, notice, caplog):
+def test_a_storage_that_fails_is_left_alone_until_the_epoch_ends_the_run(
+    tmp_path: Path, notice: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     kept = Guard(str(tmp_path), Checkpoints(every_steps=1), Workers())
     tries = []
 
-    def full(location):
+    def full(location: Any) -> None:
         tries.append(location)
         raise storage.StorageError("the disk is full")
 
@@ -79,7 +87,9 @@ def test_a_storage_that_fails_is_left_alone_until_the_epoch_ends_the_run(tmp_pat
     assert places(tmp_path) == [(1, 0)]
 
 
-def test_out_of_memory_on_one_worker_is_what_all_of_the_next_attempt_end_with(tmp_path, notice):
+def test_out_of_memory_on_one_worker_is_what_all_of_the_next_attempt_end_with(
+    tmp_path: Path, notice: Any
+) -> None:
     experiment = Experiment(data=DataConfig(name="cityscapes"))
     kept = Guard(str(tmp_path), NEVER, Workers(rank=1, size=2))
     kept.out_of_memory(torch.OutOfMemoryError("Tried to allocate 20 GiB\nmore"), experiment)
@@ -88,7 +98,7 @@ def test_out_of_memory_on_one_worker_is_what_all_of_the_next_attempt_end_with(tm
     assert Guard(str(tmp_path), NEVER, Workers(rank=0, size=2)).start() is None, "told once"
 
 
-def test_what_is_out_of_memory():
+def test_what_is_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert is_out_of_memory(caught.value)
@@ -99,7 +109,9 @@ def test_what_is_out_of_memory():
 @pytest.mark.parametrize(
     ("num_workers", "cpus", "runs"), [((1, 2), 1, 1), ((1, 2), 5, 2), ((2, 3), 1, 0), (2, 5, 2)]
 )
-def test_an_elastic_run_needs_its_least_and_takes_its_most(monkeypatch, num_workers, cpus, runs):
+def test_an_elastic_run_needs_its_least_and_takes_its_most(
+    monkeypatch: pytest.MonkeyPatch, num_workers: tuple[int, ...] | int, cpus: int, runs: int
+) -> None:
     has = Available(cpus, 0)
     monkeypatch.setattr("repmtl_ray.cluster.nodes", lambda: [has])
     monkeypatch.setattr("repmtl_ray.cluster.available", lambda: has)
@@ -107,7 +119,7 @@ def test_an_elastic_run_needs_its_least_and_takes_its_most(monkeypatch, num_work
     assert Placement(num_workers=num_workers).concurrent() == runs
 
 
-def scheduler(path):
+def scheduler(path: Path) -> Any:
     made = ResumableASHA(
         str(path),
         time_attr="epoch",
@@ -122,14 +134,14 @@ def scheduler(path):
     return made
 
 
-def decisions(made, reports):
+def decisions(made: Any, reports: Any) -> list[Any]:
     return [
         made.on_trial_result(None, SimpleNamespace(trial_id=name), {"epoch": epoch, "m": value})
         for name, epoch, value in reports
     ]
 
 
-def test_asha_goes_on_where_it_was(tmp_path):
+def test_asha_goes_on_where_it_was(tmp_path: Path) -> None:
     """Interrupted after any report, its decisions are those of the scheduler that never was."""
     reports = [("a", 2, 0.9), ("b", 2, 0.1), ("c", 2, 0.95), ("a", 4, 0.8), ("d", 2, 0.5)]
     reports += [("c", 4, 0.2)]
@@ -144,7 +156,9 @@ def test_asha_goes_on_where_it_was(tmp_path):
     assert again == [TrialScheduler.STOP], "a trial that was stopped stays so"
 
 
-def test_a_torn_state_of_tune_gives_way_to_the_one_before(tmp_path, caplog):
+def test_a_torn_state_of_tune_gives_way_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "tuner.pkl").write_bytes(b"kept")
     assert not trial._has_state(str(tmp_path)), "no state at all"
     whole = tmp_path / "experiment_state-2026-01-01_00-00-00.json"
@@ -159,7 +173,7 @@ def test_a_torn_state_of_tune_gives_way_to_the_one_before(tmp_path, caplog):
     assert not trial._has_state(str(tmp_path))
 
 
-def test_a_ray_started_here_listens_on_loopback_alone(monkeypatch):
+def test_a_ray_started_here_listens_on_loopback_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", lambda **options: given.update(options))

@@ -1,12 +1,18 @@
 """Checkpoints in a run's storage: which are whole, which stay, when one is due; and a run that is
 killed at every step is the run that never was."""
 
+from __future__ import annotations
+
 import logging
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from repmtl_ray import storage
+from repmtl_ray.config import Experiment
 from repmtl_ray.runs import checkpoint, keeper, loop
 from repmtl_ray.runs.keeper import MARKER_FILE, Checkpoints, Keeper, Marker, describe, marker_text
 from tests.helpers.asserts import assert_same
@@ -19,7 +25,9 @@ class KilledError(Exception):
     pass
 
 
-def saving(epochs_done, step_in_epoch=0, errors=(), step=None):
+def saving(
+    epochs_done: Any, step_in_epoch: int = 0, errors: tuple[()] = (), step: Any = None
+) -> dict[str, Any]:
     """What `Keeper.write` is given, for a small state; `errors`, of every epoch done."""
     files = {"state.pt": STATE, "experiment.json": b"{}"}
     history = [{"depth/abs_error": error} for error in errors or [1.0] * epochs_done]
@@ -29,7 +37,7 @@ def saving(epochs_done, step_in_epoch=0, errors=(), step=None):
         "global_step": 4 * epochs_done + step_in_epoch if step is None else step,
     }
 
-    def save(location):
+    def save(location: Any) -> None:
         for name, data in files.items():
             storage.write(f"{location}/{name}", data)
         marker = Marker(files=describe(files), history=history, **at)
@@ -38,13 +46,13 @@ def saving(epochs_done, step_in_epoch=0, errors=(), step=None):
     return {"save": save, **at}
 
 
-def places(folder):
+def places(folder: Path) -> list[Any]:
     """(epochs done, step in epoch) of what lies there."""
     found = [keeper.NAME.fullmatch(path.name) for path in folder.iterdir()]
     return sorted((int(match[1]), int(match[2])) for match in found if match)
 
 
-def test_the_last_two_and_the_best_stay(tmp_path):
+def test_the_last_two_and_the_best_stay(tmp_path: Path) -> None:
     found = Keeper(str(tmp_path))
     errors = [0.9, 0.5, 0.7, 0.6, 0.8]
     for epoch in range(1, 6):
@@ -56,11 +64,11 @@ def test_the_last_two_and_the_best_stay(tmp_path):
     assert Keeper(str(tmp_path)).newest().startswith(f"{tmp_path}/checkpoint_000005_00000002")
 
 
-def cut(path):
+def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def change(path):
+def change(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -68,7 +76,9 @@ def change(path):
 
 @pytest.mark.parametrize("file", ["state.pt", "experiment.json", MARKER_FILE])
 @pytest.mark.parametrize("damage", [cut, change, lambda path: path.unlink()])
-def test_a_torn_checkpoint_is_passed_over_by_name(tmp_path, file, damage, caplog):
+def test_a_torn_checkpoint_is_passed_over_by_name(
+    tmp_path: Path, file: Any, damage: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     found = Keeper(str(tmp_path))
     before, last = (found.write(**saving(1, step)) for step in (2, 3))
     damage(tmp_path / last.rpartition("/")[2] / file)
@@ -87,7 +97,7 @@ def test_a_torn_checkpoint_is_passed_over_by_name(tmp_path, file, damage, caplog
     assert Keeper(str(tmp_path)).newest() not in (before, last)
 
 
-def test_without_any_whole_checkpoint_a_run_starts_anew_and_says_so(tmp_path):
+def test_without_any_whole_checkpoint_a_run_starts_anew_and_says_so(tmp_path: Path) -> None:
     last = Keeper(str(tmp_path)).write(**saving(1))
     (tmp_path / last.rpartition("/")[2] / "state.pt").write_bytes(b"")
     found = Keeper(str(tmp_path))
@@ -96,11 +106,13 @@ def test_without_any_whole_checkpoint_a_run_starts_anew_and_says_so(tmp_path):
     assert Keeper(str(tmp_path / "never")).newest() is None
 
 
-def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(tmp_path, monkeypatch):
+def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Keeper(str(tmp_path)).write(**saving(1))
     monkeypatch.setattr(storage, "WAITS_S", ())
 
-    def gone(_location):
+    def gone(_location: Any) -> None:
         raise OSError("the bucket is gone")
 
     monkeypatch.setattr(storage, "open_location", gone)
@@ -108,13 +120,13 @@ def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(tmp_path, monkey
         Keeper(str(tmp_path)).newest()
 
 
-def test_nothing_stored_is_touched_when_a_write_fails(tmp_path):
+def test_nothing_stored_is_touched_when_a_write_fails(tmp_path: Path) -> None:
     found = Keeper(str(tmp_path))
     found.write(**saving(1))
     found.write(**saving(2))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    def full(location):
+    def full(location: Any) -> None:
         storage.write(f"{location}/state.pt", STATE)
         raise storage.StorageError("full")
 
@@ -127,7 +139,7 @@ def test_nothing_stored_is_touched_when_a_write_fails(tmp_path):
     assert places(tmp_path) == [(1, 0), (2, 0), (3, 1)], "what was half written is gone"
 
 
-def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path):
+def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path: Path) -> None:
     now = [0.0]
     by_steps = Keeper(str(tmp_path), Checkpoints(every_steps=3, every_minutes=None))
     due = []
@@ -155,16 +167,23 @@ def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path):
         ({"keep": 1}, "keep is 1; expected at least 2"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings, message):
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Checkpoints(**settings)
 
 
-def attempt(experiment, folder, *, die_at=None, before_saving=False, seen=None):
+def attempt(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    die_at: Any = None,
+    before_saving: bool = False,
+    seen: Any = None,
+) -> Any:
     """Goes on from what is there, with a checkpoint after every step, until it is killed."""
     kept = Keeper(str(folder), Checkpoints(every_steps=1))
 
-    def after_step(epochs_done, step_in_epoch, global_step, write):
+    def after_step(epochs_done: Any, step_in_epoch: Any, global_step: Any, write: Any) -> None:
         if seen is not None:
             seen.append((global_step, before_saving and global_step == die_at))
         if global_step == die_at and before_saving:
@@ -175,7 +194,7 @@ def attempt(experiment, folder, *, die_at=None, before_saving=False, seen=None):
         if global_step == die_at:
             raise KilledError
 
-    def report(metrics, write):
+    def report(metrics: Any, write: Any) -> None:
         kept.write(
             write,
             epochs_done=metrics["epoch"],
@@ -194,7 +213,9 @@ def attempt(experiment, folder, *, die_at=None, before_saving=False, seen=None):
 
 
 @pytest.mark.usefixtures("scenes_cache")
-def test_killed_at_every_step_it_is_the_unbroken_run(tmp_path, monkeypatch):
+def test_killed_at_every_step_it_is_the_unbroken_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DWA remembers losses inside an epoch; samples are compared by their numbers."""
     experiment = small_experiment(
         policy__name="DWA",
@@ -206,7 +227,7 @@ def test_killed_at_every_step_it_is_the_unbroken_run(tmp_path, monkeypatch):
     samples = []
     original = loop.Stepper.step
 
-    def watched(self, batch, *, global_step):
+    def watched(self: Any, batch: Any, *, global_step: Any) -> Any:
         samples.append((global_step + 1, batch.sample_ids.tolist()))
         return original(self, batch, global_step=global_step)
 
@@ -226,7 +247,7 @@ def test_killed_at_every_step_it_is_the_unbroken_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("scenes_cache")
-def test_checkpoints_of_two_runs_of_one_name_do_not_overwrite_each_other(tmp_path):
+def test_checkpoints_of_two_runs_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     first, second = Keeper(str(tmp_path)), Keeper(str(tmp_path))
     paths = {first.write(**saving(1)), second.write(**saving(1))}
     assert len(paths) == 2

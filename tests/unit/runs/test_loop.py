@@ -1,12 +1,18 @@
 """A whole run without Ray: what it reports, its schedule, its errors, and that it learns."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from repmtl_ray.collectives import ALONE
+from repmtl_ray.config import Experiment
 from repmtl_ray.data.batches import eval_batches
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.policies.base import Policy
@@ -40,7 +46,7 @@ PLAIN = {"regularizer__lambda_tsr": 0.0, "regularizer__lambda_csa": 0.0}
         ({"tasks": ["depth"], "policy__name": "stl", **PLAIN}, OF_DEPTH),
     ],
 )
-def test_metrics_are_named_by_task_and_quantity(overrides, expected):
+def test_metrics_are_named_by_task_and_quantity(overrides: dict[str, Any], expected: Any) -> None:
     found = run(small_experiment(**overrides))
     for metrics in found.history:
         own = {name for name in metrics if not name.startswith("policy/")}
@@ -49,18 +55,18 @@ def test_metrics_are_named_by_task_and_quantity(overrides, expected):
         assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_epochs_count_from_one_and_steps_over_all_epochs():
+def test_epochs_count_from_one_and_steps_over_all_epochs() -> None:
     found = run(small_experiment(epochs=3, data__num_train=11))  # three scenes do not fill a batch
     assert [metrics["epoch"] for metrics in found.history] == [1, 2, 3]
     assert [metrics["global_step"] for metrics in found.history] == [2, 4, 6]
     assert found.reported == found.history
 
 
-def test_train_loss_is_the_mean_over_the_epoch(monkeypatch):
+def test_train_loss_is_the_mean_over_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = loop.Stepper.step
 
-    def watched(self, batch, *, global_step):
+    def watched(self: Any, batch: Any, *, global_step: Any) -> Any:
         values = original(self, batch, global_step=global_step)
         seen.append(values["depth/train_loss"])
         return values
@@ -71,12 +77,14 @@ def test_train_loss_is_the_mean_over_the_epoch(monkeypatch):
     assert found.history[0]["depth/train_loss"] == pytest.approx(sum(seen) / 3, rel=1e-12)
 
 
-def learning_rates(monkeypatch, experiment, **options):
+def learning_rates(
+    monkeypatch: pytest.MonkeyPatch, experiment: Experiment, **options: Any
+) -> tuple[Any, ...]:
     """Of every optimiser step."""
     rates = []
     original = loop.build
 
-    def watched(*args, **kwargs):
+    def watched(*args: Any, **kwargs: Any) -> Any:
         parts = original(*args, **kwargs)
         parts.optimizer.register_step_post_hook(
             lambda optimizer, _args, _kwargs: rates.append(optimizer.param_groups[0]["lr"])
@@ -90,13 +98,15 @@ def learning_rates(monkeypatch, experiment, **options):
 
 
 @pytest.mark.parametrize(("halve_at", "full"), [(None, 8), (1, 2), (2, 4), (4, 8)])
-def test_the_learning_rate_halves_once_that_many_epochs_are_done(monkeypatch, halve_at, full):
+def test_the_learning_rate_halves_once_that_many_epochs_are_done(
+    monkeypatch: pytest.MonkeyPatch, halve_at: int | None, full: int
+) -> None:
     experiment = small_experiment(epochs=4, optimizer__halve_at_epoch=halve_at)
     rates, _ = learning_rates(monkeypatch, experiment)
     assert rates == [3e-3] * full + [1.5e-3] * (8 - full)
 
 
-def test_the_schedule_goes_on_where_it_was(monkeypatch, tmp_path):
+def test_the_schedule_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     experiment = small_experiment(epochs=3, optimizer__halve_at_epoch=2)
     _, unbroken = learning_rates(monkeypatch, experiment, checkpoints=tmp_path)
     for done, expected in ((1, [3e-3] * 2 + [1.5e-3] * 2), (2, [1.5e-3] * 2), (3, [])):
@@ -104,7 +114,9 @@ def test_the_schedule_goes_on_where_it_was(monkeypatch, tmp_path):
         assert rates == expected
 
 
-def test_the_policy_is_told_every_epoch_once_also_after_a_restart(monkeypatch, tmp_path):
+def test_the_policy_is_told_every_epoch_once_also_after_a_restart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     told = []
     monkeypatch.setattr(Policy, "begin_epoch", lambda _self, epoch: told.append(epoch))
     monkeypatch.setattr(Policy, "end_epoch", lambda _self: told.append("end"))
@@ -116,7 +128,7 @@ def test_the_policy_is_told_every_epoch_once_also_after_a_restart(monkeypatch, t
     assert told == [1, "end", 2, "end"]
 
 
-def test_one_task_alone_trains_with_policy_stl():
+def test_one_task_alone_trains_with_policy_stl() -> None:
     both = small_experiment(epochs=4)
     alone = run(single_task(both, "depth"))
     assert list(alone.parts.model.heads) == ["depth"]
@@ -148,19 +160,19 @@ def test_one_task_alone_trains_with_policy_stl():
     ],
 )
 def test_what_cannot_be_done_is_an_error_before_anything_is_trained(
-    monkeypatch, overrides, message
-):
+    monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any], message: str
+) -> None:
     monkeypatch.setattr(loop, "build", lambda *_args, **_options: pytest.fail("built a model"))
     with pytest.raises(ExperimentError, match=message):
         run(small_experiment(**overrides))
 
 
-def test_tasks_keep_the_order_of_the_data_set():
+def test_tasks_keep_the_order_of_the_data_set() -> None:
     experiment = small_experiment(tasks=["depth", "segmentation"])
     assert [task.name for task in loop.selected_tasks(experiment)] == ["segmentation", "depth"]
 
 
-def test_reported_metrics_are_those_of_the_whole_split_at_any_batch_size():
+def test_reported_metrics_are_those_of_the_whole_split_at_any_batch_size() -> None:
     experiment = small_experiment(precision="float64", data__num_val=7)
     found = run(experiment)
     held_out, tasks = split(experiment, "val"), loop.selected_tasks(experiment)
@@ -178,7 +190,7 @@ def test_reported_metrics_are_those_of_the_whole_split_at_any_batch_size():
             assert found.history[-1][name] == pytest.approx(value, rel=1e-9), name
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
     options = {
         "model__head": "aspp",
         "model__head_channels": 8,
@@ -200,7 +212,9 @@ AT_EVALUATION = r"task '(segmentation|depth)': loss over .*split is nan after st
 @pytest.mark.parametrize(
     ("batch_size", "message"), [(4, AT_STEP_TWO), (8, AT_EVALUATION)], ids=["step", "evaluation"]
 )
-def test_divergence_names_task_policy_and_step(batch_size, message, tmp_path):
+def test_divergence_names_task_policy_and_step(
+    batch_size: int, message: str, tmp_path: Path
+) -> None:
     """With eight scenes, a batch of four meets the ruined weights in step 2, one of eight only in
     the evaluation."""
     experiment = small_experiment(
@@ -214,12 +228,14 @@ def test_divergence_names_task_policy_and_step(batch_size, message, tmp_path):
     assert not list(tmp_path.iterdir()), "no checkpoint of a ruined model"
 
 
-def test_a_loss_that_is_no_number_leaves_the_last_good_weights(monkeypatch):
+def test_a_loss_that_is_no_number_leaves_the_last_good_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Depth's head breaks in step 3; its first look at the batch decides."""
     looks, models, weights = [], [], {}
     original = MultiTaskModel.predict
 
-    def breaking(self, task, features, image_size):
+    def breaking(self: Any, task: Any, features: Any, image_size: Any) -> Any:
         prediction = original(self, task, features, image_size)
         if task != "depth" or not self.training:
             return prediction
@@ -240,7 +256,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_weights(monkeypatch):
     assert_same({name: p.detach() for name, p in models[0].named_parameters()}, weights)
 
 
-def test_any_metric_that_is_no_number_ends_the_run(monkeypatch):
+def test_any_metric_that_is_no_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "repmtl_ray.policies.base.LossPolicy.metrics", lambda _self: {"weight/depth": math.inf}
     )
@@ -250,11 +266,13 @@ def test_any_metric_that_is_no_number_ends_the_run(monkeypatch):
         run(small_experiment(policy__name="UW"))
 
 
-def test_an_evaluation_split_without_labels_is_an_error_that_restarts_cannot_cure(monkeypatch):
+def test_an_evaluation_split_without_labels_is_an_error_that_restarts_cannot_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     experiment = small_experiment()
     original = loop.eval_batches
 
-    def unlabelled(*args, **options):
+    def unlabelled(*args: Any, **options: Any) -> Iterator[Any]:
         for batch in original(*args, **options):
             batch.targets["depth"].zero_()
             yield batch
@@ -264,7 +282,7 @@ def test_an_evaluation_split_without_labels_is_an_error_that_restarts_cannot_cur
         run(experiment)
 
 
-def constants(experiment):
+def constants(experiment: Experiment) -> tuple[Any, ...]:
     """The pixel accuracy (percent) and absolute error of the best constants for the evaluation
     split itself: its most frequent class, its median inverse depth."""
     held_out = split(experiment, "val")
@@ -278,7 +296,7 @@ def constants(experiment):
 
 
 @pytest.mark.parametrize("policy", ["EW", "PCGrad"])
-def test_a_trained_network_clearly_beats_the_best_constants(policy):
+def test_a_trained_network_clearly_beats_the_best_constants(policy: str) -> None:
     experiment = small_experiment(
         data__num_train=64,
         data__num_val=16,

@@ -1,6 +1,9 @@
 """One step: its gradient against plain autograd, its cost, its errors."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +24,9 @@ from tests.helpers.runs import (
 )
 
 
-def gradient_of_total(model, tasks, batch, *, log_losses, regularizer, representation):
+def gradient_of_total(
+    model: Any, tasks: Any, batch: Any, *, log_losses: Any, regularizer: Any, representation: Any
+) -> Any:
     """Equation 10 in one piece: no split, one backward through everything."""
     captured = []
     module = model.get_submodule(representation)
@@ -48,7 +53,9 @@ def gradient_of_total(model, tasks, batch, *, log_losses, regularizer, represent
 @pytest.mark.parametrize("regularizer", [(0.0, 0.0), (0.9, 0.0), (0.0, 0.7), (0.9, 0.7)])
 @pytest.mark.parametrize("log_losses", [True, False])
 @pytest.mark.parametrize("kind", ["dense", "office"])
-def test_a_step_follows_the_gradient_of_equation_10(kind, log_losses, regularizer, representation):
+def test_a_step_follows_the_gradient_of_equation_10(
+    kind: str, log_losses: bool, regularizer: tuple[float, ...], representation: str
+) -> None:
     policy = PolicyConfig(name="EW", log_losses=log_losses)
     tasks, batch = (
         (DENSE, dense_batch(0, ALONE)) if kind == "dense" else (OFFICE, office_batch(0, ALONE))
@@ -64,11 +71,11 @@ def test_a_step_follows_the_gradient_of_equation_10(kind, log_losses, regularize
         torch.testing.assert_close(before - after, gradient, rtol=1e-9, atol=1e-12)
 
 
-def count_encoder_backwards(policy, regularizer):
+def count_encoder_backwards(policy: Any, regularizer: Any) -> int:
     stepper = small_stepper(ALONE, policy, regularizer=regularizer)
     passes = []
 
-    def watch(_module, _inputs, output):
+    def watch(_module: Any, _inputs: Any, output: Any) -> None:
         if output.requires_grad:
             output.register_hook(lambda _gradient: passes.append(1))
 
@@ -95,19 +102,21 @@ def count_encoder_backwards(policy, regularizer):
         (policy_config("SDMGrad"), (0.0, 0.0), 5),
     ],
 )
-def test_encoder_backwards_are_as_few_as_promised(policy, regularizer, backwards):
+def test_encoder_backwards_are_as_few_as_promised(
+    policy: Any, regularizer: tuple[float, ...], backwards: int
+) -> None:
     assert count_encoder_backwards(policy, regularizer) == backwards
 
 
-def watched_pass(policy, **options):
+def watched_pass(policy: Any, **options: Any) -> tuple[Any, ...]:
     """A stepper, and a function that makes a step and returns what `look` makes of its pass."""
     stepper = small_stepper(ALONE, policy, **options)
     looked = []
 
-    def step(look):
+    def step(look: Any) -> Any:
         original = type(stepper.policy).backward
 
-        def backward(task_pass):
+        def backward(task_pass: Any) -> None:
             looked.append(look(task_pass))
             original(stepper.policy, task_pass)
 
@@ -119,7 +128,7 @@ def watched_pass(policy, **options):
 
 
 @pytest.mark.parametrize("num_parts", [2, 3])
-def test_parts_are_the_rows_in_turn_and_add_up_to_the_batch(num_parts):
+def test_parts_are_the_rows_in_turn_and_add_up_to_the_batch(num_parts: int) -> None:
     policy = PolicyConfig(name="MoDo", log_losses=False)
     _, step = watched_pass(policy, regularizer=(0.9, 0.7), head="linear")  # no batch norm in it
     parts, whole = step(
@@ -139,7 +148,7 @@ def test_parts_are_the_rows_in_turn_and_add_up_to_the_batch(num_parts):
         torch.testing.assert_close(total, whole[task])
 
 
-def test_a_batch_with_fewer_rows_than_parts_is_explained():
+def test_a_batch_with_fewer_rows_than_parts_is_explained() -> None:
     stepper = small_stepper(ALONE, policy_config("SDMGrad"))
     with pytest.raises(
         ExperimentError, match=r"batch_size is 2, but policy 'SDMGrad'.* at least 3"
@@ -147,7 +156,7 @@ def test_a_batch_with_fewer_rows_than_parts_is_explained():
         stepper.step(dense_batch(0, ALONE, size=2), global_step=0)
 
 
-def test_gradnorm_sees_the_gradients_of_the_last_shared_kernel():
+def test_gradnorm_sees_the_gradients_of_the_last_shared_kernel() -> None:
     stepper, step = watched_pass(policy_config("GradNorm"))
     last, everything = step(lambda p: (p.last_layer_jacobian(), p.jacobian()))
     kernel, bias = stepper.model.encoder[3].weight, stepper.model.encoder[3].bias
@@ -155,7 +164,7 @@ def test_gradnorm_sees_the_gradients_of_the_last_shared_kernel():
     torch.testing.assert_close(last, columns)
 
 
-def test_a_policy_that_makes_the_update_takes_rate_schedule_and_decay_from_the_optimiser():
+def test_a_policy_that_makes_the_update_takes_rate_schedule_and_decay_from_the_optimiser() -> None:
     stepper = small_stepper(ALONE, policy_config("MTAdam"))
     stepper.optimizer.param_groups[0]["weight_decay"] = 0.5
     scheduler = torch.optim.lr_scheduler.LambdaLR(stepper.optimizer, lambda epoch: 0.5**epoch)
@@ -164,7 +173,7 @@ def test_a_policy_that_makes_the_update_takes_rate_schedule_and_decay_from_the_o
         updates = {}
         original = stepper.policy.backward
 
-        def backward(task_pass, original=original, updates=updates):
+        def backward(task_pass: Any, original: Any = original, updates: Any = updates) -> None:
             original(task_pass)
             for name, value in stepper.model.named_parameters():
                 updates[name] = value.grad.clone()
@@ -181,7 +190,7 @@ def test_a_policy_that_makes_the_update_takes_rate_schedule_and_decay_from_the_o
     assert not stepper.optimizer.state_dict()["state"]
 
 
-def test_second_look_leaves_statistics_and_parameters_alone():
+def test_second_look_leaves_statistics_and_parameters_alone() -> None:
     batch = dense_batch(0, ALONE)
     with_look = small_stepper(ALONE, policy_config("FAMO"))
     without = small_stepper(ALONE, policy_config("FAMO"))
@@ -200,7 +209,7 @@ def test_second_look_leaves_statistics_and_parameters_alone():
         assert torch.equal(left, right)
 
 
-def test_reported_values_are_means_over_valid_labels():
+def test_reported_values_are_means_over_valid_labels() -> None:
     stepper = small_stepper(ALONE, policy_config("EW"), regularizer=(0.9, 0.7))
     batch = dense_batch(0, ALONE)
     reference = small_model(stepper.tasks, ALONE)
@@ -219,7 +228,7 @@ def test_reported_values_are_means_over_valid_labels():
 
 
 @pytest.mark.parametrize("name", ["EW", "GLS", "UPGrad", "DWA"])
-def test_a_batch_without_a_tasks_labels_trains_the_others(name):
+def test_a_batch_without_a_tasks_labels_trains_the_others(name: str) -> None:
     stepper = small_stepper(ALONE, policy_config(name), regularizer=(0.9, 0.7))
     before = [parameter.clone() for parameter in stepper.model.heads["depth"].parameters()]
     shared = [parameter.clone() for parameter in stepper.model.encoder.parameters()]
@@ -234,7 +243,7 @@ def test_a_batch_without_a_tasks_labels_trains_the_others(name):
     assert all(torch.isfinite(tensor).all() for tensor in stepper.model.state_dict().values())
 
 
-def test_a_non_finite_loss_names_task_policy_and_step_and_changes_nothing():
+def test_a_non_finite_loss_names_task_policy_and_step_and_changes_nothing() -> None:
     stepper = small_stepper(ALONE, policy_config("PCGrad"))
     with torch.no_grad():
         next(stepper.model.heads["depth"].parameters()).fill_(float("nan"))
@@ -247,7 +256,7 @@ def test_a_non_finite_loss_names_task_policy_and_step_and_changes_nothing():
         assert torch.equal(old, new)
 
 
-def test_a_loss_of_zero_cannot_be_logged():
+def test_a_loss_of_zero_cannot_be_logged() -> None:
     stepper = small_stepper(ALONE, policy_config("EW"))
     batch = dense_batch(0, ALONE)
     prediction = stepper.model(batch.images)["depth"].detach()
@@ -259,15 +268,15 @@ def test_a_loss_of_zero_cannot_be_logged():
         stepper.step(dataclasses.replace(batch, targets=targets), global_step=0)
 
 
-def test_csa_with_one_sample_is_explained():
+def test_csa_with_one_sample_is_explained() -> None:
     stepper = small_stepper(ALONE, policy_config("EW"), regularizer=(0.0, 0.9))
     with pytest.raises(ValueError, match="global batch of 1 sample"):
         stepper.step(dense_batch(0, ALONE, size=1), global_step=0)
 
 
-def test_a_module_that_hands_over_no_tensor_cannot_be_the_representation():
+def test_a_module_that_hands_over_no_tensor_cannot_be_the_representation() -> None:
     class Pair(torch.nn.Module):
-        def forward(self, x):
+        def forward(self, x: Any) -> tuple[Any, ...]:
             return x, x
 
     module = Pair()
@@ -278,7 +287,7 @@ def test_a_module_that_hands_over_no_tensor_cannot_be_the_representation():
         module(torch.ones(1))
 
 
-def test_unequal_rows_are_paired_by_position_and_padded():
+def test_unequal_rows_are_paired_by_position_and_padded() -> None:
     saliency = [torch.randn(5, 2), torch.randn(5, 2)]
     paired = align_task_rows(saliency, [slice(0, 3), slice(3, 5)])
     assert paired.shape == (2, 3, 2)

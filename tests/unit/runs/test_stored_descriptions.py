@@ -25,7 +25,7 @@ SIZE = (16, 24)
 NORMALIZE = Normalization(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
 
 
-class Thickness(Depth):
+class Thickness(Depth):  # type: ignore[misc]
     """A task of the user's own."""
 
     unit: ClassVar[str] = "millimetres"
@@ -111,7 +111,7 @@ def test_tasks_image_size_and_normalisation_are_in_both_files(
 
 OTHERS = {
     "another number of classes": (
-        split((dataclasses.replace(TASKS[0], num_classes=7), *TASKS[1:])),
+        split((Segmentation(name=TASKS[0].name, num_classes=7), *TASKS[1:])),
         "task parts: num_outputs was 5, is 7",
     ),
     "another class of task": (

@@ -1,9 +1,14 @@
 """Rendered rooms: what is promised of them, and that a network learns from them."""
 
+from __future__ import annotations
+
 import hashlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from repmtl_ray.config import (
     DataConfig,
@@ -24,7 +29,7 @@ HEIGHT, WIDTH = 72, 96
 
 
 @pytest.fixture(scope="module")
-def scenes():
+def scenes() -> list[Any]:
     return [render(0, index, height=HEIGHT, width=WIDTH) for index in range(48)]
 
 
@@ -37,7 +42,7 @@ def points_of(depth: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (48, 64), (50, 30)])
-def test_a_room_keeps_the_nyuv2_contract(height, width):
+def test_a_room_keeps_the_nyuv2_contract(height: int, width: int) -> None:
     room = render(3, 1, height=height, width=width)
     assert list(room) == ["image", "label", "depth", "normal"]
     assert {name: (values.shape, values.dtype.name) for name, values in room.items()} == {
@@ -48,7 +53,7 @@ def test_a_room_keeps_the_nyuv2_contract(height, width):
     }
 
 
-def test_labels_depth_and_normals_are_in_range_and_invalid_together(scenes):
+def test_labels_depth_and_normals_are_in_range_and_invalid_together(scenes: list[Any]) -> None:
     for room in scenes:
         assert room["label"].min() >= -1
         assert room["label"].max() < 13
@@ -60,7 +65,7 @@ def test_labels_depth_and_normals_are_in_range_and_invalid_together(scenes):
         assert 0.01 < (depth == 0).mean() < 0.5
 
 
-def test_normals_stand_on_the_surface_that_depth_shows(scenes):
+def test_normals_stand_on_the_surface_that_depth_shows(scenes: list[Any]) -> None:
     """Between two pixels of one plane, the way along the surface is perpendicular to the normal."""
     checked, right = 0, 0
     for room in scenes[:16]:
@@ -73,18 +78,18 @@ def test_normals_stand_on_the_surface_that_depth_shows(scenes):
             plane = (n == m).all(axis=2) & n.any(axis=2)
             way = (other - one)[plane]
             off = np.abs((way * n[plane]).sum(axis=1)) / np.linalg.norm(way, axis=1)
-            checked, right = checked + off.size, right + np.count_nonzero(off < 1e-3)
+            checked, right = checked + off.size, right + int(np.count_nonzero(off < 1e-3))
     assert checked > 50_000
     assert right / checked > 0.97  # the others step from a shelf to the wall behind, say
 
 
-def test_normals_face_the_camera(scenes):
+def test_normals_face_the_camera(scenes: list[Any]) -> None:
     for room in scenes:
         points, normals = points_of(room["depth"][..., 0]), room["normal"]
         assert (points * normals).sum(axis=2).max() < 1e-4
 
 
-def test_floor_ceiling_and_walls_stand_as_they_do_in_a_house(scenes):
+def test_floor_ceiling_and_walls_stand_as_they_do_in_a_house(scenes: list[Any]) -> None:
     for room in scenes:
         normals = {
             name: room["normal"][(room["label"] == label) & room["normal"].any(axis=2)]
@@ -99,7 +104,7 @@ def test_floor_ceiling_and_walls_stand_as_they_do_in_a_house(scenes):
         np.testing.assert_allclose(normals["wall"] @ up, 0, atol=1e-5)
 
 
-def test_every_class_is_common_enough_to_matter(scenes):
+def test_every_class_is_common_enough_to_matter(scenes: list[Any]) -> None:
     shown = {
         name: np.mean([(room["label"] == label).sum() > 10 for room in scenes])
         for label, name in enumerate(CLASSES)
@@ -109,15 +114,15 @@ def test_every_class_is_common_enough_to_matter(scenes):
     assert pixels.max() / pixels.sum() < 0.55
 
 
-def test_pictures_are_neither_dark_nor_washed_out(scenes):
+def test_pictures_are_neither_dark_nor_washed_out(scenes: list[Any]) -> None:
     means = np.array([room["image"].mean() for room in scenes])
     assert 50 < np.median(means) < 200
     clipped = np.mean([(room["image"] == 255).all(axis=2).mean() for room in scenes])
     assert clipped < 0.1
 
 
-def test_a_room_is_a_function_of_its_arguments():
-    def look(*place, height=24, width=32):
+def test_a_room_is_a_function_of_its_arguments() -> None:
+    def look(*place: Any, height: int = 24, width: int = 32) -> Any:
         room = render(*place, height=height, width=width)
         return hashlib.sha256(b"".join(values.tobytes() for values in room.values())).hexdigest()
 
@@ -125,7 +130,7 @@ def test_a_room_is_a_function_of_its_arguments():
     assert len({look(0, 1), look(0, 2), look(1, 1), look(0, VAL_OFFSET + 1)}) == 4
 
 
-def test_two_sizes_show_the_same_view():
+def test_two_sizes_show_the_same_view() -> None:
     for index in range(6):
         small, large = (
             render(4, index, height=24 * size, width=32 * size)["label"] for size in (1, 3)
@@ -136,12 +141,14 @@ def test_two_sizes_show_the_same_view():
 
 
 @pytest.mark.parametrize("wrong", [{"height": 8}, {"width": 0}])
-def test_sizes_out_of_range_are_refused(wrong):
+def test_sizes_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"render: {next(iter(wrong))} is"):
         render(0, 0, **{"height": 16, "width": 16} | wrong)
 
 
-def test_without_a_path_rooms_are_rendered_once(tmp_path, monkeypatch):
+def test_without_a_path_rooms_are_rendered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path))
     assert image_size(DataConfig(name="nyuv2")) == (288, 384)
     assert (DataConfig(name="nyuv2").num_train, DataConfig(name="nyuv2").num_val) == (795, 654)
@@ -161,8 +168,8 @@ def test_without_a_path_rooms_are_rendered_once(tmp_path, monkeypatch):
 
 
 def test_a_trained_network_clearly_beats_the_best_constants_on_all_three_tasks(
-    tmp_path, monkeypatch
-):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPMTL_RAY_CACHE", str(tmp_path))
     experiment = Experiment(
         data=DataConfig(name="nyuv2", height=48, width=64, num_train=96, num_val=16),
@@ -173,7 +180,7 @@ def test_a_trained_network_clearly_beats_the_best_constants_on_all_three_tasks(
         batch_size=8,
     )
 
-    def pixels(name, column):
+    def pixels(name: str, column: Any) -> NDArray[Any]:
         stream = split(experiment, name).streams[0]
         return np.stack([stream.load(index)[column] for index in range(stream.num_samples)])
 

@@ -1,5 +1,7 @@
 """Properties of the rendered streets: contract, geometry and learnability."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
@@ -26,7 +28,7 @@ def scenes() -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (33, 50)])
-def test_a_scene_keeps_the_cityscapes_contract(shape):
+def test_a_scene_keeps_the_cityscapes_contract(shape: tuple[int, ...]) -> None:
     height, width = shape
     scene = render(1, 2, height=height, width=width)
     image, label, depth = scene["image"], scene["label_7"], scene["depth"]
@@ -42,7 +44,7 @@ def test_a_scene_keeps_the_cityscapes_contract(shape):
     assert depth.max() <= 0.4923
 
 
-def test_a_scene_is_a_function_of_its_arguments():
+def test_a_scene_is_a_function_of_its_arguments() -> None:
     one, again = (render(3, 4, height=32, width=64) for _ in range(2))
     for column, values in one.items():
         np.testing.assert_array_equal(values, again[column])
@@ -50,7 +52,7 @@ def test_a_scene_is_a_function_of_its_arguments():
         assert (render(seed, index, height=32, width=64)["image"] != one["image"]).mean() > 0.9
 
 
-def test_two_sizes_show_the_same_view():
+def test_two_sizes_show_the_same_view() -> None:
     small, large = (render(0, 7, height=size, width=2 * size) for size in (64, 192))
     centre = np.s_[1::3, 1::3]  # the middle one of each 3 x 3 pixels looks along the same ray
     both = (small["label_7"] >= 0) & (large["label_7"][centre] >= 0)
@@ -58,10 +60,13 @@ def test_two_sizes_show_the_same_view():
     both = (small["depth"] > 0) & (large["depth"][centre] > 0)
     np.testing.assert_allclose(small["depth"][both], large["depth"][centre][both], rtol=1e-5)
     light = [scene["image"].mean(axis=(0, 1)) for scene in (small, large)]
-    np.testing.assert_allclose(*light, atol=0.02)
+    first, second = light
+    np.testing.assert_allclose(first, second, atol=0.02)
 
 
-def test_every_class_and_every_kind_of_gap_is_common_enough_to_matter(scenes):
+def test_every_class_and_every_kind_of_gap_is_common_enough_to_matter(
+    scenes: list[dict[str, np.ndarray]],
+) -> None:
     labels = np.stack([scene["label_7"] for scene in scenes])
     share = np.array([(labels == label).mean() for label in range(7)])
     assert (share > 0.005).all(), share
@@ -79,7 +84,7 @@ def test_every_class_and_every_kind_of_gap_is_common_enough_to_matter(scenes):
     [{"seed": -1}, {"index": 2**32}, {"height": 8}, {"width": 0}],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_render_refuses_arguments_out_of_range(wrong):
+def test_render_refuses_arguments_out_of_range(wrong: dict[str, int]) -> None:
     arguments = {"seed": 0, "index": 0, "height": 32, "width": 64} | wrong
     with pytest.raises(ValueError, match=f"render: {next(iter(wrong))} is"):
         render(
@@ -95,7 +100,7 @@ def test_render_refuses_arguments_out_of_range(wrong):
 
 @pytest.mark.parametrize("yaw", [0.0, 0.1])
 @pytest.mark.parametrize("pitch", [0.0, 0.06])
-def test_depth_of_the_ground_follows_from_the_horizon(pitch, yaw):
+def test_depth_of_the_ground_follows_from_the_horizon(pitch: float, yaw: float) -> None:
     camera = Camera(lateral=1.5, height=1.3, yaw=yaw, pitch=pitch, focal=1.1)
     ground = Solid("box", (0.0, -0.5, 0.0), (1e5, 0.5, 1e5))
     depth, ids = trace(camera, [ground], NOISE, height=64, width=128)
@@ -108,7 +113,9 @@ def test_depth_of_the_ground_follows_from_the_horizon(pitch, yaw):
     assert (ids[inverse < 0] == -1).all()
 
 
-def test_inverse_depth_of_a_rendered_road_is_affine_in_the_pixel(scenes):
+def test_inverse_depth_of_a_rendered_road_is_affine_in_the_pixel(
+    scenes: list[dict[str, np.ndarray]],
+) -> None:
     # A plane's inverse depth is an affine function of the pixel; here the strip before the car.
     checked = 0
     for scene in scenes:
@@ -128,7 +135,7 @@ def test_inverse_depth_of_a_rendered_road_is_affine_in_the_pixel(scenes):
 
 
 @pytest.mark.parametrize("form", ["box", "ellipsoid", "cylinder"])
-def test_the_nearer_solid_hides_the_farther_in_any_order(form):
+def test_the_nearer_solid_hides_the_farther_in_any_order(form: str) -> None:
     camera = Camera(lateral=0.0, height=1.0, yaw=0.0, pitch=0.0, focal=1.0)
     near = Solid(form, (0.0, 1.0, 5.0), (0.5, 0.5, 1.0))
     far = Solid("box", (0.0, 1.0, 10.0), (3.0, 3.0, 1.0), yaw=0.0)
@@ -140,7 +147,7 @@ def test_the_nearer_solid_hides_the_farther_in_any_order(form):
 
 
 @pytest.mark.parametrize("form", ["box", "ellipsoid", "cylinder"])
-def test_a_solid_is_turned_and_found_within_its_window(form):
+def test_a_solid_is_turned_and_found_within_its_window(form: str) -> None:
     # The window is only an optimisation: a camera that turns with the world sees the same.
     solids = [Solid(form, (1.0, 1.2, 7.0), (0.4, 0.7, 1.5), yaw=0.5)]
     camera = Camera(lateral=0.0, height=1.0, yaw=0.0, pitch=0.05, focal=1.0)
@@ -154,7 +161,7 @@ def test_a_solid_is_turned_and_found_within_its_window(form):
     np.testing.assert_allclose(depth, again, rtol=1e-9)
 
 
-def test_a_shadow_falls_away_from_the_sun():
+def test_a_shadow_falls_away_from_the_sun() -> None:
     pole = Solid("box", (0.0, 1.0, 0.0), (0.1, 1.0, 0.1))
     sun = np.array([1.0, 1.0, 0.0]) / np.sqrt(2.0)
     x = np.array([-3.0, -1.9, -1.0, -0.2, 0.2, 1.0])
@@ -163,7 +170,7 @@ def test_a_shadow_falls_away_from_the_sun():
     np.testing.assert_array_equal(dark, [False, True, True, True, False, False])
 
 
-def test_stereo_loses_what_lies_left_of_a_foreground_edge_and_of_the_image():
+def test_stereo_loses_what_lies_left_of_a_foreground_edge_and_of_the_image() -> None:
     disparity = np.full((1, 12), 1.0)
     disparity[0, 6:9] = 4.0
     expected = np.ones(12, dtype=bool)
@@ -172,7 +179,7 @@ def test_stereo_loses_what_lies_left_of_a_foreground_edge_and_of_the_image():
     np.testing.assert_array_equal(stereo_matched(disparity)[0], expected)
 
 
-def test_noise_is_continuous_and_keeps_to_its_table():
+def test_noise_is_continuous_and_keeps_to_its_table() -> None:
     a = np.linspace(-5.0, 70.0, 75_001)
     values = value_noise(NOISE, a, 0.3 * a)
     assert np.abs(np.diff(values)).max() < 0.01
@@ -206,8 +213,8 @@ def _ridge(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def test_a_linear_model_beats_a_constant_in_unseen_streets_and_colour_alone_does_not_suffice(
-    scenes,
-):
+    scenes: list[dict[str, np.ndarray]],
+) -> None:
     rng = np.random.default_rng(0)
     valid = [
         np.flatnonzero((scene["label_7"] >= 0) & (scene["depth"][..., 0] > 0)) for scene in scenes

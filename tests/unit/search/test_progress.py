@@ -1,18 +1,25 @@
 """What a search prints while it runs."""
 
+from __future__ import annotations
+
 import pickle
 from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from repmtl_ray.search.progress import Progress
 from tests.helpers.searches import POLICY, TSR
 
 
-def test_progress_prints_a_line_a_trial_and_a_heartbeat(monkeypatch, capsys):
+def test_progress_prints_a_line_a_trial_and_a_heartbeat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [0.0]
     monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: now[0])
     progress = Progress(4, "delta_p_task")
 
-    def trial(name, **last):
+    def trial(name: str, **last: Any) -> SimpleNamespace:
         return SimpleNamespace(
             trial_id=name, config={POLICY: "EW", TSR: 0.123456}, last_result=last
         )
@@ -40,7 +47,9 @@ def test_progress_prints_a_line_a_trial_and_a_heartbeat(monkeypatch, capsys):
     assert capsys.readouterr().out == "", "nothing runs any more"
 
 
-def test_baselines_and_trials_share_one_clock_and_one_numbering(monkeypatch, capsys):
+def test_baselines_and_trials_share_one_clock_and_one_numbering(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [0.0]
     monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: now[0])
     progress = Progress(4, "delta_p_task")
@@ -56,7 +65,7 @@ def test_baselines_and_trials_share_one_clock_and_one_numbering(monkeypatch, cap
     assert lines[1].startswith("[   70 s] run 2  policy EW   done   delta_p_task +1.00 %")
 
 
-def test_a_search_that_is_resumed_starts_a_new_clock(monkeypatch):
+def test_a_search_that_is_resumed_starts_a_new_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = Progress(4, "delta_p_task")
     progress.num_finished = 5
     monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: 7e6)

@@ -1,10 +1,14 @@
 """The table of a search, its picture and its files; single-task experiments."""
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas
@@ -38,7 +42,7 @@ from tests.helpers.searches import (
 )
 
 
-def test_a_single_task_experiment_is_one_plain_loss_of_the_same_protocol():
+def test_a_single_task_experiment_is_one_plain_loss_of_the_same_protocol() -> None:
     alone = single_task(BASE, "depth")
     assert alone.tasks == ("depth",)
     assert (alone.policy.name, alone.policy.log_losses) == ("stl", False)
@@ -58,16 +62,18 @@ def test_a_single_task_experiment_is_one_plain_loss_of_the_same_protocol():
     ],
     ids=str,
 )
-def test_baselines_are_shared_by_experiments_with_other_policies_and_penalties(overrides):
+def test_baselines_are_shared_by_experiments_with_other_policies_and_penalties(
+    overrides: dict[str, Any],
+) -> None:
     assert single_task(replace(BASE, overrides), "depth") == single_task(BASE, "depth")
 
 
 @pytest.fixture
-def table():
+def table() -> Any:
     return results_table(RESULTS, BASE)
 
 
-def test_the_table_is_sorted_by_delta_p_with_failed_trials_last(table):
+def test_the_table_is_sorted_by_delta_p_with_failed_trials_last(table: Any) -> None:
     assert list(table["rank"]) == [1, 2, 3, 4, 5, 6]
     assert list(table["policy"]) == ["GLS", "DWA", "EW", "RLW", "UW", "UWW"]
     assert list(table["status"]) == ["stopped", "done", "done", "stopped", "failed", "failed"]
@@ -76,7 +82,7 @@ def test_the_table_is_sorted_by_delta_p_with_failed_trials_last(table):
     assert list(table.index) == list(range(6))
 
 
-def test_a_row_says_what_was_searched_and_what_came_out(table):
+def test_a_row_says_what_was_searched_and_what_came_out(table: Any) -> None:
     row = table.iloc[1]
     assert row["lambda_tsr"] == 0.7
     assert (row["lambda_csa"], row["tau"]) == (0.9, 0.5)
@@ -90,13 +96,13 @@ def test_a_row_says_what_was_searched_and_what_came_out(table):
     assert "time_total_s" not in table
 
 
-def test_delta_p_is_seen_when_a_wide_table_is_printed(table):
+def test_delta_p_is_seen_when_a_wide_table_is_printed(table: Any) -> None:
     assert list(table.columns[:2]) == ["rank", "delta_p_task"]
     with pandas.option_context("display.width", 80, "display.max_columns", 0):
         assert "delta_p_task" in str(table)
 
 
-def test_a_combination_that_no_experiment_allows_keeps_its_row():
+def test_a_combination_that_no_experiment_allows_keeps_its_row() -> None:
     """Each of its values passed `check_space`; together they fail, and must not take the table
     along."""
     refused = result(
@@ -109,7 +115,7 @@ def test_a_combination_that_no_experiment_allows_keeps_its_row():
     assert "batch_size is 1" in table["error"][1]
 
 
-def test_a_table_without_any_finished_epoch():
+def test_a_table_without_any_finished_epoch() -> None:
     table = results_table([RESULTS[1], RESULTS[1]], BASE)
     assert list(table["rank"]) == [1, 2]
     assert table["delta_p_task"].isna().all()
@@ -117,14 +123,16 @@ def test_a_table_without_any_finished_epoch():
     assert text.count("no such policy") == 2
 
 
-def test_the_best_experiment_is_not_a_failed_one(monkeypatch, capsys):
+def test_the_best_experiment_is_not_a_failed_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From the table that a search returns: a trial that diverged after a lucky epoch is not best."""
     found = tune_without_ray(monkeypatch, RESULTS)
     assert found.best == replace(BASE, {TSR: 0.3, POLICY: "GLS"})
     assert tune_without_ray(monkeypatch, RESULTS[1:3]).best is None
 
 
-def test_of_an_epoch_reported_twice_after_a_restart_the_last_counts():
+def test_of_an_epoch_reported_twice_after_a_restart_the_last_counts() -> None:
     one = result({}, **metrics_of(1.0))
     reports = ((1, 0.5), (2, 0.4), (2, 0.3), (3, 0.2))
     one.metrics_dataframe = pandas.DataFrame(
@@ -138,7 +146,7 @@ def test_of_an_epoch_reported_twice_after_a_restart_the_last_counts():
     ]
 
 
-def tune_without_ray(monkeypatch, results):
+def tune_without_ray(monkeypatch: pytest.MonkeyPatch, results: Any) -> Any:
     space = {TSR: ray_tune.uniform(0, 2), POLICY: ray_tune.choice(["EW", "UW"])}
     nothing = SimpleNamespace(notes=())
     monkeypatch.setattr(cluster, "connect", lambda: None)
@@ -157,7 +165,7 @@ def tune_without_ray(monkeypatch, results):
     return search.tune(BASE, space, num_samples=6)
 
 
-def ray_error(cause):
+def ray_error(cause: Any) -> Any:
     return ray.exceptions.RayTaskError("_trial", f"Traceback ...\n{cause}", cause)
 
 
@@ -173,15 +181,15 @@ def ray_error(cause):
     ],
     ids=["plain", "lines", "once", "twice", "cause", "empty"],
 )
-def test_the_reason_of_a_failure_is_the_users_own_error(error, reason):
+def test_the_reason_of_a_failure_is_the_users_own_error(error: Any, reason: str) -> None:
     assert trial.reason(error) == reason
 
 
-def lines_of(table, **options):
+def lines_of(table: Any, **options: Any) -> Any:
     return search_text(table, BASELINE, METRICS, **options).splitlines()
 
 
-def test_the_text_is_aligned_with_a_single_task_row_and_reasons_at_the_end(table):
+def test_the_text_is_aligned_with_a_single_task_row_and_reasons_at_the_end(table: Any) -> None:
     lines = lines_of(table)
     assert len(lines) == 2 + 6 + 1 + 2
     assert len({len(line) for line in lines[:9]}) == 1, "all rows are equally long"
@@ -198,7 +206,7 @@ def test_the_text_is_aligned_with_a_single_task_row_and_reasons_at_the_end(table
     assert lines[9:] == ["rank 5: loss is nan", "rank 6: no such policy"]
 
 
-def test_columns_that_say_nothing_are_left_out():
+def test_columns_that_say_nothing_are_left_out() -> None:
     done = results_table([RESULTS[0], RESULTS[4]], BASE)
     heading = lines_of(done)[0]
     assert "status" not in heading
@@ -210,7 +218,7 @@ def test_columns_that_say_nothing_are_left_out():
     assert "0.00025" in lines[3]
 
 
-def test_markdown_is_a_table_followed_by_a_list(table):
+def test_markdown_is_a_table_followed_by_a_list(table: Any) -> None:
     lines = lines_of(table, markdown=True)
     cells = [line.split(" | ") for line in lines[:9]]
     assert len({len(row) for row in cells}) == 1
@@ -221,7 +229,7 @@ def test_markdown_is_a_table_followed_by_a_list(table):
     assert len(lines_of(done, markdown=True)) == 4
 
 
-def searched(values, delta_ps=None):
+def searched(values: Any, delta_ps: Any = None) -> Any:
     """A table of trials at pairs (lambda_tsr, lambda_csa)."""
     delta_ps = delta_ps or [float(index) - 1 for index in range(len(values))]
     results = [
@@ -231,7 +239,7 @@ def searched(values, delta_ps=None):
     return results_table(results, BASE)
 
 
-def many_values():
+def many_values() -> list[tuple[float, ...]]:
     draws = np.random.default_rng(0).uniform(0, 2, (MAX_CELLS + 3, 2))
     return [(float(tsr), float(csa)) for tsr, csa in draws]
 
@@ -246,7 +254,7 @@ def many_values():
     ],
     ids=["grid", "some cells", "scatter", "one"],
 )
-def test_the_heatmap_is_a_png_with_something_on_it(tmp_path, values):
+def test_the_heatmap_is_a_png_with_something_on_it(tmp_path: Path, values: Any) -> None:
     path = tmp_path / "delta_p.png"
     delta_p_heatmap(runs_of(searched(values)), path, title="scenes")
     with Image.open(path) as image:
@@ -262,11 +270,13 @@ def runs_of(table: pandas.DataFrame) -> list[Run]:
     return search_runs(table, BASELINE, {})
 
 
-def test_each_cell_shows_its_best_trial_that_did_not_fail(tmp_path, monkeypatch):
+def test_each_cell_shows_its_best_trial_that_did_not_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = {}
     draw = heatmap.draw_heat_map
 
-    def recorded(axes, values, texts, **options):
+    def recorded(axes: Any, values: Any, texts: Any, **options: Any) -> Any:
         drawn["texts"], drawn["rows"], drawn["columns"] = texts, options["rows"], options["columns"]
         return draw(axes, values, texts, **options)
 
@@ -282,14 +292,14 @@ def test_each_cell_shows_its_best_trial_that_did_not_fail(tmp_path, monkeypatch)
     assert drawn["texts"] == [["+2.0\nUW", "-3.0\nGLS"]]
 
 
-def test_a_search_without_results_still_has_a_picture(tmp_path):
+def test_a_search_without_results_still_has_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "delta_p.png"
     delta_p_heatmap(runs_of(results_table([RESULTS[1]], BASE)), path, title="nothing")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 2_000
 
 
-def written(tmp_path, results, best, notes=()):
+def written(tmp_path: Path, results: Any, best: Any, notes: tuple[()] = ()) -> Path:
     found = SearchResult(
         table=results_table(results, BASE),
         baseline=BASELINE,
@@ -302,7 +312,9 @@ def written(tmp_path, results, best, notes=()):
     return tmp_path / "out"
 
 
-def test_results_are_a_csv_a_table_a_picture_and_a_configuration(tmp_path, capsys):
+def test_results_are_a_csv_a_table_a_picture_and_a_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     best = replace(BASE, {TSR: 0.3, POLICY: "GLS", "policy.arguments": {}})
     out = written(tmp_path, RESULTS, best)
     names = {"results.csv", "results.md", "delta_p.png", "best.json", "report.html"}
@@ -321,13 +333,15 @@ def test_results_are_a_csv_a_table_a_picture_and_a_configuration(tmp_path, capsy
     assert "--resume tune-x" in printed
 
 
-def test_notes_on_the_data_are_in_the_table_and_in_the_report(tmp_path):
+def test_notes_on_the_data_are_in_the_table_and_in_the_report(tmp_path: Path) -> None:
     out = written(tmp_path, RESULTS, BASE, notes=("office31: the splits are our own.",))
     for name in ("results.md", "report.html"):
         assert "office31: the splits are our own." in (out / name).read_text()
 
 
-def test_without_a_best_trial_an_earlier_searchs_best_is_not_left(tmp_path, capsys):
+def test_without_a_best_trial_an_earlier_searchs_best_is_not_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = written(tmp_path, RESULTS, BASE)
     assert (out / "best.json").exists()
     written(tmp_path, RESULTS[1:2], None)

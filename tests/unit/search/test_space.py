@@ -1,8 +1,11 @@
 """Search spaces and their references, checked before anything starts."""
 
+from __future__ import annotations
+
 import contextlib
 import sys
 import types
+from typing import Any
 
 import pytest
 from ray import tune as ray_tune
@@ -17,12 +20,16 @@ from repmtl_ray.search.space import check_space, flatten, has_value
 from tests.helpers.searches import BASE, CSA, LOGS, POLICY, TAU, TSR
 
 
-def test_flatten_joins_paths_and_leaves_grids_and_domains_alone():
+def test_flatten_joins_paths_and_leaves_grids_and_domains_alone() -> None:
     grid, choice = ray_tune.grid_search([1, 2]), ray_tune.choice([3, 4])
     nested = {"regularizer": {"lambda_tsr": grid, "temperature": 0.5}, "policy.name": choice}
     assert flatten(nested) == {TSR: grid, TAU: 0.5, POLICY: choice}
     assert flatten(flatten(nested)) == flatten(nested)
     assert flatten({}) == {}
+
+
+def three(_: Any) -> int:
+    return 3
 
 
 @pytest.mark.parametrize(
@@ -36,13 +43,13 @@ def test_flatten_joins_paths_and_leaves_grids_and_domains_alone():
         search_spaces.small(),
         search_spaces.policies(["EW", "UW"]),
         {"regularizer": {"lambda_tsr": ray_tune.uniform(0, 1)}},
-        {"epochs": ray_tune.randint(1, 4), "seed": ray_tune.sample_from(lambda: 3)},
+        {"epochs": ray_tune.randint(1, 4), "seed": ray_tune.sample_from(three)},
         {POLICY: "Constant", "policy.arguments.weights": ray_tune.choice([[1, 2], [2, 1]])},
         {"model.features": "pooled", "model.head": "linear"},
         {},
     ],
 )
-def test_spaces_whose_trials_can_all_be_done_pass(space):
+def test_spaces_whose_trials_can_all_be_done_pass(space: Any) -> None:
     check_space(BASE, space, "random")
 
 
@@ -78,12 +85,14 @@ def test_spaces_whose_trials_can_all_be_done_pass(space):
         ({TSR: ray_tune.grid_search([])}, "random", "has no values to choose from"),
     ],
 )
-def test_spaces_with_a_trial_that_cannot_be_done_are_refused(space, searcher, message):
+def test_spaces_with_a_trial_that_cannot_be_done_are_refused(
+    space: dict[str, Any], searcher: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=f"search space: .*{message}"):
         check_space(BASE, space, searcher)
 
 
-def test_the_last_value_of_an_integer_range_is_not_its_upper_bound():
+def test_the_last_value_of_an_integer_range_is_not_its_upper_bound() -> None:
     experiment = replace(BASE, {"model.output_stride": None})
     check_space(experiment, {"optimizer.halve_at_epoch": ray_tune.randint(1, 5)}, "random")
     with pytest.raises(ValueError, match="'epochs' may become -3"):
@@ -91,14 +100,14 @@ def test_the_last_value_of_an_integer_range_is_not_its_upper_bound():
 
 
 @pytest.mark.parametrize("name", sorted(search_spaces.__all__))
-def test_search_spaces_are_found_by_name(name):
+def test_search_spaces_are_found_by_name(name: str) -> None:
     space = cli.search_space(name, None)
     assert space.keys() == cli.search_space(f"search_spaces:{name}", None).keys()
     check_space(BASE, space, "random")
 
 
 @pytest.mark.parametrize("name", ["small", "joint", "policies"])
-def test_policies_go_into_the_space(name):
+def test_policies_go_into_the_space(name: str) -> None:
     domain = cli.search_space(name, ["PCGrad", "GLS"])[POLICY]
     values = domain.categories if isinstance(domain, Categorical) else domain["grid_search"]
     assert list(values) == ["PCGrad", "GLS"]
@@ -119,12 +128,14 @@ def test_policies_go_into_the_space(name):
         ("paper_grid", ["EW"], "--policies: the space 'paper_grid' takes no policy names"),
     ],
 )
-def test_a_space_that_is_not_there_is_an_error(name, names, message):
+def test_a_space_that_is_not_there_is_an_error(
+    name: str, names: list[str] | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         cli.search_space(name, names)
 
 
-def test_the_papers_grid_and_sensitivity_lines():
+def test_the_papers_grid_and_sensitivity_lines() -> None:
     grid = search_spaces.paper_grid()
     assert [domain["grid_search"] for domain in grid.values()] == [[0.7, 0.9, 1.1, 1.3, 1.5]] * 2
     for which, varies, stays in (("tsr", TSR, CSA), ("csa", CSA, TSR)):
@@ -138,7 +149,7 @@ def test_the_papers_grid_and_sensitivity_lines():
 
 
 @pytest.mark.parametrize("space", [search_spaces.small(), search_spaces.joint()])
-def test_references_are_ew_without_penalties_with_and_without_logarithm(space):
+def test_references_are_ew_without_penalties_with_and_without_logarithm(space: Any) -> None:
     references = cli.references_for(space)
     assert [reference[LOGS] for reference in references] == [False, True]
     for reference in references:
@@ -160,11 +171,11 @@ def test_references_are_ew_without_penalties_with_and_without_logarithm(space):
     ],
     ids=["grid", "policies", "without EW", "one", "some", "other values"],
 )
-def test_a_space_without_their_values_has_no_references(space):
+def test_a_space_without_their_values_has_no_references(space: Any) -> None:
     assert cli.references_for(space) == []
 
 
-def test_a_space_that_fixes_the_logarithm_has_one_reference():
+def test_a_space_that_fixes_the_logarithm_has_one_reference() -> None:
     assert cli.references_for(search_spaces.small() | {LOGS: True}) == [cli.EW_LOG]
 
 
@@ -182,14 +193,16 @@ def test_a_space_that_fixes_the_logarithm_has_one_reference():
         ({"param_space": {TSR: -1.0}}, "'regularizer.lambda_tsr' may become -1.0"),
     ],
 )
-def test_bad_arguments_of_tune_are_found_before_ray_starts(monkeypatch, arguments, message):
+def test_bad_arguments_of_tune_are_found_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
+) -> None:
     monkeypatch.setattr(cluster, "connect", lambda: pytest.fail("Ray was started"))
     defaults = {"param_space": {TSR: ray_tune.uniform(0, 1)}}
     with pytest.raises(ValueError, match=message):
         search.tune(BASE, **defaults | arguments)
 
 
-def test_searcher_and_scheduler():
+def test_searcher_and_scheduler() -> None:
     assert search._scheduler("none", 10, "/runs") is None
     assert isinstance(search._scheduler("asha", 10, "/runs"), ASHAScheduler)
     assert isinstance(search._search_algorithm("optuna", {}, [], 0, 2), OptunaSearch)
@@ -197,21 +210,21 @@ def test_searcher_and_scheduler():
     assert random.max_concurrent == 2
 
 
-def test_a_space_that_needs_names_says_so(monkeypatch):
-    module = types.ModuleType("my_spaces")
+def test_a_space_that_needs_names_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = types.ModuleType("my_spaces")
     module.mine = lambda names: {POLICY: ray_tune.choice(list(names))}
     monkeypatch.setitem(sys.modules, "my_spaces", module)
     with pytest.raises(ValueError, match="needs policies to search over; add --policies"):
         cli.search_space("my_spaces:mine", None)
 
 
-def test_without_names_every_policy_that_trains_two_tasks_is_compared():
+def test_without_names_every_policy_that_trains_two_tasks_is_compared() -> None:
     compared = cli.search_space("policies", None)[POLICY]["grid_search"]
     left_out = set(policies.names()) - set(compared)
     assert left_out == {"COSMOS", "Constant", "Krum", "TrimmedMean", "stl"}
 
 
-def test_every_policy_name_can_be_searched_or_says_what_it_needs():
+def test_every_policy_name_can_be_searched_or_says_what_it_needs() -> None:
     needy = {}
     for name in policies.names():
         with contextlib.suppress(ValueError):

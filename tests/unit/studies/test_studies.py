@@ -1,8 +1,12 @@
 """The commands that compare methods: their options, their cells, what they print; runs are made up."""
 
+from __future__ import annotations
+
 import csv
 import re
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +14,7 @@ from pipelines import ablation as ablation_recipe
 from pipelines import benchmark as benchmark_recipe
 from pipelines import sensitivity as sensitivity_recipe
 from repmtl_ray.cli import benchmark as cli_benchmark
-from repmtl_ray.config import digest, replace, to_dict
+from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.report.records import data_source
 from repmtl_ray.studies.benchmark import BenchmarkResult, code_version
 from repmtl_ray.studies.methods import ablation
@@ -21,11 +25,13 @@ GAIN = {"log": 2.0, "TSR": 1.0, "CSA": -0.5}
 
 
 @pytest.fixture
-def compared(monkeypatch, tmp_path):
+def compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """What was asked of `benchmark`, which answers with made-up records."""
     calls = []
 
-    def benchmark(experiment, methods, *, seeds, **options):
+    def benchmark(
+        experiment: Experiment, methods: Any, *, seeds: Any, **options: Any
+    ) -> BenchmarkResult:
         calls.append((experiment, methods, list(seeds), options))
         records = []
         for name, changes in methods.items():
@@ -43,12 +49,17 @@ def compared(monkeypatch, tmp_path):
     return calls
 
 
-def run(monkeypatch, recipe, *arguments):
+def run(monkeypatch: pytest.MonkeyPatch, recipe: Any, *arguments: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
     recipe.main()
 
 
-def test_the_ablation_books_every_gain_on_its_factor(monkeypatch, capsys, compared, tmp_path):
+def test_the_ablation_books_every_gain_on_its_factor(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    compared: Any,
+    tmp_path: Path,
+) -> None:
     run(monkeypatch, ablation_recipe, "scenes", "--pictures", 0)
     rows = list(csv.DictReader((tmp_path / "results/ablation.csv").read_text().splitlines()))
     assert len(rows) == 1 + 8
@@ -58,7 +69,12 @@ def test_the_ablation_books_every_gain_on_its_factor(monkeypatch, capsys, compar
     assert (tmp_path / "results/report.html").exists()
 
 
-def test_a_missing_cell_leaves_no_factors(monkeypatch, capsys, compared, tmp_path):
+def test_a_missing_cell_leaves_no_factors(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    compared: Any,
+    tmp_path: Path,
+) -> None:
     cells = ablation()
     cells.pop("EW + TSR")
     (tmp_path / "results").mkdir()
@@ -69,7 +85,9 @@ def test_a_missing_cell_leaves_no_factors(monkeypatch, capsys, compared, tmp_pat
     assert not (tmp_path / "results/factors.csv").exists()
 
 
-def test_the_sensitivity_study_varies_one_value_at_a_time(monkeypatch, compared, tmp_path):
+def test_the_sensitivity_study_varies_one_value_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, compared: Any, tmp_path: Path
+) -> None:
     run(monkeypatch, sensitivity_recipe, "scenes", "--seeds", 1, "--pictures", 0)
     _, cells, seeds, _ = compared[0]
     assert (len(cells), seeds) == (10 + 10 + 9, [0])
@@ -82,14 +100,19 @@ def test_the_sensitivity_study_varies_one_value_at_a_time(monkeypatch, compared,
 
 
 def test_a_checkpoint_that_is_not_here_costs_the_pictures_and_nothing_else(
-    monkeypatch, capsys, compared, tmp_path
-):
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    compared: Any,
+    tmp_path: Path,
+) -> None:
     run(monkeypatch, benchmark_recipe, "scenes", "--methods", "EW", "Rep-MTL")
     assert "pictures   none of EW, seed 0" in capsys.readouterr().err
     assert "What the model sees" not in (tmp_path / "results/report.html").read_text()
 
 
-def test_presets_protocols_and_options_make_the_experiment(monkeypatch, compared):
+def test_presets_protocols_and_options_make_the_experiment(
+    monkeypatch: pytest.MonkeyPatch, compared: Any
+) -> None:
     quiet = ("--pictures", 0, "--methods", "EW", "--no-published")
     run(monkeypatch, benchmark_recipe, "cityscapes", "--data", "/d", *quiet)
     run(monkeypatch, benchmark_recipe, "scenes", "--protocol", "last10", *quiet)
@@ -122,13 +145,17 @@ def test_presets_protocols_and_options_make_the_experiment(monkeypatch, compared
         (("office_31", "--data", "/d", "--protocol", "last10"), "not for 'office31'"),
     ],
 )
-def test_wrong_options_are_refused_with_their_remedy(monkeypatch, compared, arguments, message):
+def test_wrong_options_are_refused_with_their_remedy(
+    monkeypatch: pytest.MonkeyPatch, compared: Any, arguments: tuple[Any, ...], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         run(monkeypatch, benchmark_recipe, *arguments)
     assert not compared
 
 
-def test_the_source_says_that_rendered_data_is_not_the_real_one(monkeypatch, compared):
+def test_the_source_says_that_rendered_data_is_not_the_real_one(
+    monkeypatch: pytest.MonkeyPatch, compared: Any
+) -> None:
     run(monkeypatch, benchmark_recipe, "scenes", "--pictures", 0, "--methods", "EW")
     source = data_source(compared[0][0].data)
     assert source == (
@@ -136,5 +163,5 @@ def test_the_source_says_that_rendered_data_is_not_the_real_one(monkeypatch, com
     )
 
 
-def test_records_name_the_commit_of_the_code():
+def test_records_name_the_commit_of_the_code() -> None:
     assert len(code_version().rstrip("+")) >= 7
