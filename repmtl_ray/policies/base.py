@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from repmtl_ray.policies.arguments import accept_arguments
-from repmtl_ray.policies.checks import SMALLEST_LOSS, require_gradients, require_losses
+from repmtl_ray.policies.checks import SMALLEST_LOSS, require_losses, require_step
 from repmtl_ray.policies.state import read_state, write_state
 from repmtl_ray.policies.task_pass import TaskPass
 
@@ -118,7 +118,7 @@ class Policy(ABC):
     def combine(
         self,
         gradients: Tensor,
-        losses: Tensor | None = None,
+        losses: Tensor,
         *,
         present: Tensor | None = None,
         log_losses: bool = False,
@@ -127,8 +127,7 @@ class Policy(ABC):
 
         Args:
             gradients: [T, P], one row per task, at the shared parameters; the same on every worker.
-            losses: [T] plain losses; None takes ones, which is enough for a policy that does not
-                read them.
+            losses: [T] plain losses, the same on every worker.
             present: [T] bool, whether the batch holds a label of the task; None means all do.
             log_losses: whether the gradients are those of the logarithms of the losses.
 
@@ -137,16 +136,14 @@ class Policy(ABC):
             the heads' own gradients.
 
         Raises:
-            ValueError: a policy that needs more than gradients, gradients of the wrong shape, or
-                gradients or losses that are not finite.
+            ValueError: a policy that needs more than one gradient per task, tensors of the wrong
+                shape, or gradients or losses that are not finite.
         """
-        require_gradients(self.name, self.tasks, gradients)
-        inputs = self._inputs(
-            gradients.new_ones(len(gradients)) if losses is None else losses,
-            torch.ones(len(gradients), dtype=torch.bool) if present is None else present,
-            log_losses=log_losses,
-            sizes=[gradients.shape[1]],
-        )
+        if present is None:
+            present = torch.ones(len(self.tasks), dtype=torch.bool)
+        require_step(self.name, self.tasks, gradients, losses, present)
+        sizes = [gradients.shape[1]]
+        inputs = self._inputs(losses, present, log_losses=log_losses, sizes=sizes)
         combined, self.head_weights = self._combine(gradients.detach(), inputs)
         self.step += 1
         return combined

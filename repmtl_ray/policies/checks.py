@@ -65,15 +65,25 @@ def require_losses(
         )
 
 
-def require_gradients(policy: str, tasks: Sequence[str], gradients: Tensor) -> None:
-    """Refuses what a training loop hands to `Policy.combine` if it is not one row per task.
+def require_step(
+    policy: str, tasks: Sequence[str], gradients: Tensor, losses: Tensor, present: Tensor
+) -> None:
+    """Refuses what a training loop gives to `Policy.combine` if it is not one row or number per
+    task.
 
     Raises:
-        ValueError: names the policy, the tasks and the shape.
+        ValueError: names the policy, the tensor, its shape and the tasks.
     """
+    expected = f"per task ({', '.join(tasks)})"
     if gradients.ndim != 2 or len(gradients) != len(tasks) or not gradients.is_floating_point():
         raise ValueError(
             f"policy {policy!r}: gradients have shape {tuple(gradients.shape)} and type "
-            f"{gradients.dtype}; expected floating-point numbers [{len(tasks)}, size], one row per "
-            f"task ({', '.join(tasks)})."
+            f"{gradients.dtype}; expected floating-point numbers [{len(tasks)}, size], one row "
+            f"{expected}."
         )
+    for name, values in {"losses": losses, "present": present}.items():
+        if values.shape != (len(tasks),):
+            raise ValueError(
+                f"policy {policy!r}: the argument {name} has shape {tuple(values.shape)}; expected "
+                f"({len(tasks)},), one number {expected}."
+            )

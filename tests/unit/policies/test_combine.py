@@ -66,7 +66,7 @@ def test_a_policy_that_needs_more_than_gradients_says_so(name: str) -> None:
 def test_a_policy_is_built_by_its_name_for_a_training_loop() -> None:
     policy = policies.build("CAGrad", num_tasks=2, c=0.0)
     gradients = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    torch.testing.assert_close(policy.combine(gradients), gradients.mean(dim=0))
+    torch.testing.assert_close(policy.combine(gradients, torch.ones(2)), gradients.mean(dim=0))
     assert policy.metrics() == {"weight/task_0": 0.5, "weight/task_1": 0.5, "solver_failures": 0.0}
 
 
@@ -92,6 +92,15 @@ def test_gradients_that_are_not_one_row_per_task_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"policy 'UPGrad': .*{message}"):
         make("UPGrad").combine(gradients, torch.ones(3))
+
+
+def test_losses_that_are_not_one_number_per_task_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"policy 'UW': the argument losses has shape \(2,\); expected \(3,\)"
+    ):
+        make("UW").combine(torch.eye(3), torch.ones(2))
+    with pytest.raises(ValueError, match=r"policy 'UW': the argument present has shape \(3, 1\)"):
+        make("UW").combine(torch.eye(3), torch.ones(3), present=torch.ones(3, 1) > 0)
 
 
 def test_a_training_loop_of_ones_own_minimises_two_tasks() -> None:
