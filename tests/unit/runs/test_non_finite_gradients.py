@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from torch import Tensor
 from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import NonFiniteLossError
+from repmtl_ray.runs import loop
+from repmtl_ray.runs.checkpoint import Parts
 from repmtl_ray.runs.step import Stepper
 from tests.helpers.gloo import Pool
 from tests.helpers.runs import dense_batch, policy_config, small_stepper
+from tests.helpers.training import run, small_experiment
 
 POLICIES = [name for name in policies.names() if name not in ("stl", "Krum")]
 """All that train two tasks."""
@@ -143,3 +147,26 @@ def test_a_loss_that_diverges_in_the_update_does_not_reach_the_policy() -> None:
     with pytest.raises(NonFiniteLossError, match=r"after the update of step 1 with policy 'FAMO'"):
         stepper.step(dense_batch(0, ALONE), global_step=0)
     assert not seen
+
+
+def test_a_run_whose_gradient_is_not_finite_leaves_only_the_checkpoints_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenes_cache: Path
+) -> None:
+    build = loop.build
+
+    def build_spoiled(*arguments: Any, **options: Any) -> Parts:
+        parts = build(*arguments, **options)
+        calls: list[int] = []
+
+        def hook(gradient: Tensor) -> Tensor:
+            calls.append(1)
+            return gradient * (math.inf if len(calls) == 4 else 1.0)
+
+        next(parts.model.heads["depth"].parameters()).register_hook(hook)
+        return parts
+
+    monkeypatch.setattr(loop, "build", build_spoiled)
+    experiment = small_experiment(regularizer__lambda_tsr=0.0, regularizer__lambda_csa=0.0)
+    with pytest.raises(NonFiniteLossError, match=r"task 'depth': .* at step 4 with policy 'EW'"):
+        run(experiment, checkpoints=tmp_path, save_at=(3, 4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["after-1", "step-3"]
