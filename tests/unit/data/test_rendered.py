@@ -10,8 +10,10 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from repmtl_ray.config import DataConfig
+from repmtl_ray import cluster
+from repmtl_ray.config import DataConfig, Experiment, ModelConfig
 from repmtl_ray.data.sources import open_streams
+from repmtl_ray.prepared_run import prepare_run
 
 SIZES = {"height": 16, "width": 32, "num_train": 3, "num_val": 2, "scene_seed": 5}
 DATA = DataConfig(name="cityscapes", **SIZES)
@@ -63,3 +65,18 @@ def test_a_cache_that_cannot_be_made_is_an_error_that_names_the_variable(
         with pytest.raises(ValueError, match=f"{folder}.*Set the .*REPMTL_RAY_CACHE") as caught:
             open_streams(DataConfig(name=name, **SIZES), split)
         assert "\n" not in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_made_is_found_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start() -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(cluster, "connect", start)
+    monkeypatch.setenv("REPMTL_RAY_CACHE", "/proc/nowhere")
+    experiment = Experiment(
+        data=DATA, model=ModelConfig(encoder="test_efficientnet", head="linear"), batch_size=2
+    )
+    with pytest.raises(ValueError, match="REPMTL_RAY_CACHE"):
+        prepare_run(experiment)
