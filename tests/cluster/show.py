@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.cluster.test_autoscaling import CPU_NODE, ENVIRONMENT, ROOT, epochs_of
-from tests.helpers.fake_cluster import fake_cluster
+from tests.helpers.fake_cluster import CPU_NODE, ENVIRONMENT, epochs_of, fake_cluster
+from tests.helpers.paths import ROOT
 
 TRIALS, EPOCHS, LOST_AT = 6, 40, 5
 

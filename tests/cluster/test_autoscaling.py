@@ -3,37 +3,24 @@ makes nodes appear, its trials spread, a lost node's trial goes on elsewhere, id
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.fake_cluster import fake_cluster, wait_until
+from tests.helpers.fake_cluster import (
+    CPU_NODE,
+    ENVIRONMENT,
+    EPOCHS,
+    GPU_NODE,
+    epochs_of,
+    fake_cluster,
+    wait_until,
+)
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.ray
-ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
-    "OMP_NUM_THREADS": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
-    "RAY_worker_maximum_startup_concurrency": "8",
-    "RAY_health_check_period_ms": "1000",  # a lost node is noticed in 5 s
-    "RAY_health_check_initial_delay_ms": "1000",
-}
-CPU_NODE = {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, "max_workers": 2}
-GPU_NODE = {"resources": {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000}, "max_workers": 2}
-EPOCHS = 50
-
-
-def epochs_of(storage: Path) -> list[list[int]]:
-    """Of every trial, the epochs that it reported so far, in their order."""
-    return [
-        [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
-        for file in sorted((storage / "grown" / "search").glob("*/result.json"))
-    ]
 
 
 @pytest.mark.timeout(800)

@@ -25,6 +25,20 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.exceptions import RpcError
 
+from tests.helpers.paths import ROOT
+
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_health_check_period_ms": "1000",  # a lost node is noticed in 5 s
+    "RAY_health_check_initial_delay_ms": "1000",
+}
+CPU_NODE = {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, "max_workers": 2}
+GPU_NODE = {"resources": {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000}, "max_workers": 2}
+EPOCHS = 50
 COMMANDS = (
     *("initialization", "setup", "head_setup", "worker_setup"),
     *("head_start_ray", "worker_start_ray"),
@@ -207,3 +221,11 @@ def wait_until(
             end = log.read_text()[-3000:] if log is not None and log.exists() else ""
             raise AssertionError(f"{message} within {seconds} s\n{end}")
         time.sleep(0.1)
+
+
+def epochs_of(storage: Path) -> list[list[int]]:
+    """Of every trial, the epochs that it reported so far, in their order."""
+    return [
+        [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
+        for file in sorted((storage / "grown" / "search").glob("*/result.json"))
+    ]

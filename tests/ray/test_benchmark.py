@@ -20,13 +20,9 @@ from repmtl_ray import protocols
 from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.studies.benchmark import benchmark
 from repmtl_ray.studies.methods import method
+from tests.helpers.benchmark_options import SMALL
 
 pytestmark = pytest.mark.ray
-SMALL = [
-    *("--epochs", "2", "--batch-size", "4", "--set", "data.height=32", "--set", "data.width=64"),
-    *("--set", "data.num_train=16", "--set", "data.num_val=6", "--set", "data.holdout=0.25"),
-    *("--set", "model.head=linear", "--protocol", "holdout", "--seeds", "1", "--pictures", "2"),
-]
 METHODS = {"EW": method("EW"), "wild": {**method("EW"), "optimizer.learning_rate": 1e30}}
 
 

@@ -19,7 +19,7 @@ from pipelines import ablation, sensitivity
 from repmtl_ray import train
 from repmtl_ray.runs import guard, relay
 from repmtl_ray.studies import benchmark
-from tests.ray.test_benchmark import SMALL
+from tests.helpers.benchmark_options import SMALL
 
 pytestmark = pytest.mark.ray
 

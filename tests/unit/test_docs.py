@@ -6,16 +6,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
-import inspect
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from repmtl_ray import cli, config
+from repmtl_ray import config
 from repmtl_ray.cluster import Placement
 from repmtl_ray.runs.keeper import Checkpoints
+from tests.helpers.documents import options_of
 from tests.helpers.paths import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -105,20 +105,6 @@ def anchors(document: Path) -> set[str]:
 def test_paths_of_the_repository_exist(document: Any) -> None:
     for path in PATH.findall(document.read_text()):
         assert (ROOT / path).exists(), f"{label(document)} mentions {path}"
-
-
-def options_of(recipe: Path) -> set[str]:
-    """Every option in a recipe's source, with those that searches share."""
-    text = recipe.read_text()
-    if "search_parser" in text:
-        text += (ROOT / "repmtl_ray" / "cli" / "__init__.py").read_text()
-    if "cli_benchmark" in text:
-        text += (ROOT / "repmtl_ray" / "cli" / "benchmark.py").read_text()
-    if "repmtl_ray.planning import command" in text:
-        text += (ROOT / "repmtl_ray" / "planning" / "command.py").read_text()
-    for helper in re.findall(r"cli\.(add_\w+)\(", text):
-        text += inspect.getsource(getattr(cli, helper))
-    return set(re.findall(r'"(--[a-z][a-z-]+)"', text))
 
 
 @pytest.mark.parametrize("snippet", SHELL, ids=str)

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from repmtl_ray import storage
 from repmtl_ray.runs.keeper import Keeper
 from repmtl_ray.storage import StorageError
-from tests.unit.runs.test_keeper import saving
+from tests.helpers.stored_runs import saving
 
 
 @pytest.fixture(autouse=True)

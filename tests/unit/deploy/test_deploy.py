@@ -101,7 +101,7 @@ def test_the_cluster_grows_from_nothing_and_goes_when_the_search_has_ended(
 
 
 def test_the_job_runs_a_recipe_with_options_that_it_has(job: dict[str, Any]) -> None:
-    from tests.unit.test_docs import options_of
+    from tests.helpers.documents import options_of
 
     words = job["entrypoint"].split()
     assert words[:2] == ["python", "pipelines/tune_cityscapes.py"]

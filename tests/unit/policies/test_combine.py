@@ -9,7 +9,7 @@ from torch import Tensor
 from repmtl_ray import policies
 from repmtl_ray.policies.base import Policy
 from tests.helpers.passes import BATCHES_AN_EPOCH, second_losses, toy_pass
-from tests.unit.policies.test_policies import MULTI_TASK, make
+from tests.helpers.policy_examples import MULTI_TASK, make
 
 NEEDS_MORE = ("MTAdam", "MoDo", "SDMGrad")
 COMBINING = [name for name in MULTI_TASK if name not in NEEDS_MORE]

@@ -14,7 +14,7 @@ from torchjd import aggregation
 
 from tests.helpers.asserts import assert_finite
 from tests.helpers.passes import pass_of, toy_pass
-from tests.unit.policies.test_policies import (
+from tests.helpers.policy_examples import (
     GRADIENT_POLICIES,
     GRAMIAN_POLICIES,
     JACOBIAN_POLICIES,

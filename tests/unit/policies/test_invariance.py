@@ -15,7 +15,7 @@ from tests.helpers.asserts import (
     assert_loss_scale_does_not_matter,
     assert_order_of_tasks_does_not_matter,
 )
-from tests.unit.policies.test_policies import MULTI_TASK, SHORT, make
+from tests.helpers.policy_examples import MULTI_TASK, SHORT, make
 
 DEPENDS_ON_ORDER = {
     "RLW": "draws a number for each task in turn",

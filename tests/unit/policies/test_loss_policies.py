@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.passes import BATCHES_AN_EPOCH, pass_of, second_losses, toy_pass
-from tests.unit.policies.test_policies import LOSS_POLICIES, make
+from tests.helpers.policy_examples import LOSS_POLICIES, make
 
 STEPS = 8
 PREFERENCE = [0.5, 2.0, 1.0]

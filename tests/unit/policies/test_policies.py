@@ -25,82 +25,14 @@ from tests.helpers.asserts import (
 )
 from tests.helpers.passes import drive, task_names, toy_pass
 from tests.helpers.paths import ROOT
-
-LOSS_POLICIES = [
-    "COSMOS",
-    "Constant",
-    "DWA",
-    "EW",
-    "FAMO",
-    "GLS",
-    "GO4Align",
-    "IGBv2",
-    "IMTL-L",
-    "Mean",
-    "PBI",
-    "RLW",
-    "STCH",
-    "UW",
-]
-JACOBIAN_POLICIES = ["ExcessMTL", "GradDrop", "TrimmedMean"]
-GRAMIAN_POLICIES = [
-    "Aligned-MTL",
-    "CAGrad",
-    "ConFIG",
-    "DualProj",
-    "FairGrad",
-    "GradVac",
-    "IMTL-G",
-    "Krum",
-    "MGDA",
-    "Nash-MTL",
-    "PCD",
-    "PCGrad",
-    "RGW",
-    "UPGrad",
-]
-OWN_GRADIENT_POLICIES = [
-    "DB-MTL",
-    "GradNorm",
-    "IMTL",
-    "MTAdam",
-    "MetaBalance",
-    "MoCo",
-    "MoDo",
-    "SDMGrad",
-]
-"""Their references are transcriptions (test_transcriptions.py), not TorchJD's aggregators."""
-GRADIENT_POLICIES = [*GRAMIAN_POLICIES, *JACOBIAN_POLICIES, *OWN_GRADIENT_POLICIES]
-NAMES = sorted([*LOSS_POLICIES, *GRADIENT_POLICIES, "stl"])
-MULTI_TASK = [name for name in NAMES if name != "stl"]
-NEEDED = {"Constant": {"weights": 0.7}, "COSMOS": {"lambda_": 1.5}}
-BUSY_AGENT = {
-    "random_epochs": 1,
-    "baseline_epoch": 0,
-    "learning_epoch": 1,
-    "learn_every": 2,
-    "batch_size": 6,
-    "replay_size": 3,
-}
-"""IGBv2 that learns within a few steps."""
-SHORT = {"Nash-MTL": {"optim_niter": 3}}
-"""Arguments that keep a test short."""
-
-
-def make(
-    name: str,
-    num_tasks: int = 3,
-    *,
-    seed: int = 0,
-    gradients: str = "parameters",
-    log_losses: bool = False,
-    **arguments: Any,
-) -> Any:
-    arguments = {**NEEDED.get(name, {}), **SHORT.get(name, {}), **arguments}
-    config = PolicyConfig(
-        name=name, arguments=arguments, gradients=gradients, log_losses=log_losses
-    )
-    return policies.build(config, task_names(1 if name == "stl" else num_tasks), seed=seed)
+from tests.helpers.policy_examples import (
+    BUSY_AGENT,
+    GRAMIAN_POLICIES,
+    MULTI_TASK,
+    NAMES,
+    OWN_GRADIENT_POLICIES,
+    make,
+)
 
 
 def test_names() -> None:

@@ -17,7 +17,7 @@ from torch.distributions import Normal
 from torch.nn import functional
 
 from tests.helpers.passes import BATCHES_AN_EPOCH, toy_pass
-from tests.unit.policies.test_policies import BUSY_AGENT, make
+from tests.helpers.policy_examples import BUSY_AGENT, make
 
 STEPS = 6
 

@@ -25,7 +25,7 @@ from repmtl_ray.report.heatmap import MAX_CELLS
 from repmtl_ray.report.html_report import Pictures, benchmark_report, search_report
 from repmtl_ray.report.records import summarise
 from repmtl_ray.report.runs import Run, benchmark_runs, conclusion, gains_by_task, pareto_front
-from tests.unit.report.test_benchmark_table import BASE, NAMES, RUNS, record
+from tests.helpers.records import BASE, NAMES, RUNS, record
 
 EVIL = "<script>document.title='evil'</script>\"'&"
 PNG = base64.b64decode(

@@ -22,7 +22,7 @@ from repmtl_ray.runs.guard import Guard, is_out_of_memory
 from repmtl_ray.runs.keeper import Checkpoints
 from repmtl_ray.search import trial
 from repmtl_ray.search.asha import ResumableASHA
-from tests.unit.runs.test_keeper import places, saving
+from tests.helpers.stored_runs import places, saving
 
 NEVER = Checkpoints(every_minutes=None)
 

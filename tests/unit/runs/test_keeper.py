@@ -14,42 +14,14 @@ import pytest
 from repmtl_ray import storage
 from repmtl_ray.config import Experiment
 from repmtl_ray.runs import checkpoint, keeper, loop
-from repmtl_ray.runs.keeper import MARKER_FILE, Checkpoints, Keeper, Marker, describe, marker_text
+from repmtl_ray.runs.keeper import MARKER_FILE, Checkpoints, Keeper
 from tests.helpers.asserts import assert_same
+from tests.helpers.stored_runs import STATE, places, saving
 from tests.helpers.training import small_experiment, split, state_of
-
-STATE = b"the state of a run" * 20
 
 
 class KilledError(Exception):
     pass
-
-
-def saving(
-    epochs_done: Any, step_in_epoch: int = 0, errors: tuple[()] = (), step: Any = None
-) -> dict[str, Any]:
-    """What `Keeper.write` is given, for a small state; `errors`, of every epoch done."""
-    files = {"state.pt": STATE, "experiment.json": b"{}"}
-    history = [{"depth/abs_error": error} for error in errors or [1.0] * epochs_done]
-    at = {
-        "epochs_done": epochs_done,
-        "step_in_epoch": step_in_epoch,
-        "global_step": 4 * epochs_done + step_in_epoch if step is None else step,
-    }
-
-    def save(location: Any) -> None:
-        for name, data in files.items():
-            storage.write(f"{location}/{name}", data)
-        marker = Marker(files=describe(files), history=history, **at)
-        storage.write(f"{location}/{MARKER_FILE}", marker_text(marker).encode())
-
-    return {"save": save, **at}
-
-
-def places(folder: Path) -> list[Any]:
-    """(epochs done, step in epoch) of what lies there."""
-    found = [keeper.NAME.fullmatch(path.name) for path in folder.iterdir()]
-    return sorted((int(match[1]), int(match[2])) for match in found if match)
 
 
 def test_the_last_two_and_the_best_stay(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.report.records import data_source
 from repmtl_ray.studies.benchmark import BenchmarkResult, code_version
 from repmtl_ray.studies.methods import ablation
-from tests.unit.report.test_benchmark_table import record, single
+from tests.helpers.records import record, single
 
 GAIN = {"log": 2.0, "TSR": 1.0, "CSA": -0.5}
 """Points of mIoU that the made-up ablation books on each factor."""
