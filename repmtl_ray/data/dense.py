@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
 from repmtl_ray.data.stream import Kind, Sample, Stream
-from repmtl_ray.data.validation import SHORTEST_NORMAL, content_problem
+from repmtl_ray.data.validation import SHORTEST_NORMAL, content_problems
 
 Shape = tuple[int, ...]
 
@@ -131,7 +131,7 @@ class _Loader:
             values = arrays[column]
             _check_shape(self.dense, self.frames, column, kind, values.shape, self.stored, index)
             values = _upright(values, kind, self.stored)
-            for problem in content_problem(
+            for problem in content_problems(
                 values, kind, num_classes=self.dense.num_classes, is_stored=True
             ):
                 where = f"{self.dense.name}: {self.frames.where(index, column)}"

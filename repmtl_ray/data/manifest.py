@@ -149,8 +149,9 @@ def read(root: str) -> Manifest:
     except json.JSONDecodeError as error:
         raise ValueError(f"{location} is no JSON ({error}); prepare the data again.") from error
     _check_format(location, values)
+    del values["format"], values["version"]
     try:
-        manifest = from_dict(Manifest, _without_form(values))
+        manifest = from_dict(Manifest, values)
     except ValueError as error:
         raise ValueError(f"{location}: {error} Prepare the data again.") from error
     for split, streams in manifest.splits.items():
@@ -174,10 +175,6 @@ def _check_format(location: str, values: Any) -> None:
             f"{location} has version {version}; this repmtl_ray reads up to {VERSION}: update it, "
             "or prepare the data again."
         )
-
-
-def _without_form(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in ("format", "version")}
 
 
 def _check_stream(where: str, stream: StoredStream) -> None:

@@ -77,7 +77,7 @@ def sample_problems(
         values = np.asarray(sample[name])
         wrong = _form_problems(values, kind)
         if not wrong:
-            wrong = content_problem(values, kind, num_classes=(num_classes or {}).get(name))
+            wrong = content_problems(values, kind, num_classes=(num_classes or {}).get(name))
         problems += [f"{name}: {problem}" for problem in wrong]
     if not problems:
         size = np.shape(sample[IMAGE])[:2]
@@ -90,7 +90,7 @@ def sample_problems(
     return problems
 
 
-def content_problem(
+def content_problems(
     values: NDArray[Any], kind: Kind, *, num_classes: int | None = None, is_stored: bool = False
 ) -> list[str]:
     """What is wrong with the numbers of an array of the right shape.
@@ -111,12 +111,12 @@ def content_problem(
         if num_strange:
             return [f"has {num_strange} values that are NaN or infinite"]
     if kind == "image":
-        return _image_problem(values)
+        return _image_problems(values)
     if kind in ("label", "class"):
-        return _label_problem(values, num_classes)
+        return _label_problems(values, num_classes)
     if kind == "normal":
-        return _stored_normal_problem(values) if is_stored else _normal_problem(values)
-    return _depth_problem(values, kind, is_stored)
+        return _stored_normal_problems(values) if is_stored else _normal_problems(values)
+    return _depth_problems(values, kind, is_stored)
 
 
 def _form_problems(values: NDArray[Any], kind: Kind) -> list[str]:
@@ -134,7 +134,7 @@ def _form_problems(values: NDArray[Any], kind: Kind) -> list[str]:
     return wrong
 
 
-def _image_problem(values: NDArray[Any]) -> list[str]:
+def _image_problems(values: NDArray[Any]) -> list[str]:
     low, high = values.min(), values.max()
     if values.dtype.kind != "f":
         if low >= 0 and high <= 255:
@@ -148,7 +148,7 @@ def _image_problem(values: NDArray[Any]) -> list[str]:
     ]
 
 
-def _label_problem(values: NDArray[Any], num_classes: int | None) -> list[str]:
+def _label_problems(values: NDArray[Any], num_classes: int | None) -> list[str]:
     low, high = values.min(), values.max()
     is_whole = values.dtype.kind != "f" or bool((values == np.rint(values)).all())
     if is_whole and low >= IGNORE_LABEL and (num_classes is None or high < num_classes):
@@ -168,7 +168,7 @@ def _label_problem(values: NDArray[Any], num_classes: int | None) -> list[str]:
     ]
 
 
-def _depth_problem(values: NDArray[Any], kind: Kind, is_stored: bool) -> list[str]:
+def _depth_problems(values: NDArray[Any], kind: Kind, is_stored: bool) -> list[str]:
     low, high = values.min(), values.max()
     if low < 0:
         return [f"has negative values, down to {low:g}; expected 0 where invalid"]
@@ -178,7 +178,7 @@ def _depth_problem(values: NDArray[Any], kind: Kind, is_stored: bool) -> list[st
     return []
 
 
-def _normal_problem(values: NDArray[Any]) -> list[str]:
+def _normal_problems(values: NDArray[Any]) -> list[str]:
     length = np.linalg.norm(values, axis=2)
     num_off = int(np.count_nonzero((length > 0) & (np.abs(length - 1) > _LENGTH_TOLERANCE)))
     if num_off:
@@ -186,7 +186,7 @@ def _normal_problem(values: NDArray[Any]) -> list[str]:
     return [] if length.any() else ["is zero everywhere: no pixel has a normal"]
 
 
-def _stored_normal_problem(values: NDArray[Any]) -> list[str]:
+def _stored_normal_problems(values: NDArray[Any]) -> list[str]:
     expected = "expected unit vectors, zero where invalid"
     stored = values.astype(np.float32, copy=False)
     low, high = stored.min(), stored.max()
