@@ -9,18 +9,16 @@ and the experiment's description, no code; `repmtl_ray.runs.export.import_model`
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from repmtl_ray import cli
+from repmtl_ray.cli.options import new_parser
 from repmtl_ray.config import digest
 from repmtl_ray.runs.export import export_model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("checkpoint", help="folder or URI of a checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument(

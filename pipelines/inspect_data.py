@@ -7,11 +7,11 @@ Needs no Ray.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 
 from repmtl_ray import cli, storage
+from repmtl_ray.cli.options import new_parser
 from repmtl_ray.data import manifest as manifests
 from repmtl_ray.data import shards
 from repmtl_ray.data.manifest import Manifest, StoredStream
@@ -19,9 +19,7 @@ from repmtl_ray.report.figures import NUM_SAMPLES, draw_contact_sheet
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("store", metavar="URI", help="folder or URI of a store")
     parser.add_argument("--split", default="train", help="of the picture (default: %(default)s)")
     parser.add_argument(

@@ -10,17 +10,14 @@ pictures as a TensorBoard log (pip install "repmtl_ray[loggers]").
 
 from __future__ import annotations
 
-import argparse
-
 from repmtl_ray import cli
+from repmtl_ray.cli.options import new_parser
 from repmtl_ray.report import figures
 from repmtl_ray.report.inspection import inspect_checkpoint
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("checkpoint", help="folder of a checkpoint")
     parser.add_argument("--out", default="pictures", help="folder (default: %(default)s)")
     parser.add_argument(

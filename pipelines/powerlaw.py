@@ -9,21 +9,19 @@ of every layer to powerlaw.csv.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from pathlib import Path
 
 from repmtl_ray import cli
+from repmtl_ray.cli.options import new_parser
 from repmtl_ray.config import differences
 from repmtl_ray.runs.checkpoint import read_experiment
 from repmtl_ray.studies.powerlaw import checkpoint_exponents, exponents_table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument(
         "checkpoints", nargs="+", metavar="CHECKPOINT", help="folder of a checkpoint"
     )

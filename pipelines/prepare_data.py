@@ -14,6 +14,7 @@ import argparse
 from tqdm import tqdm
 
 from repmtl_ray import cli, cluster, storage
+from repmtl_ray.cli.options import assignments, new_parser
 from repmtl_ray.config import DataConfig, from_dict, to_dict
 from repmtl_ray.data.prepare import prepare
 from repmtl_ray.data.sources import Split, Stream, open_streams, tasks_of
@@ -23,9 +24,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("name", help="of the data set, as in DataConfig")
     parser.add_argument("--source", help="folder of the data (default: rendered scenes)")
     parser.add_argument("--out", required=True, help="folder or URI (s3://, gs://) of the shards")
@@ -89,7 +88,7 @@ def _config(arguments: argparse.Namespace) -> DataConfig:
         "height": arguments.height,
         "width": arguments.width,
     }
-    values |= cli.assignments(arguments.set)
+    values |= assignments(arguments.set)
     return from_dict(DataConfig, values)
 
 

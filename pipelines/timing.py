@@ -12,13 +12,13 @@ timing.csv.
 
 from __future__ import annotations
 
-import argparse
 import csv
 from statistics import median
 
 from repmtl_ray import cli, policies
 from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.cli import results as cli_results
+from repmtl_ray.cli.options import new_parser
 from repmtl_ray.studies.methods import methods
 from repmtl_ray.studies.timing import time_methods, timing_table
 
@@ -27,9 +27,7 @@ NEEDS_MORE = ("stl", "Constant", "COSMOS", "TrimmedMean", "Krum", "IGBv2")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     cli_benchmark.data_options(parser)
     parser.add_argument(
         "--methods", nargs="+", default=list(cli_benchmark.METHODS), metavar="METHOD"

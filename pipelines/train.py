@@ -8,31 +8,35 @@ Prints the metrics of every epoch and the path of the last checkpoint.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from repmtl_ray import cli
+from repmtl_ray.cli.options import (
+    add_placement_options,
+    add_set_option,
+    assignments,
+    checkpoints_of,
+    new_parser,
+    placement_of,
+)
 from repmtl_ray.config import replace
 from repmtl_ray.train import fit
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("experiment", type=Path, help="JSON file as a search leaves it (best.json)")
-    cli.add_set_option(parser)
-    where = cli.add_placement_options(parser, "run", several=False)
-    cli.add_checkpoint_options(where)
+    add_set_option(parser)
+    where = add_placement_options(parser, "run")
     where.add_argument("--name", help="of the run; the name of an interrupted run continues it")
     arguments = parser.parse_args()
     experiment = cli.read_experiment(arguments.experiment)
     result = fit(
-        replace(experiment, cli.assignments(arguments.set)),
-        placement=cli.placement_of(arguments),
+        replace(experiment, assignments(arguments.set)),
+        placement=placement_of(arguments),
         storage=arguments.storage,
         name=arguments.name,
-        checkpoints=cli.checkpoints_of(arguments),
+        checkpoints=checkpoints_of(arguments),
     )
     for metrics in result.history:
         shown = {

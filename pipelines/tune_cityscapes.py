@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 
 from repmtl_ray import cli
+from repmtl_ray.cli import search
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, replace
 
 METRICS = ("segmentation/miou", "segmentation/pixel_accuracy", "depth/abs_error", "depth/rel_error")
@@ -45,7 +46,7 @@ def paper(data: str | None) -> Experiment:
 
 
 def main() -> None:
-    parser = cli.search_parser(__doc__)
+    parser = search.search_parser(__doc__)
     data = parser.add_argument_group("the data")
     data.add_argument(
         "--data",
@@ -74,14 +75,14 @@ def main() -> None:
         raise ValueError("--height and --width go together; give both or neither.")
     preset = arguments.preset or ("paper" if arguments.data else "demo")
     experiment = paper(arguments.data) if preset == "paper" else demonstration()
-    chosen = cli.overrides(arguments) | {"data.augment": arguments.augment}
+    chosen = search.overrides(arguments) | {"data.augment": arguments.augment}
     if arguments.data and preset == "demo":
         chosen |= {"data.path": arguments.data, "data.num_train": None, "data.num_val": None}
         chosen |= {"data.height": None, "data.width": None}
     for option in ("num_train", "num_val", "height", "width"):
         if getattr(arguments, option) is not None:
             chosen[f"data.{option}"] = getattr(arguments, option)
-    cli.run_search(
+    search.run_search(
         replace(experiment, chosen),
         arguments,
         space="joint" if preset == "paper" else "small",

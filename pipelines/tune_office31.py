@@ -13,6 +13,7 @@ writes it beside the data.
 from __future__ import annotations
 
 from repmtl_ray import cli
+from repmtl_ray.cli import search
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, replace
 
 TITLES = {"office31": "Office-31", "office_home": "Office-Home"}
@@ -44,7 +45,7 @@ def paper(data: str, name: str = "office31") -> Experiment:
 
 
 def main() -> None:
-    parser = cli.search_parser(__doc__)
+    parser = search.search_parser(__doc__)
     data = parser.add_argument_group("the data")
     data.add_argument("--data", metavar="DIR", required=True, help="the data set's folder")
     data.add_argument(
@@ -65,14 +66,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     preset = {"small": small, "paper": paper}[arguments.preset]
-    chosen = cli.overrides(arguments) | {
+    chosen = search.overrides(arguments) | {
         "data.eval_split": arguments.eval_split,
         "data.pairing": arguments.pairing,
     }
     if arguments.domains is not None:
         chosen["data.domains"] = arguments.domains
     experiment = replace(preset(arguments.data, arguments.dataset), chosen)
-    cli.run_search(
+    search.run_search(
         experiment,
         arguments,
         space="joint" if arguments.preset == "paper" else "small",

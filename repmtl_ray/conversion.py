@@ -249,8 +249,9 @@ def _values_for_digest(config: Any) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any) -> str:
-    """Which values of two configurations differ, as "path was x, is y"; empty if none."""
-    return _differences(to_dict(old), to_dict(new), "")
+    """Which values of two configurations or mappings differ, as "path was x, is y"; empty if none."""
+    old, new = (dict(v) if isinstance(v, Mapping) else to_dict(v) for v in (old, new))
+    return _differences(old, new, "")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> str:

@@ -7,7 +7,7 @@ together with a look at every entry.
 
 Three corrections are modules of their own, because they are more than a few lines:
 
-- the module that hands a run's reports to Tune in place of `TuneReportCallback`. With Ray's own
+- `runs/tune_reporting.py`, which hands a run's reports to Tune in place of `TuneReportCallback`. With Ray's own
   callback a trial can wait for ever for its last report, and its queue may lie on another node.
   Upstream: no issue known. It can go when a search of many short trials on a busy machine ends with
   Ray's callback.
@@ -27,7 +27,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -212,6 +212,85 @@ def asha_rungs(scheduler: Any) -> list[tuple[float, dict[str, float]]]:
     (bracket,) = scheduler._brackets
     rungs: list[tuple[float, dict[str, float]]] = bracket._rungs
     return rungs
+
+
+def drawn_configurations(
+    param_space: dict[str, Any], references: Sequence[dict[str, Any]], num_samples: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """The configurations that Ray Tune's `BasicVariantGenerator` draws from a space, without a trial
+    for each.
+
+    Why: a study trains every configuration once, and continues from its own records. Upstream: no
+    issue known. It can go when Ray Tune documents its generator of variants.
+    """
+    from ray.tune.search.sample import _BackwardsCompatibleNumpyRng
+    from ray.tune.search.variant_generator import _get_preset_variants, generate_variants
+
+    random_state = _BackwardsCompatibleNumpyRng(seed)
+    spec = {"config": param_space}
+    for index in range(num_samples):
+        variants = (
+            _get_preset_variants(spec, references[index], random_state=random_state)
+            if index < len(references)
+            else generate_variants(spec, random_state=random_state)
+        )
+        for _, variant in variants:
+            yield variant["config"]
+
+
+def put_value(key: str, value: str) -> None:
+    """Stores a small text where every process of the cluster reads it with `get_value`.
+
+    Why: a run's processes have no other public way to each other that needs no actor. Upstream: no
+    issue known. It can go when Ray has a public key-value store.
+    """
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key.encode(), value.encode(), namespace=b"repmtl_ray")
+
+
+def get_value(key: str) -> str | None:
+    """What `put_value` stored; None if nothing.
+
+    Why: as `put_value`. Upstream: no issue known. It can go together with it.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value = _internal_kv_get(key.encode(), namespace=b"repmtl_ray")
+    return None if value is None else value.decode()
+
+
+def keys_of_values(prefix: str) -> list[str]:
+    """All keys of `put_value` that begin with a prefix, sorted.
+
+    Why: as `put_value`. Upstream: no issue known. It can go together with it.
+    """
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    keys = _internal_kv_list(prefix.encode(), namespace=b"repmtl_ray")
+    return sorted(key.decode() for key in keys)
+
+
+@contextlib.contextmanager
+def driver_text_without(pattern: str) -> Iterator[None]:
+    """Leaves out what Ray would print in this process, where it contains a text.
+
+    Why: Ray prints three screens for a worker that died, although its run continues. Upstream: no
+    issue known. It can go when Ray has a setting for it.
+    """
+    from ray._private import worker
+
+    original = worker.print_to_stdstream
+
+    def filtered(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        if not any(pattern in line for line in data.get("lines", ())):
+            original(data, *arguments, **options)
+
+    worker.print_to_stdstream = filtered
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = original
 
 
 @contextlib.contextmanager

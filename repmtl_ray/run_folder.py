@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from repmtl_ray.data.description import DataDescription, data_differences
 EXPERIMENT_FILE = "experiment.json"
 DATA_FILE = "data.json"
 CODE_FILE = "code.json"
+STUDY_FILE = "study.json"
 
 
 def checked_place(
@@ -172,6 +174,46 @@ def _read(location: str) -> dict[str, Any] | None:
 
 def _write(location: str, values: dict[str, Any]) -> None:
     storage.write(location, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def claim_study(
+    directory: str,
+    settings: Mapping[str, Any],
+    *,
+    methods: Mapping[str, Any] | None = None,
+    num_samples: int = 0,
+) -> None:
+    """Notes in the folder of a study how it was asked for, or compares with what is noted there.
+
+    Args:
+        directory: of the study.
+        settings: plain values that decide its results; they must stay as they are.
+        methods: what each changes; of a resumed study, those that it had must stay as they are.
+        num_samples: how many are drawn; of a resumed study, at least as many as before.
+
+    Raises:
+        ValueError: a resumed study differs; every difference is named.
+    """
+    note = f"{directory}/{STUDY_FILE}"
+    wanted = json.loads(json.dumps({"settings": settings, "methods": methods or {}}))
+    stored = {**wanted, "num_samples": num_samples}
+    if storage.exists(note):
+        stored = json.loads(storage.read(note))
+    old, new = stored["methods"], wanted["methods"]
+    common = old.keys() & new.keys()
+    difference = differences(
+        {**stored["settings"], **{name: old[name] for name in common}},
+        {**wanted["settings"], **{name: new[name] for name in common}},
+    )
+    if num_samples < stored["num_samples"]:
+        difference = f"num_samples was {stored['num_samples']}, is {num_samples}, which is fewer"
+    if difference:
+        raise ValueError(
+            f"{directory} was begun with other settings: {difference}. Resume it with the same ones, "
+            "or give another name."
+        )
+    merged = {**wanted, "methods": {**old, **new}, "num_samples": num_samples}
+    storage.write(note, (json.dumps(merged, indent=1) + "\n").encode())
 
 
 def fresh_name(kind: str, experiment: Experiment) -> str:

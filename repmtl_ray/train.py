@@ -35,6 +35,7 @@ from repmtl_ray.run_folder import check_owner, checked_place, claim
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.keeper import Checkpoints, Keeper, read_final, read_marker
 from repmtl_ray.runs.worker import CachedData, run_worker
+from repmtl_ray.runs.worker_loss import NoteLosses, losses_printed
 
 if TYPE_CHECKING:
     from repmtl_ray.data.custom import CustomData
@@ -121,7 +122,7 @@ def fit(
     check_owner(directory, experiment)
     print(f"run {name} in {root}", flush=True)
     prepared = prepare_run(experiment, placement=placement, data=data)
-    with hold(directory, "run"):
+    with hold(directory, "run"), losses_printed(directory):
         note = claim(directory, experiment, prepared.own_data)
         alike.check_nodes(directory)
         result = train(
@@ -195,7 +196,7 @@ def train(
             failure_config=FailureConfig(  # type: ignore[call-arg]  # annotated as Train V1's
                 max_failures=max_failures, controller_failure_limit=3
             ),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, NoteLosses(folder)],  # type: ignore[list-item]  # as Train V1's
         ),
     )
     ray_compat.leave_interrupts_to_caller(trainer)

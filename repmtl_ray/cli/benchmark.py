@@ -7,7 +7,6 @@ there are is in `studies/methods.py`.
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,14 @@ from typing import Any
 
 from repmtl_ray import cli, protocols
 from repmtl_ray.cli import results as cli_results
+from repmtl_ray.cli.options import (
+    add_study_options,
+    add_training_options,
+    assignments,
+    new_parser,
+    study_options,
+    training_changes,
+)
 from repmtl_ray.config import DataConfig, Experiment, nearest, replace
 from repmtl_ray.report import benchmark_table
 from repmtl_ray.report.html_report import benchmark_report
@@ -64,9 +71,7 @@ METHODS = ("EW", "EW-log", "UW", "GLS", "DB-MTL", "FairGrad", "Nash-MTL", "Rep-M
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every comparison has."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = new_parser(description)
     data_options(made)
     what = made.add_argument_group("what is compared")
     what.add_argument(
@@ -90,18 +95,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         metavar="N",
         help="images through the best checkpoint in the report; 0 for none (default: %(default)s)",
     )
-    where = cli.add_placement_options(made, "run")
-    where.add_argument("--name", help="of the benchmark (default: a new one)")
-    where.add_argument(
-        "--resume",
-        metavar="NAME",
-        help="continue the benchmark of this name; finished runs do not run again",
-    )
-    where.add_argument(
-        "--out",
-        default="results",
-        help="folder for tables and report (default: %(default)s)",
-    )
+    add_study_options(made, "benchmark", "run")
     return made
 
 
@@ -122,22 +116,7 @@ def data_options(made: argparse.ArgumentParser) -> None:
         choices=("small", "paper"),
         help="small: for CPUs; paper: the protocol as it is (default: paper with --data, else small)",
     )
-    data.add_argument("--epochs", type=int, help="default: the preset's")
-    data.add_argument("--batch-size", type=int, help="default: the preset's")
-    data.add_argument("--encoder", help="a timm model name (default: the preset's)")
-    data.add_argument("--weights", help="local file with the encoder's weights")
-    data.add_argument(
-        "--pretrained",
-        action=argparse.BooleanOptionalAction,
-        help="the encoder's published weights from the hub (default: the preset's)",
-    )
-    data.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=VALUE",
-        help="change a value of every run (JSON, or a string)",
-    )
+    add_training_options(data)
 
 
 def experiment_of(arguments: argparse.Namespace) -> Experiment:
@@ -168,30 +147,8 @@ def experiment_of(arguments: argparse.Namespace) -> Experiment:
             changes["epochs"] = protocols.LAST
         if arguments.data and data.name in protocols.DENSE:
             changes |= {"data.height": None, "data.width": None}
-    for path, value in {
-        "epochs": arguments.epochs,
-        "batch_size": arguments.batch_size,
-        "model.encoder": arguments.encoder,
-        "model.pretrained": arguments.pretrained,
-        "model.weights": arguments.weights,
-    }.items():
-        if value is not None:
-            changes[path] = value
-    if arguments.weights is not None:
-        changes["model.pretrained"] = False
-    changes |= dict(assignment(text) for text in arguments.set)
+    changes |= training_changes(arguments) | assignments(arguments.set)
     return replace(experiment, changes)
-
-
-def assignment(text: str) -> tuple[str, object]:
-    """PATH=VALUE, where the value is JSON, or else a string."""
-    path, separator, value = text.partition("=")
-    if not separator:
-        raise ValueError(f"--set {text!r}: expected PATH=VALUE, for example epochs=50.")
-    try:
-        return path, json.loads(value)
-    except json.JSONDecodeError:
-        return path, value
 
 
 def run(
@@ -216,11 +173,7 @@ def run(
         methods,
         seeds=range(arguments.seeds),
         baseline=arguments.baseline,
-        placement=cli.placement_of(arguments),
-        max_concurrent=arguments.max_concurrent,
-        storage_path=arguments.storage,
-        name=arguments.resume or arguments.name,
-        resume=arguments.resume is not None,
+        **study_options(arguments),
     )
     if not result.records:
         reasons = "; ".join(f"{run}: {reason}" for run, reason in result.failures.items())

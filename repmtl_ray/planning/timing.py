@@ -157,7 +157,7 @@ def read_search_timing(directory: str | Path) -> SearchTiming:
     Raises:
         ValueError: the folder holds no search, or no trial of it reported two epochs.
     """
-    files = sorted(Path(directory).expanduser().glob("search/*/result.json"))
+    files = sorted(Path(directory).expanduser().glob("search*/*/result.json"))
     rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     trials = [_TrialTimes.from_reports(reports) for reports in rows if reports]
     gaps = [gap for trial in trials for gap in np.diff(trial.reports)]

@@ -17,6 +17,7 @@ from repmtl_ray.config import Experiment, ExperimentError, digest, from_dict
 from repmtl_ray.data.description import DataDescription, describe
 from repmtl_ray.delta import delta_p
 from repmtl_ray.runs.keeper import read_marker
+from repmtl_ray.runs.worker_loss import RunPosition
 
 if TYPE_CHECKING:
     from repmtl_ray.data.cache import CheckedSplit
@@ -76,7 +77,13 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     if problem:
         return {"error": problem, "notes": []}
     guard = guards.Guard(config["directory"], config["checkpoints"], workers)
+    position = RunPosition(config["directory"])
     epochs_now = 0
+
+    def after_step(epochs_done: int, step_in_epoch: int, global_step: int, write: Any) -> None:
+        guard.after_step(epochs_done, step_in_epoch, global_step, write)
+        if workers.rank == 0:
+            position.note_step(global_step)
 
     def report(metrics: dict[str, float], write: Any) -> None:
         nonlocal epochs_now
@@ -90,6 +97,8 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     def go() -> dict[str, Any]:
         loop.selected_tasks(experiment, data.tasks)
         resume_from = guard.start()
+        if workers.rank == 0:
+            position.note_start(resume_from)
         if resume_from is not None:
             _report_again(read_marker(resume_from).history, resume_from)
         parts, progress = loop.run(
@@ -97,7 +106,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
             train=_split(data, data.train),
             evaluation=_split(data, data.evaluation),
             report=report,
-            after_step=guard.after_step,
+            after_step=after_step,
             resume_from=resume_from,
             data=data.fingerprint,
             workers=workers,

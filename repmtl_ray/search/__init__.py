@@ -1,43 +1,32 @@
 """A search over Rep-MTL's coefficients, temperature, policy and learning rate, on Ray Tune.
 
-Owns the search from its arguments to its table of results. The trial driver is in `trial.py`, the
-single-task baselines in `baseline.py`, the checks of a space in `space.py`. Never deadlocks on a
-small cluster: a driver takes no CPU, and no more trials start than there is room for.
+Owns the search from its arguments to its table of results. How runs are trained side by side is in
+`study.py`, which configurations are drawn in `draws.py`, and the checks of a space in `space.py`. A
+search never deadlocks on a small cluster: a trial takes no CPU besides its run's workers, and no more
+trials start than there is room for.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas
-from ray import tune as ray_tune
-from ray.tune.search.basic_variant import BasicVariantGenerator
 
 import repmtl_ray
 from repmtl_ray import alike, cluster
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
-from repmtl_ray.run_folder import check_resume, checked_place, claim
+from repmtl_ray.prepared_run import prepare_run, read_samples
+from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.keeper import Checkpoints
-from repmtl_ray.search.baseline import single_task_baseline
+from repmtl_ray.search.draws import Draw, Draws, OptunaRuns, random_configurations
 from repmtl_ray.search.progress import Progress
-from repmtl_ray.search.space import (
-    check_choice,
-    check_references,
-    check_space,
-    complete,
-    flatten,
-    problem_of,
-    whole_paths,
-)
-from repmtl_ray.search.trial import finish, histories_of, make_tuner, reason, results_of, run_trial
-from repmtl_ray.train import cache_data, preflight
-
-METRIC = "delta_p_task"
+from repmtl_ray.search.run_records import METRIC, Record, read_record, shared_facts
+from repmtl_ray.search.space import check_choice, check_references, check_space, described, flatten
+from repmtl_ray.search.study import Study, train_baseline, train_missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +41,7 @@ class SearchResult:
         best: the experiment of the first row; None when no trial finished an epoch, or all failed.
         directory: path or URI of everything the search wrote.
         experiment: what was not searched.
-        histories: by trial, the metrics of every epoch that it reported.
+        histories: by the table's "trial", the metrics of every epoch.
         notes: on the data, one sentence each.
     """
 
@@ -99,7 +88,9 @@ def tune(
         storage_path: folder or URI shared by all nodes; by default under the home directory.
         name: of the search.
         resume: continue the search of this name: finished trials are kept, interrupted ones go on
-            from their last checkpoint, failed ones are tried again.
+            from their last checkpoint, failed ones are tried again, and more samples are added if
+            `num_samples` is larger than before. Another space, searcher, scheduler or references are
+            refused.
         checkpoints: of every trial's run, as for `fit`.
 
     Returns:
@@ -122,78 +113,97 @@ def tune(
     directory = f"{root}/{name}"
     check_resume("search", directory, resume)
     print(f"search {name} in {root}", flush=True)
-    cluster.connect()
+    prepared = prepare_run(experiment, placement=placement)
     if scheduler == "asha" and not cluster.has_dashboard():
         raise ValueError(
             "this Ray cluster has no dashboard, without which a trial that is stopped early keeps its CPUs for ever; start "
             "its head with --include-dashboard=true, or search without early stopping (scheduler 'none')."
         )
-    preflight(experiment, placement)
     with hold(directory, "search"):
-        claim(directory, experiment)
+        note = claim(directory, experiment)
+        settings = {
+            "space": described(param_space),
+            "references": described(list(references)),
+            "searcher": searcher,
+            "scheduler": scheduler,
+        }
+        claim_study(directory, settings, num_samples=num_samples)
         alike.check_nodes(directory)
-        data = cache_data(experiment)
+        data = read_samples(prepared)
         room = max(1, placement.concurrent())
-        concurrency = min(room, max_concurrent or room)
-        progress = Progress(experiment.epochs, METRIC)
-        baseline = single_task_baseline(
-            experiment,
-            data,
-            placement=placement,
-            storage_path=root,
-            concurrency=concurrency,
-            progress=progress,
-            checkpoints=checkpoints,
-        )
-        whole = whole_paths(param_space)
-        driver = ray_tune.with_parameters(
-            run_trial,
-            experiment=to_dict(experiment),
+        study = Study(
+            kind="search",
+            directory=directory,
             data=data,
             placement=placement,
-            storage_path=directory,
-            baseline=baseline,
+            concurrency=min(room, max_concurrent or room),
+            progress=Progress(experiment.epochs, METRIC),
+            facts=shared_facts(experiment, data),
             checkpoints=checkpoints,
-            whole=whole,
         )
-        tuner = make_tuner(
-            driver,
-            dict(param_space),
-            directory,
-            config=ray_tune.TuneConfig(
-                metric=METRIC,
-                mode="max",
-                num_samples=num_samples,
-                max_concurrent_trials=concurrency if searcher == "optuna" else None,
-                reuse_actors=scheduler == "none",  # a driver stopped early still waits for its run
-                search_alg=_search_algorithm(
-                    searcher, param_space, references, experiment.seed, concurrency
-                ),
-                scheduler=_scheduler(scheduler, experiment.epochs, directory),
-            ),
-            progress=progress,
-            resume=resume,
-        )
-        grid = finish(tuner, may_stop=scheduler != "none")
-        result = _found(grid, experiment, baseline, directory, whole)
-        return dataclasses.replace(result, notes=data.notes)
+        baseline = {
+            name: value
+            for record in train_baseline(study, experiment, root, [experiment.seed])
+            for name, value in record["history"][-1].items()
+            if name.startswith(f"{record['task']}/")
+        }
+        draws = Draws(experiment)
+        early_stopping = _scheduler(scheduler, experiment.epochs, directory)
+        if searcher == "optuna":
+            source = OptunaRuns(
+                param_space,
+                references,
+                num_samples,
+                draws=draws,
+                directory=directory,
+                read=lambda run: read_record(directory, run),
+            )
+            failures = study.train(
+                source,
+                folder=directory,
+                baseline=baseline,
+                scheduler=early_stopping,
+                limit=num_samples,
+            )
+        else:
+            seed = experiment.seed
+            for changes in random_configurations(param_space, references, num_samples, seed):
+                draws.add(changes)
+            _, failures = train_missing(
+                study,
+                draws.runs,
+                folder=directory,
+                baseline=baseline,
+                scheduler=early_stopping,
+            )
+    records = {run.name: read_record(directory, run) for run in draws.runs}
+    notes = (*data.notes, *([note] if note else []))
+    return _result(draws, records, failures, baseline, directory, notes)
 
 
 def results_table(
-    results: ray_tune.ResultGrid, experiment: Experiment, *, whole: frozenset[str] = frozenset()
+    draws: Sequence[Draw],
+    records: Mapping[str, Record | None],
+    failures: Mapping[str, str],
+    experiment: Experiment,
 ) -> pandas.DataFrame:
-    """One row a trial, best delta_p first, failed ones last."""
+    """One row per configuration, best delta_p first, failed ones last.
+
+    Args:
+        draws: of the search.
+        records: by the name of a draw; None for runs without a result.
+        failures: reasons by the name of a draw.
+        experiment: what was not searched.
+    """
     rows = []
-    for result in results_of(results):
-        metrics = result.metrics or {}
-        config = flatten(result.config or {}, whole=whole)
-        # Not an `Experiment`: a combination that it refuses is a failed trial, with its row.
-        values = flatten(to_dict(experiment)) | flatten(config)
-        epoch = metrics.get("epoch", 0)
-        status = "failed" if result.error else "done" if epoch >= values["epochs"] else "stopped"
+    for draw in draws:
+        record, error = records.get(draw.name), draw.error or failures.get(draw.name, "")
+        last = {} if record is None else record["history"][-1]
+        # Not an `Experiment`: a combination that it refuses is a failed draw, with its row.
+        values = flatten(to_dict(experiment)) | flatten(draw.changes)
         rows.append(
             {
-                "status": status,
+                "status": "failed" if error else "stopped" if record is None else record["status"],
                 "policy": values["policy.name"],
                 "log_losses": values["policy.log_losses"],
                 "lambda_tsr": values["regularizer.lambda_tsr"],
@@ -201,17 +211,15 @@ def results_table(
                 "tau": values["regularizer.temperature"],
                 "learning_rate": values["optimizer.learning_rate"],
                 **{
-                    key: metrics[key]
-                    for key in metrics
+                    key: last[key]
+                    for key in last
                     if "/" in key or key.startswith("delta_p") or key == "epoch"
                 },
-                "error": reason(result.error) if result.error else "",
-                "checkpoint": metrics.get("checkpoint_path", ""),
-                "trial": metrics.get("trial_id", ""),
-                "config": config,
-                "digest": ""
-                if problem_of(experiment, config)
-                else digest(replace(experiment, config)),
+                "error": error,
+                "checkpoint": "" if record is None else record["checkpoint"],
+                "trial": str(draw.number),
+                "config": dict(draw.changes),
+                "digest": "" if draw.run is None else digest(draw.run.experiment),
                 "protocol": values["protocol"],
                 "seed": values["seed"],
                 "version": repmtl_ray.__version__,
@@ -227,24 +235,31 @@ def results_table(
     return table.reset_index(drop=True)
 
 
-def _found(
-    results: ray_tune.ResultGrid,
-    experiment: Experiment,
+def _result(
+    draws: Draws,
+    records: Mapping[str, Record | None],
+    failures: Mapping[str, str],
     baseline: dict[str, float],
     directory: str,
-    whole: frozenset[str],
+    notes: tuple[str, ...],
 ) -> SearchResult:
-    """What the trials that have ended say."""
-    table = results_table(results, experiment, whole=whole)
+    table = results_table(draws.draws, records, failures, draws.experiment)
     done = table[(table["status"] != "failed") & table[METRIC].notna()]
-    best = None if done.empty else replace(experiment, done.iloc[0]["config"])
     return SearchResult(
         table=table,
         baseline=baseline,
-        best=best,
+        best=None if done.empty else replace(draws.experiment, done.iloc[0]["config"]),
         directory=directory,
-        experiment=experiment,
-        histories=histories_of(results),
+        experiment=draws.experiment,
+        histories={
+            str(draw.number): [
+                {name: value for name, value in row.items() if "/" in name or name == "epoch"}
+                for row in record["history"]
+            ]
+            for draw in draws.draws
+            if (record := records.get(draw.name)) is not None
+        },
+        notes=notes,
     )
 
 
@@ -255,24 +270,6 @@ def _check_numbers(num_samples: int, num_references: int, max_concurrent: int | 
         )
     if max_concurrent is not None and max_concurrent < 1:
         raise ValueError(f"max_concurrent is {max_concurrent}; expected at least 1.")
-
-
-def _search_algorithm(
-    searcher: str,
-    param_space: Mapping[str, Any],
-    references: Sequence[Mapping[str, Any]],
-    seed: int,
-    concurrency: int,
-) -> Any:
-    points = [dict(reference) for reference in references]
-    if searcher == "optuna":
-        from ray.tune.search.optuna import OptunaSearch
-
-        points = [complete(point, param_space, seed) for point in points]
-        return OptunaSearch(points_to_evaluate=points or None, seed=seed)
-    return BasicVariantGenerator(
-        points_to_evaluate=points or None, random_state=seed, max_concurrent=concurrency
-    )
 
 
 def _scheduler(scheduler: str, epochs: int, directory: str) -> Any:

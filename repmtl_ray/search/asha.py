@@ -1,7 +1,7 @@
-"""ASHA that goes on where it was: Ray Tune stores searchers with a search, but not schedulers.
+"""ASHA that continues where it was: Ray Tune does not store schedulers.
 
-Owns the file of rungs beside a search: what each trial had at each milestone, and which trials were
-stopped. Plain JSON, written whole whenever it changes, read when a restored search adds its first
+Owns the file of rungs beside a search: what each run had at each milestone, and which runs were
+stopped. Plain JSON, written whole whenever it changes, read when a resumed search adds its first
 trial.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
@@ -21,7 +22,9 @@ RUNGS_FILE = "asha.json"
 
 
 class ResumableASHA(ASHAScheduler):
-    """Stops trials that fall behind at the same epoch, across interruptions of the search.
+    """Stops runs that fall behind at the same epoch, across interruptions of the search.
+
+    It knows a run by its name, which stays when the search is resumed, and not by its trial's id.
 
     Args:
         location: path or URI of the file of rungs. If it exists, the search continues from it.
@@ -38,21 +41,28 @@ class ResumableASHA(ASHAScheduler):
         if not self._is_read:
             self._is_read = True
             self._read()
-        super().on_trial_add(tune_controller, trial)
+        super().on_trial_add(tune_controller, _named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if trial.trial_id in self._stopped:  # decided before the interruption
+        name = trial.config["run"]
+        if name in self._stopped:  # decided before the interruption
             return TrialScheduler.STOP
         before = self._rungs()
-        decision = super().on_trial_result(tune_controller, trial, result)
+        decision = super().on_trial_result(tune_controller, _named(trial), result)
         if decision == TrialScheduler.STOP:
-            self._stopped.add(trial.trial_id)
+            self._stopped.add(name)
         if decision == TrialScheduler.STOP or self._rungs() != before:
             self._write()
         return decision
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _named(trial))
+
     def _rungs(self) -> dict[str, dict[str, float]]:
-        """By milestone: each trial's value."""
+        """By milestone: each run's value."""
         rungs = ray_compat.asha_rungs(self)
         return {str(milestone): dict(values) for milestone, values in rungs}
 
@@ -74,3 +84,8 @@ class ResumableASHA(ASHAScheduler):
             raise ValueError(
                 f"{self._location} holds no rungs of ASHA ({error!r}); remove it, and early stopping starts anew."
             ) from error
+
+
+def _named(trial: Any) -> Any:
+    """All that ASHA reads of a trial, with the run's name for its id."""
+    return SimpleNamespace(trial_id=trial.config["run"])

@@ -7,6 +7,7 @@ them, so that the clock and the numbers of the runs go on from one to the other.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ray.tune import Callback
@@ -15,8 +16,6 @@ from repmtl_ray import cluster, placement_group_cleanup
 
 HEARTBEAT_S = 15.0
 SHORT_NAMES = {
-    "task": "single-task",
-    "cell": "",
     "policy.name": "policy",
     "policy.log_losses": "log_losses",
     "regularizer.lambda_tsr": "tsr",
@@ -41,10 +40,6 @@ class Progress(Callback):
         self.epoch_of_running: dict[str, int] = {}
         self.num_finished = 0
         self.best: float | None = None
-
-    def __reduce__(self) -> tuple[type[Progress], tuple[int, str | None]]:
-        """Tune pickles its callbacks. A search that is resumed, in another process, starts a new clock."""
-        return Progress, (self.epochs, self.metric)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.epoch_of_running.setdefault(trial.trial_id, 0)
@@ -79,14 +74,17 @@ class Progress(Callback):
         self.epoch_of_running.pop(trial.trial_id, None)
         self.num_finished += 1
         self.last_beat = time.monotonic()
-        values = "  ".join(
-            f"{SHORT_NAMES.get(key, key)} {_short(value)}".strip()
-            for key, value in trial.config.items()
-        )
-        self._print(f"run {self.num_finished}  {values}   {outcome}")
+        self._print(f"run {self.num_finished}  {trial.config['label']}   {outcome}")
 
     def _print(self, text: str) -> None:
         print(f"[{time.monotonic() - self.start:5.0f} s] {text}", flush=True)
+
+
+def label_of(changes: Mapping[str, Any]) -> str:
+    """A configuration in one line: what differs from the search's experiment, by path."""
+    return "  ".join(
+        f"{SHORT_NAMES.get(path, path)} {_short(value)}" for path, value in changes.items()
+    )
 
 
 def _short(value: Any) -> str:

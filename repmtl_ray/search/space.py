@@ -6,11 +6,12 @@ nothing.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ray.tune.search.sample import Categorical, Domain, Integer
+from ray.tune.search.sample import Categorical, Domain, Function, Integer, Sampler
 
 from repmtl_ray.config import Experiment, nearest, replace
 
@@ -41,11 +42,12 @@ def whole_paths(param_space: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(
         path
         for path, domain in flatten(param_space).items()
-        if any(isinstance(value, Mapping) for value in _choices(domain))
+        if any(isinstance(value, Mapping) for value in choices_of(domain))
     )
 
 
-def _choices(domain: Any) -> list[Any]:
+def choices_of(domain: Any) -> list[Any]:
+    """The values of a grid or a choice; none of a range."""
     if isinstance(domain, Mapping):
         return list(domain["grid_search"])
     return list(domain.categories) if isinstance(domain, Categorical) else []
@@ -139,6 +141,22 @@ def has_value(domain: Any, value: Any) -> bool:
     if isinstance(domain, Mapping):
         return value in domain["grid_search"]
     return bool(domain.is_valid(value)) if isinstance(domain, Domain) else domain == value
+
+
+def described(value: Any) -> Any:
+    """A search space, or a part of it, as plain values that can be stored and compared."""
+    if isinstance(value, Function):
+        code = value.func.__code__
+        content = repr((code.co_code, code.co_consts, code.co_names))
+        return {"function": f"{code.co_name} {hashlib.sha256(content.encode()).hexdigest()[:12]}"}
+    if isinstance(value, Domain | Sampler):
+        parts = {name.lstrip("_"): part for name, part in sorted(vars(value).items())}
+        return {"domain": type(value).__name__, **described(parts)}
+    if isinstance(value, Mapping):
+        return {str(key): described(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(part) for part in value]
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)
 
 
 def check_choice(name: str, found: str, expected: Sequence[str]) -> None:

@@ -14,18 +14,16 @@ from repmtl_ray import search
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
 
 BASELINE = {
-    "segmentation/miou": 10.0,
-    "segmentation/pixel_accuracy": 30.0,
-    "depth/abs_error": 0.1,
-    "depth/rel_error": 1.0,
+    "segmentation": {"segmentation/miou": 10.0, "segmentation/pixel_accuracy": 30.0},
+    "depth": {"depth/abs_error": 0.1, "depth/rel_error": 1.0},
 }
 
 
 def main(storage: str, num_trials: int, epochs: int) -> None:
-    def given(*arguments: Any, **options: Any) -> dict[str, float]:
-        return BASELINE
+    def given(*arguments: Any, **options: Any) -> list[dict[str, Any]]:
+        return [{"task": task, "history": [metrics]} for task, metrics in BASELINE.items()]
 
-    search.single_task_baseline = given  # two trials of 15 s that test nothing here
+    search.train_baseline = given  # two trials of 15 s that test nothing here
     experiment = Experiment(
         data=DataConfig(name="cityscapes", height=32, width=64, num_train=16, num_val=4),
         model=ModelConfig(encoder="test_efficientnet", head="linear", dropout=0.0),

@@ -227,5 +227,5 @@ def epochs_of(storage: Path) -> list[list[int]]:
     """Of every trial, the epochs that it reported so far, in their order."""
     return [
         [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
-        for file in sorted((storage / "grown" / "search").glob("*/result.json"))
+        for file in sorted((storage / "grown").glob("search*/*/result.json"))
     ]

@@ -1,13 +1,17 @@
-"""A small search's experiment, and results as Ray Tune gives them."""
+"""A small search's experiment, and how its configurations ended."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import pandas
-
-from repmtl_ray.config import DataConfig, Experiment
+from repmtl_ray import search
+from repmtl_ray.config import DataConfig, Experiment, replace
+from repmtl_ray.search import SearchResult
+from repmtl_ray.search.draws import Draw, Draws
+from repmtl_ray.search.run_records import Record, Run
+from repmtl_ray.search.space import flatten, problem_of
 
 BASE = Experiment(data=DataConfig(name="cityscapes"), epochs=10)
 TSR, CSA, TAU = "regularizer.lambda_tsr", "regularizer.lambda_csa", "regularizer.temperature"
@@ -16,35 +20,58 @@ METRICS = ("segmentation/miou", "depth/abs_error")
 BASELINE = {"segmentation/miou": 40.0, "depth/abs_error": 0.05}
 
 
-def result(config: Any, error: Any = None, **metrics: Any) -> SimpleNamespace:
-    frame = pandas.DataFrame([metrics]) if metrics else None
-    return SimpleNamespace(
-        config=config, error=error, metrics=metrics or None, metrics_dataframe=frame
-    )
+@dataclass(frozen=True)
+class Outcome:
+    """How a configuration of a search ended: metrics of its last epoch, or the reason of a failure."""
+
+    changes: Mapping[str, Any]
+    error: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+def search_result(outcomes: Sequence[Outcome], experiment: Experiment = BASE) -> SearchResult:
+    """The result of a search whose configurations ended like this, in the order of their draws."""
+    draws = Draws(experiment)
+    records: dict[str, Record | None] = {}
+    failures = {}
+    for number, outcome in enumerate(outcomes, start=1):
+        changes = flatten(outcome.changes)
+        refused = problem_of(experiment, changes)
+        name = f"run-{number}"
+        run = None if refused else Run(name=name, label="", experiment=replace(experiment, changes))
+        draws.draws.append(Draw(number=number, changes=changes, run=run, error=refused))
+        if outcome.error:
+            failures[name] = outcome.error
+        elif outcome.metrics:
+            ended = outcome.metrics["epoch"] >= experiment.epochs
+            records[name] = {
+                "status": "done" if ended else "stopped",
+                "history": [dict(outcome.metrics)],
+                "checkpoint": f"/runs/{outcome.metrics['delta_p_task']}",
+            }
+    return search._result(draws, records, failures, BASELINE, "/storage/search", ())
 
 
 def metrics_of(
-    delta_p: Any, *, epoch: int = 10, miou: float = 40.0, abs_error: float = 0.05
-) -> dict[str, Any]:
+    delta_p: float, *, epoch: int = 10, miou: float = 40.0, abs_error: float = 0.05
+) -> dict[str, float]:
     return {
         "epoch": epoch,
         "segmentation/miou": miou,
         "depth/abs_error": abs_error,
         "delta_p_task": delta_p,
         "delta_p_metric": delta_p / 2,
-        "checkpoint_path": f"/runs/{delta_p}",
-        "trial_id": f"trial-{delta_p}",
-        "time_total_s": 3.0,
+        "global_step": 3.0,
     }
 
 
-RESULTS = [
-    result({TSR: 0.1, POLICY: "EW"}, **metrics_of(-2.5)),
-    result({TSR: 0.5, POLICY: "UWW"}, error=ValueError("no such policy")),
-    result(
-        {TSR: 0.9, POLICY: "UW"}, error=ValueError("a\nloss is nan"), **metrics_of(9.0, epoch=2)
+OUTCOMES = [
+    Outcome({TSR: 0.1, POLICY: "EW"}, metrics=metrics_of(-2.5)),
+    Outcome({TSR: 0.5, POLICY: "UWW"}),
+    Outcome({TSR: 0.9, POLICY: "UW"}, error="loss is nan"),
+    Outcome({TSR: 0.3, POLICY: "GLS"}, metrics=metrics_of(3.0, epoch=4, miou=41.5)),
+    Outcome(
+        {"regularizer": {"lambda_tsr": 0.7}, POLICY: "DWA"}, metrics=metrics_of(1.25, miou=42.0)
     ),
-    result({TSR: 0.3, POLICY: "GLS"}, **metrics_of(3.0, epoch=4, miou=41.5)),
-    result({"regularizer": {"lambda_tsr": 0.7}, POLICY: "DWA"}, **metrics_of(1.25, miou=42.0)),
-    result({TSR: 1.1, POLICY: "RLW"}),
+    Outcome({TSR: 1.1, POLICY: "RLW"}),
 ]

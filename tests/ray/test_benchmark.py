@@ -95,7 +95,7 @@ def test_a_finished_benchmark_resumes_without_training(
     assert {path.name: path.stat().st_mtime_ns for path in records.iterdir()} == before
     printed = capsys.readouterr().out
     assert "EW, seed 0: from " in printed
-    assert "stl depth, seed 0: from " in printed
+    assert "single-task depth: from " in printed
     old, new = ((folder / name / "benchmark.csv").read_text() for name in ("out", "again"))
     assert old == new
 

@@ -1,4 +1,4 @@
-"""What Tune's searchers and schedulers know goes on after the death of a search's driver and its Ray."""
+"""What Optuna and ASHA know goes on after the death of a search's driver and its Ray."""
 
 from __future__ import annotations
 
@@ -12,72 +12,62 @@ from pathlib import Path
 import pytest
 
 from bench import faults
-from tests.helpers.paths import ROOT
-from tests.helpers.quick_search import EPOCHS, TRIALS, searched
+from repmtl_ray import search
+from repmtl_ray.search import study
+from tests.helpers.quick_search import NAME, TRIALS, searched
 
 pytestmark = pytest.mark.ray
 
 
-def epochs_of(folder: Path) -> dict[str, list[int]]:
-    """By trial, the epochs it reported."""
-    return {
-        file.parent.name: [json.loads(line)["epoch"] for line in file.read_text().splitlines()]
-        for file in folder.glob("search/*/result.json")
-    }
-
-
-def ended(folder: Path) -> set[str]:
-    """Names of the trials that did all their epochs."""
-    return {name for name, epochs in epochs_of(folder).items() if epochs[-1:] == [EPOCHS]}
-
-
-def snapshot_time(folder: Path) -> float:
-    """When Tune last noted what the search knows."""
-    files = folder.glob("search/experiment_state-*.json")
-    return max((file.stat().st_mtime for file in files), default=0.0)
+def records(folder: Path) -> dict[str, int]:
+    """By run, when the record was written."""
+    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("records/*.json")}
 
 
 def rungs(folder: Path) -> dict[str, float]:
-    """By trial, what ASHA knows of the first epoch."""
+    """By run, what ASHA knows of the first epoch."""
     file = folder / "asha.json"
     return json.loads(file.read_text())["rungs"]["1"] if file.exists() else {}
 
 
-# An interrupted trial reports an epoch again, and Optuna keeps the first value of a step.
-@pytest.mark.filterwarnings("ignore:The reported value is ignored:UserWarning")
-def test_optuna_and_asha_go_on_where_they_were(
+def drawn(folder: Path) -> list[dict[str, float]]:
+    return json.loads((folder / "drawn.json").read_text())
+
+
+def test_optuna_and_asha_continue_where_they_were_and_more_samples_are_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0.5")
+    for module, name in (
+        (search, "prepare_run"),
+        (search, "read_samples"),
+        (search, "train_baseline"),
+        (study, "run_trial"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
+    folder = tmp_path / NAME
     driver = subprocess.Popen(
         [sys.executable, "-m", "tests.helpers.quick_search", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
-    seen: float | None = None  # when it had gone far enough
-    while seen is None or snapshot_time(tmp_path) < seen:
+    while len(rungs(folder)) < 4 or not records(folder):
         assert driver.poll() is None, "the search ended before it could be interrupted"
         assert time.monotonic() < deadline, "the search does not go on"
-        if seen is None and len(rungs(tmp_path)) >= 4 and ended(tmp_path):
-            seen = time.time()
         time.sleep(0.05)
     faults.kill_with_children(driver.pid)
     driver.wait()
-    before, known = epochs_of(tmp_path), rungs(tmp_path)
-    done = ended(tmp_path)
-    assert len(before) < TRIALS, "too late to show anything"
+    before, known, earlier = records(folder), rungs(folder), drawn(folder)
+    assert len(earlier) < TRIALS, "too late to show anything"
 
-    grid, study = searched(str(tmp_path), resume=True)
-    results = [grid[index] for index in range(len(grid))]
+    result = searched(str(tmp_path), resume=True, num_samples=TRIALS + 1)
 
-    assert len(results) == TRIALS
-    assert [result.error for result in results] == [None] * TRIALS
-    after = epochs_of(tmp_path)
-    assert {name: after[name] for name in done} == {name: before[name] for name in done}
-    assert len(rungs(tmp_path)) == TRIALS
-    assert known.items() <= rungs(tmp_path).items(), "ASHA forgot what it had seen"
-    asked = [trial.params["x"] for trial in study.trials if trial.state.is_finished()]
-    assert sorted(asked) == sorted(result.config["x"] for result in results), "Optuna forgot"
+    assert len(result.table) == TRIALS + 1
+    assert set(result.table["error"]) == {""}
+    after = records(folder)
+    assert {name: after[name] for name in before} == before, "a finished run was trained again"
+    assert known.items() <= rungs(folder).items(), "ASHA forgot what it had seen"
+    assert drawn(folder)[: len(earlier)] == earlier, "Optuna forgot"
+    assert len({json.dumps(draw) for draw in drawn(folder)}) == TRIALS + 1

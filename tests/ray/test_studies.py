@@ -17,8 +17,8 @@ from ray.train import ScalingConfig, UserCallback
 
 from pipelines import ablation, sensitivity
 from repmtl_ray import train
-from repmtl_ray.runs import guard, relay
-from repmtl_ray.studies import benchmark
+from repmtl_ray.runs import guard, tune_reporting
+from repmtl_ray.search import study
 from tests.helpers.benchmark_options import SMALL
 
 pytestmark = pytest.mark.ray
@@ -26,19 +26,30 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_after_another(driver: Any, space: Any, *arguments: Any, **options: Any) -> None:
-        for title in space["cell"]["grid_search"]:
-            driver({"cell": title})
+    def one_after_another(
+        self: Any, source: Any, *, folder: str, baseline: Any = None, **options: Any
+    ) -> dict[str, str]:
+        while (run := source.next_run()) is not None:
+            study.run_trial(
+                study.config_of(run),
+                data=self.data,
+                placement=self.placement,
+                folder=folder,
+                baseline=baseline,
+                facts=self.facts,
+                checkpoints=None,
+            )
+        return {}
 
     def local(**settings: Any) -> ScalingConfig:
         return ScalingConfig(**{**settings, "num_workers": 0})
 
-    monkeypatch.setattr(benchmark, "make_tuner", one_after_another)
-    monkeypatch.setattr(benchmark, "finish", lambda done: done)
-    monkeypatch.setattr(benchmark, "results_of", lambda done: [])
+    monkeypatch.setattr(study.Study, "train", one_after_another)
     monkeypatch.setattr(train, "ScalingConfig", local)
     monkeypatch.setattr(guard.Guard, "_noticed", lambda self: False)  # local mode has no notices
-    monkeypatch.setattr(relay, "to_tune", lambda: contextlib.nullcontext(UserCallback()))
+    monkeypatch.setattr(
+        tune_reporting, "reporting_to_tune", lambda: contextlib.nullcontext(UserCallback())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,4 +97,4 @@ def test_a_sensitivity_study_trains_its_values_against_the_same_single_tasks(
 ) -> None:
     rows = rows_of(sensitivity, storage, monkeypatch, "--vary", "csa", "--values", "0.1", "1.9")
     assert len({row["delta_p_task"] for row in rows.values()}) == 3
-    assert capsys.readouterr().out.count("stl ") == 2, "both were read back"
+    assert capsys.readouterr().out.count("single-task ") == 2, "both were read back"

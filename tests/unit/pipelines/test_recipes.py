@@ -16,13 +16,24 @@ from ray.tune.search.sample import Domain
 from pipelines import train as train_recipe
 from pipelines import tune_cityscapes, tune_office31
 from repmtl_ray import cli, cluster
+from repmtl_ray.cli import search as cli_search
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, from_dict, replace, to_dict
 from repmtl_ray.runs.keeper import Checkpoints
-from repmtl_ray.search import SearchResult, results_table
+from repmtl_ray.search import SearchResult
 from repmtl_ray.search.space import check_space
 from tests.helpers.paths import ROOT
-from tests.helpers.searches import BASE, BASELINE, CSA, POLICY, RATE, RESULTS, TAU, TSR
+from tests.helpers.searches import (
+    BASE,
+    BASELINE,
+    CSA,
+    OUTCOMES,
+    POLICY,
+    RATE,
+    TAU,
+    TSR,
+    search_result,
+)
 
 RECIPES = sorted((ROOT / "pipelines").glob("*.py"))
 EXPLAIN = """
@@ -203,14 +214,14 @@ def searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def tune(experiment: Experiment, param_space: Any, **options: Any) -> SearchResult:
         calls.append((experiment, param_space, options))
         return SearchResult(
-            table=results_table(RESULTS, experiment),
+            table=search_result(OUTCOMES, experiment).table,
             baseline=BASELINE,
             best=experiment,
             directory="/storage/name",
             experiment=experiment,
         )
 
-    monkeypatch.setattr(cli, "tune", tune)
+    monkeypatch.setattr(cli_search, "tune", tune)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -226,7 +237,7 @@ def test_the_demonstration_searches_rendered_scenes(
     assert experiment == tune_cityscapes.demonstration()
     assert {TSR, CSA, TAU, POLICY} <= set(space)
     assert options["num_samples"] >= 4
-    assert options["references"] == list(cli.REFERENCES)
+    assert options["references"] == list(cli_search.REFERENCES)
     assert (options["searcher"], options["scheduler"], options["resume"]) == (
         "random",
         "none",
@@ -399,5 +410,5 @@ def test_the_recipes_experiments_can_be_done() -> None:
         tune_office31.small("/data"),
         tune_office31.paper("/data"),
     ):
-        check_space(experiment, cli.search_space("joint", None), "random")
+        check_space(experiment, cli_search.search_space("joint", None), "random")
         assert from_dict(Experiment, to_dict(experiment)) == experiment

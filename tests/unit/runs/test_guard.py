@@ -1,9 +1,7 @@
-"""What the workers of a run agree on, with Ray's own parts replaced; and ASHA and Tune's state after
-an interruption."""
+"""What the workers of a run agree on, with Ray's own parts replaced; and ASHA after an interruption."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +18,6 @@ from repmtl_ray.config import DataConfig, Experiment, ExperimentError
 from repmtl_ray.runs import guard
 from repmtl_ray.runs.guard import Guard, is_out_of_memory
 from repmtl_ray.runs.keeper import Checkpoints
-from repmtl_ray.search import trial
 from repmtl_ray.search.asha import ResumableASHA
 from tests.helpers.stored_runs import places, saving
 
@@ -130,13 +127,15 @@ def scheduler(path: Path) -> Any:
         mode="max",
     )
     for name in "abcd":
-        made.on_trial_add(None, SimpleNamespace(trial_id=name))
+        made.on_trial_add(None, SimpleNamespace(config={"run": name}))
     return made
 
 
 def decisions(made: Any, reports: Any) -> list[Any]:
     return [
-        made.on_trial_result(None, SimpleNamespace(trial_id=name), {"epoch": epoch, "m": value})
+        made.on_trial_result(
+            None, SimpleNamespace(config={"run": name}), {"epoch": epoch, "m": value}
+        )
         for name, epoch, value in reports
     ]
 
@@ -154,23 +153,6 @@ def test_asha_goes_on_where_it_was(tmp_path: Path) -> None:
         assert first + decisions(resumed, reports[cut:]) == expected
     again = decisions(scheduler(path), [("b", 3, 1.0)])
     assert again == [TrialScheduler.STOP], "a trial that was stopped stays so"
-
-
-def test_a_torn_state_of_tune_gives_way_to_the_one_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "tuner.pkl").write_bytes(b"kept")
-    assert not trial._has_state(str(tmp_path)), "no state at all"
-    whole = tmp_path / "experiment_state-2026-01-01_00-00-00.json"
-    whole.write_text(json.dumps({"trial_data": []}))
-    torn = tmp_path / "experiment_state-2026-01-02_00-00-00.json"
-    torn.write_bytes(b'{"trial_data": ["\xff')
-    assert trial._has_state(str(tmp_path))
-    assert whole.exists()
-    assert not torn.exists()
-    assert "2026-01-02_00-00-00.json is torn" in caplog.text
-    (tmp_path / "tuner.pkl").unlink()
-    assert not trial._has_state(str(tmp_path))
 
 
 def test_a_ray_started_here_listens_on_loopback_alone(monkeypatch: pytest.MonkeyPatch) -> None:

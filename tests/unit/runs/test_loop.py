@@ -19,7 +19,7 @@ from repmtl_ray.policies.base import Policy
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.evaluate import evaluate
 from repmtl_ray.runs.step import ExperimentError, NonFiniteLossError
-from repmtl_ray.search.baseline import single_task
+from repmtl_ray.search.study import single_task
 from tests.helpers.asserts import assert_same
 from tests.helpers.training import run, small_experiment, split, state_of
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from repmtl_ray.search.progress import Progress
+from repmtl_ray.search.progress import Progress, label_of
 from tests.helpers.searches import POLICY, TSR
 
 
@@ -21,7 +20,9 @@ def test_progress_prints_a_line_a_trial_and_a_heartbeat(
 
     def trial(name: str, **last: Any) -> SimpleNamespace:
         return SimpleNamespace(
-            trial_id=name, config={POLICY: "EW", TSR: 0.123456}, last_result=last
+            trial_id=name,
+            config={"label": label_of({POLICY: "EW", TSR: 0.123456})},
+            last_result=last,
         )
 
     done = trial("a", epoch=4, delta_p_task=1.5)
@@ -53,9 +54,13 @@ def test_baselines_and_trials_share_one_clock_and_one_numbering(
     now = [0.0]
     monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: now[0])
     progress = Progress(4, "delta_p_task")
-    baseline = SimpleNamespace(trial_id="a", config={"task": "depth"}, last_result={"epoch": 4})
+    baseline = SimpleNamespace(
+        trial_id="a", config={"label": "single-task depth"}, last_result={"epoch": 4}
+    )
     trial = SimpleNamespace(
-        trial_id="b", config={POLICY: "EW"}, last_result={"epoch": 4, "delta_p_task": 1.0}
+        trial_id="b",
+        config={"label": label_of({POLICY: "EW"})},
+        last_result={"epoch": 4, "delta_p_task": 1.0},
     )
     for second, finished in ((30.0, baseline), (70.0, trial)):
         now[0] = second
@@ -63,12 +68,3 @@ def test_baselines_and_trials_share_one_clock_and_one_numbering(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "[   30 s] run 1  single-task depth   done"
     assert lines[1].startswith("[   70 s] run 2  policy EW   done   delta_p_task +1.00 %")
-
-
-def test_a_search_that_is_resumed_starts_a_new_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    progress = Progress(4, "delta_p_task")
-    progress.num_finished = 5
-    monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: 7e6)
-    resumed = pickle.loads(pickle.dumps(progress))
-    assert (resumed.start, resumed.num_finished) == (7e6, 0)
-    assert (resumed.epochs, resumed.metric) == (4, "delta_p_task")

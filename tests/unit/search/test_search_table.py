@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,31 +13,31 @@ import pandas
 import pytest
 import ray
 from PIL import Image
-from ray import tune as ray_tune
 
-from repmtl_ray import cluster, search
 from repmtl_ray.cli import results as cli_results
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.report import heatmap
 from repmtl_ray.report.heatmap import MAX_CELLS, delta_p_heatmap
 from repmtl_ray.report.runs import Run, search_runs
 from repmtl_ray.report.search_table import search_text
-from repmtl_ray.search import SearchResult, results_table, trial
-from repmtl_ray.search.baseline import single_task
+from repmtl_ray.search import SearchResult
+from repmtl_ray.search.study import reason_of, single_task
 from tests.helpers.searches import (
     BASE,
     BASELINE,
     CSA,
     METRICS,
+    OUTCOMES,
     POLICY,
     RATE,
-    RESULTS,
     TAU,
     TSR,
+    Outcome,
     metrics_of,
-    result,
+    search_result,
 )
+
+REFUSED = "policy.name is 'UWW', which is no policy; did you mean 'UW'?"
 
 
 def test_a_single_task_experiment_is_one_plain_loss_of_the_same_protocol() -> None:
@@ -70,15 +68,15 @@ def test_baselines_are_shared_by_experiments_with_other_policies_and_penalties(
 
 @pytest.fixture
 def table() -> Any:
-    return results_table(RESULTS, BASE)
+    return search_result(OUTCOMES).table
 
 
 def test_the_table_is_sorted_by_delta_p_with_failed_trials_last(table: Any) -> None:
     assert list(table["rank"]) == [1, 2, 3, 4, 5, 6]
-    assert list(table["policy"]) == ["GLS", "DWA", "EW", "RLW", "UW", "UWW"]
+    assert list(table["policy"]) == ["GLS", "DWA", "EW", "RLW", "UWW", "UW"]
     assert list(table["status"]) == ["stopped", "done", "done", "stopped", "failed", "failed"]
     assert list(table["delta_p_task"][:3]) == [3.0, 1.25, -2.5]
-    assert table["error"].tolist() == ["", "", "", "", "loss is nan", "no such policy"]
+    assert table["error"].tolist() == ["", "", "", "", REFUSED, "loss is nan"]
     assert list(table.index) == list(range(6))
 
 
@@ -105,10 +103,8 @@ def test_delta_p_is_seen_when_a_wide_table_is_printed(table: Any) -> None:
 def test_a_combination_that_no_experiment_allows_keeps_its_row() -> None:
     """Each of its values passed `check_space`; together they fail, and must not take the table
     along."""
-    refused = result(
-        {"batch_size": 1, CSA: 0.5}, error=ValueError("batch_size is 1 with CSA"), epoch=0
-    )
-    table = results_table([refused, RESULTS[0]], BASE)
+    refused = Outcome({"batch_size": 1, CSA: 0.5})
+    table = search_result([refused, OUTCOMES[0]]).table
     assert list(table["status"]) == ["done", "failed"]
     assert table["lambda_csa"].tolist() == [0.9, 0.5]
     assert table["digest"][1] == ""
@@ -116,53 +112,25 @@ def test_a_combination_that_no_experiment_allows_keeps_its_row() -> None:
 
 
 def test_a_table_without_any_finished_epoch() -> None:
-    table = results_table([RESULTS[1], RESULTS[1]], BASE)
+    table = search_result([OUTCOMES[2], OUTCOMES[2]]).table
     assert list(table["rank"]) == [1, 2]
     assert table["delta_p_task"].isna().all()
     text = search_text(table, BASELINE, METRICS)
-    assert text.count("no such policy") == 2
+    assert text.count("loss is nan") == 2
 
 
-def test_the_best_experiment_is_not_a_failed_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """From the table that a search returns: a trial that diverged after a lucky epoch is not best."""
-    found = tune_without_ray(monkeypatch, RESULTS)
-    assert found.best == replace(BASE, {TSR: 0.3, POLICY: "GLS"})
-    assert tune_without_ray(monkeypatch, RESULTS[1:3]).best is None
+def test_the_best_experiment_is_not_a_failed_one() -> None:
+    assert search_result(OUTCOMES).best == replace(BASE, {TSR: 0.3, POLICY: "GLS"})
+    assert search_result(OUTCOMES[1:3]).best is None
 
 
-def test_of_an_epoch_reported_twice_after_a_restart_the_last_counts() -> None:
-    one = result({}, **metrics_of(1.0))
-    reports = ((1, 0.5), (2, 0.4), (2, 0.3), (3, 0.2))
-    one.metrics_dataframe = pandas.DataFrame(
-        [metrics_of(1.0, epoch=epoch, abs_error=error) for epoch, error in reports]
-    )
-    found = trial.histories_of([one])["trial-1.0"]
-    assert [(row["epoch"], row["depth/abs_error"]) for row in found] == [
-        (1, 0.5),
-        (2, 0.3),
-        (3, 0.2),
+def test_histories_belong_to_the_rows_of_the_table() -> None:
+    result = search_result(OUTCOMES)
+    best = result.table.iloc[0]
+    assert result.histories[best["trial"]] == [
+        {"epoch": 4, "segmentation/miou": 41.5, "depth/abs_error": 0.05}
     ]
-
-
-def tune_without_ray(monkeypatch: pytest.MonkeyPatch, results: Any) -> Any:
-    space = {TSR: ray_tune.uniform(0, 2), POLICY: ray_tune.choice(["EW", "UW"])}
-    nothing = SimpleNamespace(notes=())
-    monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(search, "preflight", lambda *_: None)
-    monkeypatch.setattr(search, "cache_data", lambda *_: nothing)
-    monkeypatch.setattr(search, "checked_place", lambda *_: ("/storage", "search"))
-    monkeypatch.setattr(search, "check_resume", lambda *_: None)
-    monkeypatch.setattr(search, "hold", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(search, "single_task_baseline", lambda *_, **__: BASELINE)
-    monkeypatch.setattr(Placement, "concurrent", lambda _: 2)
-    monkeypatch.setattr(ray_tune, "with_parameters", lambda driver, **_: driver)
-    monkeypatch.setattr(search, "claim", lambda *_: None)
-    monkeypatch.setattr(search.alike, "check_nodes", lambda _: None)
-    monkeypatch.setattr(search, "make_tuner", lambda *_, **__: nothing)
-    monkeypatch.setattr(search, "finish", lambda *_, **__: results)
-    return search.tune(BASE, space, num_samples=6)
+    assert set(result.histories) <= set(result.table["trial"])
 
 
 def ray_error(cause: Any) -> Any:
@@ -182,7 +150,7 @@ def ray_error(cause: Any) -> Any:
     ids=["plain", "lines", "once", "twice", "cause", "empty"],
 )
 def test_the_reason_of_a_failure_is_the_users_own_error(error: Any, reason: str) -> None:
-    assert trial.reason(error) == reason
+    assert reason_of(error) == reason
 
 
 def lines_of(table: Any, **options: Any) -> Any:
@@ -203,17 +171,17 @@ def test_the_text_is_aligned_with_a_single_task_row_and_reasons_at_the_end(table
         ["1", "+3.00", "GLS", "yes", "0.3", "0.9", "0.5", "4", "stopped", "41.50", "0.0500"]
     )
     assert lines[8].split() == ["-", "0.00", "single-task", "40.00", "0.0500"]
-    assert lines[9:] == ["rank 5: loss is nan", "rank 6: no such policy"]
+    assert lines[9:] == [f"rank 5: {REFUSED}", "rank 6: loss is nan"]
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:
-    done = results_table([RESULTS[0], RESULTS[4]], BASE)
+    done = search_result([OUTCOMES[0], OUTCOMES[4]]).table
     heading = lines_of(done)[0]
     assert "status" not in heading
     assert "epoch" not in heading
     assert "lr" not in heading
-    rates = [result({RATE: rate}, **metrics_of(1.0)) for rate in (1e-4, 2.5e-4)]
-    lines = lines_of(results_table(rates, BASE))
+    rates = [Outcome({RATE: rate}, metrics=metrics_of(1.0)) for rate in (1e-4, 2.5e-4)]
+    lines = lines_of(search_result(rates).table)
     assert "lr" in lines[0]
     assert "0.00025" in lines[3]
 
@@ -224,8 +192,8 @@ def test_markdown_is_a_table_followed_by_a_list(table: Any) -> None:
     assert len({len(row) for row in cells}) == 1
     assert all(line.startswith("| ") and line.endswith(" |") for line in lines[:9])
     assert set(lines[1]) <= set("| -")
-    assert lines[9:] == ["", "- rank 5: loss is nan", "- rank 6: no such policy"]
-    done = results_table([RESULTS[0]], BASE)
+    assert lines[9:] == ["", f"- rank 5: {REFUSED}", "- rank 6: loss is nan"]
+    done = search_result([OUTCOMES[0]]).table
     assert len(lines_of(done, markdown=True)) == 4
 
 
@@ -233,10 +201,10 @@ def searched(values: Any, delta_ps: Any = None) -> Any:
     """A table of trials at pairs (lambda_tsr, lambda_csa)."""
     delta_ps = delta_ps or [float(index) - 1 for index in range(len(values))]
     results = [
-        result({TSR: tsr, CSA: csa}, **metrics_of(delta_p))
+        Outcome({TSR: tsr, CSA: csa}, metrics=metrics_of(delta_p))
         for (tsr, csa), delta_p in zip(values, delta_ps, strict=True)
     ]
-    return results_table(results, BASE)
+    return search_result(results).table
 
 
 def many_values() -> list[tuple[float, ...]]:
@@ -282,26 +250,26 @@ def test_each_cell_shows_its_best_trial_that_did_not_fail(
 
     monkeypatch.setattr(heatmap, "draw_heat_map", recorded)
     results = [
-        result({TSR: 0.1, CSA: 0.1, POLICY: "EW"}, **metrics_of(1.0)),
-        result({TSR: 0.1, CSA: 0.1, POLICY: "UW"}, **metrics_of(2.0)),
-        result({TSR: 0.5, CSA: 0.1, POLICY: "GLS"}, **metrics_of(-3.0)),
-        result({TSR: 0.5, CSA: 0.1, POLICY: "DWA"}, error=ValueError("x"), **metrics_of(8.0)),
+        Outcome({TSR: 0.1, CSA: 0.1, POLICY: "EW"}, metrics=metrics_of(1.0)),
+        Outcome({TSR: 0.1, CSA: 0.1, POLICY: "UW"}, metrics=metrics_of(2.0)),
+        Outcome({TSR: 0.5, CSA: 0.1, POLICY: "GLS"}, metrics=metrics_of(-3.0)),
+        Outcome({TSR: 0.5, CSA: 0.1, POLICY: "DWA"}, error="x"),
     ]
-    delta_p_heatmap(runs_of(results_table(results, BASE)), tmp_path / "p.png", title="")
+    delta_p_heatmap(runs_of(search_result(results).table), tmp_path / "p.png", title="")
     assert (drawn["rows"], drawn["columns"]) == (["0.1"], ["0.1", "0.5"])
     assert drawn["texts"] == [["+2.0\nUW", "-3.0\nGLS"]]
 
 
 def test_a_search_without_results_still_has_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "delta_p.png"
-    delta_p_heatmap(runs_of(results_table([RESULTS[1]], BASE)), path, title="nothing")
+    delta_p_heatmap(runs_of(search_result([OUTCOMES[1]]).table), path, title="nothing")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.stat().st_size > 2_000
 
 
 def written(tmp_path: Path, results: Any, best: Any, notes: tuple[()] = ()) -> Path:
     found = SearchResult(
-        table=results_table(results, BASE),
+        table=search_result(results).table,
         baseline=BASELINE,
         best=best,
         directory="/storage/tune-x",
@@ -316,11 +284,11 @@ def test_results_are_a_csv_a_table_a_picture_and_a_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best = replace(BASE, {TSR: 0.3, POLICY: "GLS", "policy.arguments": {}})
-    out = written(tmp_path, RESULTS, best)
+    out = written(tmp_path, OUTCOMES, best)
     names = {"results.csv", "results.md", "delta_p.png", "best.json", "report.html"}
     assert {path.name for path in out.iterdir()} == names
     rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
-    assert [row["policy"] for row in rows] == ["GLS", "DWA", "EW", "RLW", "UW", "UWW"]
+    assert [row["policy"] for row in rows] == ["GLS", "DWA", "EW", "RLW", "UWW", "UW"]
     assert "config" not in rows[0]
     assert float(rows[0]["delta_p_task"]) == 3.0
     assert (out / "results.md").read_text().startswith("scenes\n\n| rank | delta_p % | policy |")
@@ -334,7 +302,7 @@ def test_results_are_a_csv_a_table_a_picture_and_a_configuration(
 
 
 def test_notes_on_the_data_are_in_the_table_and_in_the_report(tmp_path: Path) -> None:
-    out = written(tmp_path, RESULTS, BASE, notes=("office31: the splits are our own.",))
+    out = written(tmp_path, OUTCOMES, BASE, notes=("office31: the splits are our own.",))
     for name in ("results.md", "report.html"):
         assert "office31: the splits are our own." in (out / name).read_text()
 
@@ -342,8 +310,8 @@ def test_notes_on_the_data_are_in_the_table_and_in_the_report(tmp_path: Path) ->
 def test_without_a_best_trial_an_earlier_searchs_best_is_not_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = written(tmp_path, RESULTS, BASE)
+    out = written(tmp_path, OUTCOMES, BASE)
     assert (out / "best.json").exists()
-    written(tmp_path, RESULTS[1:2], None)
+    written(tmp_path, OUTCOMES[1:2], None)
     assert not (out / "best.json").exists()
     assert "no trial finished an epoch" in capsys.readouterr().err

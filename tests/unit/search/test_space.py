@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Categorical
 
 import search_spaces
-from repmtl_ray import cli, cluster, policies, search
+from repmtl_ray import cluster, policies, search
+from repmtl_ray.cli import search as cli_search
 from repmtl_ray.config import replace
 from repmtl_ray.search.space import check_space, flatten, has_value
 from tests.helpers.searches import BASE, CSA, LOGS, POLICY, TAU, TSR
@@ -101,14 +101,14 @@ def test_the_last_value_of_an_integer_range_is_not_its_upper_bound() -> None:
 
 @pytest.mark.parametrize("name", sorted(search_spaces.__all__))
 def test_search_spaces_are_found_by_name(name: str) -> None:
-    space = cli.search_space(name, None)
-    assert space.keys() == cli.search_space(f"search_spaces:{name}", None).keys()
+    space = cli_search.search_space(name, None)
+    assert space.keys() == cli_search.search_space(f"search_spaces:{name}", None).keys()
     check_space(BASE, space, "random")
 
 
 @pytest.mark.parametrize("name", ["small", "joint", "policies"])
 def test_policies_go_into_the_space(name: str) -> None:
-    domain = cli.search_space(name, ["PCGrad", "GLS"])[POLICY]
+    domain = cli_search.search_space(name, ["PCGrad", "GLS"])[POLICY]
     values = domain.categories if isinstance(domain, Categorical) else domain["grid_search"]
     assert list(values) == ["PCGrad", "GLS"]
 
@@ -132,7 +132,7 @@ def test_a_space_that_is_not_there_is_an_error(
     name: str, names: list[str] | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        cli.search_space(name, names)
+        cli_search.search_space(name, names)
 
 
 def test_the_papers_grid_and_sensitivity_lines() -> None:
@@ -150,7 +150,7 @@ def test_the_papers_grid_and_sensitivity_lines() -> None:
 
 @pytest.mark.parametrize("space", [search_spaces.small(), search_spaces.joint()])
 def test_references_are_ew_without_penalties_with_and_without_logarithm(space: Any) -> None:
-    references = cli.references_for(space)
+    references = cli_search.references_for(space)
     assert [reference[LOGS] for reference in references] == [False, True]
     for reference in references:
         trial = replace(BASE, reference)
@@ -172,11 +172,11 @@ def test_references_are_ew_without_penalties_with_and_without_logarithm(space: A
     ids=["grid", "policies", "without EW", "one", "some", "other values"],
 )
 def test_a_space_without_their_values_has_no_references(space: Any) -> None:
-    assert cli.references_for(space) == []
+    assert cli_search.references_for(space) == []
 
 
 def test_a_space_that_fixes_the_logarithm_has_one_reference() -> None:
-    assert cli.references_for(search_spaces.small() | {LOGS: True}) == [cli.EW_LOG]
+    assert cli_search.references_for(search_spaces.small() | {LOGS: True}) == [cli_search.EW_LOG]
 
 
 @pytest.mark.parametrize(
@@ -202,12 +202,9 @@ def test_bad_arguments_of_tune_are_found_before_ray_starts(
         search.tune(BASE, **defaults | arguments)
 
 
-def test_searcher_and_scheduler() -> None:
+def test_asha_is_the_only_early_stopping() -> None:
     assert search._scheduler("none", 10, "/runs") is None
     assert isinstance(search._scheduler("asha", 10, "/runs"), ASHAScheduler)
-    assert isinstance(search._search_algorithm("optuna", {}, [], 0, 2), OptunaSearch)
-    random = search._search_algorithm("random", {}, [{TSR: 0.1}], 0, 2)
-    assert random.max_concurrent == 2
 
 
 def test_a_space_that_needs_names_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,11 +212,11 @@ def test_a_space_that_needs_names_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     module.mine = lambda names: {POLICY: ray_tune.choice(list(names))}
     monkeypatch.setitem(sys.modules, "my_spaces", module)
     with pytest.raises(ValueError, match="needs policies to search over; add --policies"):
-        cli.search_space("my_spaces:mine", None)
+        cli_search.search_space("my_spaces:mine", None)
 
 
 def test_without_names_every_policy_that_trains_two_tasks_is_compared() -> None:
-    compared = cli.search_space("policies", None)[POLICY]["grid_search"]
+    compared = cli_search.search_space("policies", None)[POLICY]["grid_search"]
     left_out = set(policies.names()) - set(compared)
     assert left_out == {"COSMOS", "Constant", "Krum", "TrimmedMean", "stl"}
 

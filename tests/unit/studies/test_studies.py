@@ -16,7 +16,8 @@ from pipelines import sensitivity as sensitivity_recipe
 from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.report.records import data_source
-from repmtl_ray.studies.benchmark import BenchmarkResult, code_version
+from repmtl_ray.search.run_records import code_version
+from repmtl_ray.studies.benchmark import BenchmarkResult
 from repmtl_ray.studies.methods import ablation
 from tests.helpers.records import record, single
 

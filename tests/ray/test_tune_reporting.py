@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray import tune as ray_tune
 
-from repmtl_ray.runs import relay
+from repmtl_ray.runs import tune_reporting
 
 pytestmark = pytest.mark.ray
 NUM_REPORTS = 5
@@ -16,7 +16,7 @@ NUM_REPORTS = 5
 
 def _driver(config: Any) -> None:
     """A run that ends as soon as its last report is out."""
-    with relay.to_tune() as reports:
+    with tune_reporting.reporting_to_tune() as reports:
         for epoch in range(1, NUM_REPORTS + 1):
             reports.after_report(None, [{"epoch": epoch}], None)
     if config["fails"]:
@@ -27,7 +27,7 @@ def _trials(fails: Any, folder: Path) -> list[Any]:
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(_driver, {"CPU": 1}),
         param_space={"fails": fails, "n": ray_tune.grid_search([0, 1])},
-        run_config=ray_tune.RunConfig(name="relay", storage_path=str(folder), verbose=0),
+        run_config=ray_tune.RunConfig(name="reports", storage_path=str(folder), verbose=0),
     )
     grid = tuner.fit()
     return [grid[index] for index in range(len(grid))]

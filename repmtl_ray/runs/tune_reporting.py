@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ray.train.v2.api.context import TrainRunContext  # type: ignore[attr-defined]
 
 
-class Reports(UserCallback):
+class ReportCallback(UserCallback):
     """Puts the first worker's metrics of every report into a queue; they are every worker's."""
 
     def __init__(self, queue: Queue) -> None:
@@ -46,7 +46,7 @@ class Reports(UserCallback):
 
 
 @contextlib.contextmanager
-def to_tune() -> Iterator[Reports]:
+def reporting_to_tune() -> Iterator[ReportCallback]:
     """In a Tune trial: a Ray Train callback whose reports become the trial's. When the block is
     left, Tune has all of them.
 
@@ -56,19 +56,19 @@ def to_tune() -> Iterator[Reports]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     faults: list[Exception] = []
-    relay = threading.Thread(target=_relay, args=(queue, faults), daemon=True)
-    relay.start()
+    thread = threading.Thread(target=_report, args=(queue, faults), daemon=True)
+    thread.start()
     try:
-        yield Reports(queue)
+        yield ReportCallback(queue)
     finally:
         queue.put(None)
-        relay.join()
+        thread.join()
         queue.shutdown(force=True)
     if faults:
         raise faults[0]
 
 
-def _relay(queue: Queue, faults: list[Exception]) -> None:
+def _report(queue: Queue, faults: list[Exception]) -> None:
     """Until None comes. A trial that Tune stops ends this thread inside `report`."""
     from ray import tune
 

@@ -1,0 +1,182 @@
+"""The command-line options that recipes share, and what they mean.
+
+Every group of options is added by one function and read by another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from repmtl_ray import storage
+from repmtl_ray.cluster import Placement
+from repmtl_ray.runs.keeper import Checkpoints
+
+
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a recipe's docstring as it is written."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_training_options(group: argparse._ActionsContainer) -> None:
+    """What decides how a run trains, over the preset; read by `training_changes`."""
+    group.add_argument("--epochs", type=int, help="default: the preset's")
+    group.add_argument(
+        "--batch-size", type=int, help="samples per step over all workers (default: the preset's)"
+    )
+    group.add_argument("--encoder", help="a timm model name (default: the preset's)")
+    group.add_argument("--weights", help="local file with the encoder's weights")
+    group.add_argument(
+        "--pretrained",
+        action=argparse.BooleanOptionalAction,
+        help="the encoder's published weights from the hub (default: the preset's)",
+    )
+    add_set_option(group)
+
+
+def add_set_option(group: argparse._ActionsContainer) -> None:
+    """`--set PATH=VALUE`, any number of times; read by `assignments`."""
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="change any value of the experiment (JSON, or a string)",
+    )
+
+
+def training_changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the training options change, as `config.replace` takes it; without `--set`."""
+    changes = {
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+        "model.encoder": arguments.encoder,
+        "model.pretrained": False if arguments.weights else arguments.pretrained,
+        "model.weights": arguments.weights,
+    }
+    if arguments.weights and arguments.pretrained:
+        raise ValueError("--weights and --pretrained: give one of the two.")
+    return {path: value for path, value in changes.items() if value is not None}
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """What `--set` was given, as `config.replace` takes it.
+
+    Raises:
+        ValueError: a text without "=".
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        path, separator, value = text.partition("=")
+        if not separator:
+            raise ValueError(f"--set {text!r}: expected PATH=VALUE, for example epochs=50.")
+        try:
+            changes[path] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[path] = value
+    return changes
+
+
+def add_placement_options(parser: argparse.ArgumentParser, unit: str) -> argparse._ArgumentGroup:
+    """Where runs go (read by `placement_of`) and when they are saved (read by `checkpoints_of`).
+
+    Args:
+        parser: of the recipe.
+        unit: what a run is called: "run" or "trial".
+
+    Returns:
+        The group that holds them.
+    """
+    where = parser.add_argument_group("where it runs (no result depends on it)")
+    where.add_argument(
+        "--workers",
+        type=num_workers,
+        default=1,
+        metavar="N or LEAST:MOST",
+        help=f"data-parallel processes per {unit} (default: %(default)s)",
+    )
+    where.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
+    where.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
+    where.add_argument(
+        "--storage", help=f"folder or URI that all nodes share (default: {storage.DEFAULT_STORAGE})"
+    )
+    where.add_argument(
+        "--save-every-steps",
+        type=int,
+        metavar="N",
+        help="save also inside an epoch, after so many steps (default: do not)",
+    )
+    where.add_argument(
+        "--save-every-minutes",
+        type=float,
+        metavar="M",
+        default=Checkpoints.every_minutes,
+        help="save also inside an epoch, after so many minutes; 0 does not (default: %(default)s)",
+    )
+    return where
+
+
+def add_study_options(parser: argparse.ArgumentParser, kind: str, unit: str) -> None:
+    """Placement, name, resume and results of a search or a benchmark; read by `study_options`."""
+    where = add_placement_options(parser, unit)
+    where.add_argument(
+        "--max-concurrent",
+        type=int,
+        help=f"{unit}s at once (default: what the cluster has room for)",
+    )
+    where.add_argument("--name", help=f"of the {kind} (default: a new one)")
+    where.add_argument(
+        "--resume",
+        metavar="NAME",
+        help=f"continue the {kind} of this name; finished {unit}s do not run again",
+    )
+    where.add_argument(
+        "--out", default="results", help="folder for tables and report (default: %(default)s)"
+    )
+
+
+def study_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `tune` and `benchmark` take of those options.
+
+    Raises:
+        ValueError: another name than that of the study to resume.
+    """
+    if arguments.resume is not None and arguments.name not in (None, arguments.resume):
+        raise ValueError(
+            f"--name {arguments.name} and --resume {arguments.resume}: give the name that is resumed alone."
+        )
+    return {
+        "placement": placement_of(arguments),
+        "max_concurrent": arguments.max_concurrent,
+        "storage_path": arguments.storage,
+        "name": arguments.name if arguments.resume is None else arguments.resume,
+        "resume": arguments.resume is not None,
+        "checkpoints": checkpoints_of(arguments),
+    }
+
+
+def placement_of(arguments: argparse.Namespace) -> Placement:
+    """What the placement options say."""
+    return Placement(
+        num_workers=arguments.workers,
+        cpus_per_worker=arguments.cpus_per_worker,
+        gpus_per_worker=arguments.gpus_per_worker,
+    )
+
+
+def checkpoints_of(arguments: argparse.Namespace) -> Checkpoints:
+    """When the options save a run inside an epoch."""
+    minutes = arguments.save_every_minutes
+    return Checkpoints(
+        every_steps=arguments.save_every_steps, every_minutes=None if minutes == 0 else minutes
+    )
+
+
+def num_workers(text: str) -> int | tuple[int, int]:
+    """The value of --workers; a range is LEAST:MOST."""
+    least, colon, most = text.partition(":")
+    return (int(least), int(most)) if colon else int(text)

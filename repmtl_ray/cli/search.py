@@ -1,0 +1,182 @@
+"""The command line of a search: its options, the space and the references, and the search itself.
+
+Owns what `pipelines/tune_cityscapes.py` and `tune_office31.py` share; the recipes own their data sets'
+experiments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from repmtl_ray import cli
+from repmtl_ray.cli.options import (
+    add_study_options,
+    add_training_options,
+    assignments,
+    new_parser,
+    study_options,
+    training_changes,
+)
+from repmtl_ray.cli.results import write_results
+from repmtl_ray.config import Experiment, replace
+from repmtl_ray.search import SearchResult, tune
+from repmtl_ray.search.space import flatten, has_value
+
+EW_PLAIN = {
+    "policy.name": "EW",
+    "policy.log_losses": False,
+    "regularizer.lambda_tsr": 0.0,
+    "regularizer.lambda_csa": 0.0,
+}
+EW_LOG = {**EW_PLAIN, "policy.log_losses": True}
+REFERENCES = (EW_PLAIN, EW_LOG)
+"""Tried first by every search whose space has these values: what the logarithm gives is not the
+penalties' merit."""
+
+
+def search_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every search recipe has."""
+    parser = new_parser(description)
+    what = parser.add_argument_group("what is searched")
+    what.add_argument(
+        "--samples",
+        type=int,
+        help="trials in all; for grids, how often the grid is run (default: the preset's; a grid once)",
+    )
+    what.add_argument(
+        "--space",
+        help="a function of search_spaces (small, joint, policies, paper_grid, sensitivity) "
+        "or package.module:function (default: the preset's)",
+    )
+    what.add_argument(
+        "--policies",
+        nargs="+",
+        metavar="NAME",
+        help="policies to search over, if the space takes names",
+    )
+    what.add_argument(
+        "--searcher", choices=("random", "optuna"), default="random", help="default: %(default)s"
+    )
+    what.add_argument(
+        "--scheduler",
+        choices=("none", "asha"),
+        default="none",
+        help="asha stops weak trials early (default: %(default)s)",
+    )
+    what.add_argument(
+        "--no-references",
+        action="store_true",
+        help="do not try plain EW and EW on log losses first",
+    )
+    training = parser.add_argument_group("how a trial trains")
+    training.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    add_training_options(training)
+    add_study_options(parser, "search", "trial")
+    return parser
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that change the preset's experiment, as `config.replace` takes them."""
+    return {"seed": arguments.seed, **training_changes(arguments)}
+
+
+def run_search(
+    experiment: Experiment,
+    arguments: argparse.Namespace,
+    *,
+    space: str,
+    samples: int,
+    metrics: Sequence[str],
+    data_title: str,
+) -> SearchResult:
+    """Searches, prints the table, and writes the results.
+
+    Args:
+        experiment: with the recipe's options applied; `--set` is, here, as the last word.
+        arguments: from `search_parser`.
+        space, samples: the preset's, where the options say nothing; a grid is run once.
+        metrics: columns of the table.
+        data_title: names the data in table and figure.
+    """
+    param_space = search_space(arguments.space or space, arguments.policies)
+    experiment = replace(experiment, assignments(arguments.set))
+    out = cli.folder(arguments.out)
+    result = tune(
+        experiment,
+        param_space,
+        num_samples=_num_samples(arguments.samples, samples, param_space),
+        searcher=arguments.searcher,
+        scheduler=arguments.scheduler,
+        references=[] if arguments.no_references else references_for(param_space),
+        **study_options(arguments),
+    )
+    write_results(result, out, metrics=metrics, title=data_title)
+    return result
+
+
+def _num_samples(chosen: int | None, preset: int, param_space: Mapping[str, Any]) -> int:
+    """A preset says how many points are drawn from ranges; it does not multiply a grid."""
+    if chosen is not None:
+        return chosen
+    return (
+        1
+        if any(isinstance(domain, Mapping) for domain in flatten(param_space).values())
+        else preset
+    )
+
+
+def search_space(name: str, policies: Sequence[str] | None) -> dict[str, Any]:
+    """Calls a space function by name.
+
+    Raises:
+        ValueError: no such function, policies for one that takes none, or none for one that needs
+            them.
+    """
+    module_name, _, function_name = name.rpartition(":")
+    try:
+        module = importlib.import_module(module_name or "search_spaces")
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"--space {name!r}: {error}; expected package.module:function of an installed package, or of a folder in "
+            "PYTHONPATH."
+        ) from error
+    function = getattr(module, function_name, None)
+    if not inspect.isfunction(function):
+        known = getattr(module, "__all__", None) or [
+            known
+            for known, found in vars(module).items()
+            if inspect.isfunction(found) and not known.startswith("_")
+        ]
+        raise ValueError(
+            f"--space {name!r}: {module.__name__} has no function {function_name!r}; it has {', '.join(known) or 'none'}."
+        )
+    names = inspect.signature(function).parameters.get("names")
+    if policies is not None:
+        if names is None:
+            raise ValueError(
+                f"--policies: the space {name!r} takes no policy names; use 'small', 'joint' or 'policies'."
+            )
+        return function(tuple(policies))
+    if names is not None and names.default is names.empty:
+        raise ValueError(f"--space {name!r} needs policies to search over; add --policies NAME ...")
+    return function()
+
+
+def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reference points of a space: EW without penalties, on plain losses and on their
+    logarithms.
+
+    A space that is a grid, or that has not all their values, has none.
+    """
+    space = flatten(param_space)
+    if any(isinstance(domain, Mapping) for domain in space.values()):
+        return []
+    return [
+        dict(reference)
+        for reference in REFERENCES
+        if all(path in space and has_value(space[path], reference[path]) for path in reference)
+    ]

@@ -1,0 +1,194 @@
+"""The configurations that a search draws, each of them trained once.
+
+Owns how a space becomes runs: by grids and random numbers, or by Optuna, which learns from the runs
+that have ended. A configuration that is drawn again is said to be, and trained once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.search.sample import Domain
+
+from repmtl_ray import ray_compat, storage
+from repmtl_ray.config import Experiment, digest, replace
+from repmtl_ray.search.progress import label_of
+from repmtl_ray.search.run_records import METRIC, Record, Run
+from repmtl_ray.search.space import choices_of, complete, flatten, problem_of, whole_paths
+
+DRAWN_FILE = "drawn.json"
+REFUSED = "refused-"
+"""Begins the name of a configuration that is no experiment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """A configuration that a search drew.
+
+    Args:
+        number: from 1, in the order of the draws.
+        changes: of the search's experiment, by dotted path.
+        run: that trains it; None if it is refused.
+        error: why it is refused.
+    """
+
+    number: int
+    changes: Mapping[str, Any]
+    run: Run | None
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.run.name if self.run is not None else f"{REFUSED}{self.number}"
+
+
+class Draws:
+    """All configurations that a search has drawn, each of them once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.draws: list[Draw] = []
+        self._by_key: dict[str, Draw] = {}
+
+    def add(self, changes: Mapping[str, Any]) -> tuple[Draw, bool]:
+        """A configuration, and whether it is new; one that is not is named in a line."""
+        label = label_of(changes)
+        error = problem_of(self.experiment, changes)
+        key, run = json.dumps(changes, sort_keys=True, default=str), None
+        if not error:
+            experiment = replace(self.experiment, changes)
+            key = digest(experiment)
+            run = Run(name=key, label=label, experiment=experiment)
+        known = self._by_key.get(key)
+        if known is not None:
+            print(f"drawn again, trained once: {label} is draw {known.number} too", flush=True)
+            return known, False
+        draw = Draw(number=len(self.draws) + 1, changes=changes, run=run, error=error)
+        self.draws.append(draw)
+        self._by_key[key] = draw
+        return draw, True
+
+    @property
+    def runs(self) -> list[Run]:
+        return [draw.run for draw in self.draws if draw.run is not None]
+
+
+def random_configurations(
+    param_space: Mapping[str, Any],
+    references: Sequence[Mapping[str, Any]],
+    num_samples: int,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """The references, then draws, each with every combination of the grids, as Ray Tune's
+    BasicVariantGenerator makes them. A larger `num_samples` only adds to the end."""
+    whole = whole_paths(param_space)
+    points = [dict(reference) for reference in references]
+    for configuration in ray_compat.drawn_configurations(
+        dict(param_space), points, num_samples, seed
+    ):
+        yield flatten(configuration, whole=whole)
+
+
+class OptunaRuns:
+    """The source of a search by Optuna, which learns from every run that ends.
+
+    It continues an earlier attempt: runs that have a record are told to Optuna, the others are
+    trained first.
+
+    Args:
+        param_space, references, num_samples: as for `tune`.
+        draws: of the search, filled here.
+        directory: of the search, whose `DRAWN_FILE` has the draws of earlier attempts.
+        read: the record of a run, if it has one.
+    """
+
+    def __init__(
+        self,
+        param_space: Mapping[str, Any],
+        references: Sequence[Mapping[str, Any]],
+        num_samples: int,
+        *,
+        draws: Draws,
+        directory: str,
+        read: Callable[[Run], Record | None],
+    ) -> None:
+        from ray.tune.search.optuna import OptunaSearch
+
+        space = flatten(param_space)
+        self._domains = {p: domain for p, domain in space.items() if isinstance(domain, Domain)}
+        self._constants = {p: value for p, value in space.items() if p not in self._domains}
+        self._draws, self._read = draws, read
+        self._location = f"{directory}/{DRAWN_FILE}"
+        self._drawn: list[dict[str, Any]] = []
+        if storage.exists(self._location):
+            stored = json.loads(storage.read(self._location))
+            self._drawn = [self._parameters_of(values) for values in stored]
+        self._num_left = num_samples - len(self._drawn)
+        seed = draws.experiment.seed
+        whole = [complete(flatten(reference), param_space, seed) for reference in references]
+        points = [{path: point[path] for path in self._domains} for point in whole]
+        # Another seed for every attempt, because the first one's numbers would be drawn once more.
+        self._optuna = OptunaSearch(
+            points_to_evaluate=points[len(self._drawn) :] or None, seed=seed + len(self._drawn)
+        )
+        self._optuna.set_search_properties(METRIC, "max", self._domains)
+        self._values: dict[str, float | None] = {}
+        self._tokens: dict[str, list[str]] = {}
+        self._unfinished: dict[str, dict[str, Any]] = {}
+        self._again: list[Run] = []
+        for parameters in self._drawn:
+            draw, is_new = draws.add(self._constants | parameters)
+            if not is_new or draw.run is None:
+                continue
+            self._unfinished[draw.run.name] = parameters
+            record = read(draw.run)
+            if record is None:
+                self._again.append(draw.run)
+            else:
+                self.tell(draw.run, record["history"][-1].get(METRIC))
+
+    def next_run(self) -> Run | None:
+        if self._again:
+            return self._again.pop(0)
+        while self._num_left > 0:
+            self._num_left -= 1
+            token = str(len(self._drawn))
+            self._drawn.append(dict(self._optuna.suggest(token) or {}))
+            storage.write(self._location, json.dumps(self._drawn, indent=1).encode())
+            draw, is_new = self._draws.add(self._constants | self._drawn[-1])
+            self._tokens.setdefault(draw.name, []).append(token)
+            if draw.run is None:
+                self._complete(draw.name, None)
+            elif is_new:
+                return draw.run
+            elif draw.name in self._values:
+                self._complete(draw.name, self._values[draw.name])
+        return None
+
+    def tell(self, run: Run, value: float | None) -> None:
+        self._values[run.name] = value
+        parameters = self._unfinished.pop(run.name, None)
+        if parameters is not None and value is not None:  # of an earlier attempt
+            self._optuna.add_evaluated_point(parameters, value)
+        self._complete(run.name, value)
+
+    def _complete(self, name: str, value: float | None) -> None:
+        for token in self._tokens.pop(name, []):
+            result = None if value is None else {METRIC: value}
+            self._optuna.on_trial_complete(token, result, error=value is None)
+
+    def _parameters_of(self, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Stored values as the space has them: JSON knows no tuples."""
+        return {
+            path: next(
+                (known for known in choices_of(self._domains[path]) if _equal(known, value)), value
+            )
+            for path, value in stored.items()
+        }
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return json.dumps(one, default=str) == json.dumps(other, default=str)

@@ -1,0 +1,376 @@
+"""A study: a list of runs that are trained side by side, each with one record.
+
+Owns how searches, benchmarks and single-task baselines train their runs: every run is one Ray Train
+run under a trial of Ray Tune, which leaves `records/<name>.json` when it ends. The records are all
+that tables are made of, and all that a study is continued from: a run that has one is not trained
+again. Which runs there are is for `search/__init__.py` and `studies/benchmark.py`.
+
+Every trial process imports this module, so it imports little.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray import tune as ray_tune
+from ray.tune.search import Searcher
+
+import repmtl_ray
+from repmtl_ray import storage
+from repmtl_ray.cluster import Placement
+from repmtl_ray.config import (
+    Experiment,
+    ExperimentError,
+    digest,
+    from_dict,
+    replace,
+    to_dict,
+)
+from repmtl_ray.delta import delta_p
+from repmtl_ray.placement_group_cleanup import ended_by_interrupt, remove_last_groups
+from repmtl_ray.run_lock import hold
+from repmtl_ray.runs import tune_reporting
+from repmtl_ray.runs.keeper import Checkpoints, Keeper, read_marker
+from repmtl_ray.runs.worker import CachedData
+from repmtl_ray.runs.worker_loss import losses_printed
+from repmtl_ray.search.progress import Cleanup, Progress
+from repmtl_ray.search.run_records import (
+    METRIC,
+    Record,
+    Run,
+    make_record,
+    read_record,
+    record_location,
+    write_record,
+)
+from repmtl_ray.train import train
+
+DRIVER = {"node:__internal_head__": 0.001}
+"""A trial waits for its run's workers; any CPU it took would be one that they wait for."""
+SINGLE_TASK = "stl"
+
+
+class Source(Protocol):
+    """Hands out the runs of a study, one after the other."""
+
+    def next_run(self) -> Run | None:
+        """A run that has no record; None when there is no other."""
+
+    def tell(self, run: Run, value: float | None) -> None:
+        """How a run ended: its `METRIC`, or None."""
+
+
+class ListedRuns:
+    """Runs that are known from the beginning."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self._runs = list(runs)
+
+    def next_run(self) -> Run | None:
+        return self._runs.pop(0) if self._runs else None
+
+    def tell(self, run: Run, value: float | None) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What the runs of a study share.
+
+    Args:
+        kind: "search" or "benchmark".
+        directory: path or URI of the study, where Tune keeps its state.
+        data: the samples.
+        placement: of every run's workers.
+        concurrency: at most so many runs at once.
+        progress: prints.
+        facts: what all records say.
+        checkpoints: as for `fit`.
+    """
+
+    kind: str
+    directory: str
+    data: CachedData
+    placement: Placement
+    concurrency: int
+    progress: Progress
+    facts: Mapping[str, Any]
+    checkpoints: Checkpoints | None = None
+
+    def train(
+        self,
+        source: Source,
+        *,
+        folder: str,
+        baseline: Mapping[str, float] | None = None,
+        scheduler: Any = None,
+        limit: int = 10**6,
+    ) -> dict[str, str]:
+        """Trains all that a source hands out.
+
+        Args:
+            source: of the runs.
+            folder: path or URI that has their folders ("runs") and records ("records").
+            baseline: single-task metrics that every epoch's delta_p is relative to.
+            scheduler: of Ray Tune; may stop runs early.
+            limit: how many runs the source hands out at most.
+
+        Returns:
+            The reason by name of every run that failed; the others have a record.
+        """
+        first = source.next_run()
+        if first is None:
+            return {}
+        name = "baseline" if first.experiment.policy.name == SINGLE_TASK else self.kind
+        driver = ray_tune.with_parameters(
+            run_trial,
+            data=self.data,
+            placement=self.placement,
+            folder=folder,
+            baseline=None if baseline is None else dict(baseline),
+            facts=dict(self.facts),
+            checkpoints=self.checkpoints,
+        )
+        tuner = ray_tune.Tuner(
+            ray_tune.with_resources(driver, DRIVER),
+            tune_config=ray_tune.TuneConfig(
+                metric=None if scheduler is None else METRIC,
+                mode=None if scheduler is None else "max",
+                num_samples=limit,
+                max_concurrent_trials=self.concurrency,
+                reuse_actors=scheduler
+                is None,  # a trial that is stopped early still waits for its run
+                search_alg=_Suggestions(source, first),
+                scheduler=scheduler,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=ray_tune.RunConfig(
+                name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+                storage_path=self.directory,
+                verbose=0,
+                callbacks=[self.progress, Cleanup()],
+            ),
+        )
+        with ended_by_interrupt(), losses_printed(f"{folder}/runs/"):
+            results = tuner.fit()
+        if scheduler is not None or results.errors:
+            remove_last_groups()
+        return self._failures(results, folder)
+
+    def _failures(self, results: ray_tune.ResultGrid, folder: str) -> dict[str, str]:
+        """Reasons of failures; runs that were stopped early get their record here."""
+        reasons = {}
+        for index in range(len(results)):
+            result = results[index]
+            config = result.config or {}
+            if result.error is not None:
+                reasons[config["run"]] = reason_of(result.error)
+            elif result.metrics and not storage.exists(record_location(folder, config["run"])):
+                _write_stopped(folder, config, self.facts, result.metrics)
+        return reasons
+
+
+class _Suggestions(Searcher):
+    """The runs of a source as Ray Tune asks for them."""
+
+    def __init__(self, source: Source, first: Run) -> None:
+        super().__init__()
+        self._source = source
+        self._first: Run | None = first
+        self._runs: dict[str, Run] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        run = self._first or self._source.next_run()
+        self._first = None
+        if run is None:
+            return Searcher.FINISHED
+        self._runs[trial_id] = run
+        return config_of(run)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._source.tell(self._runs.pop(trial_id), (result or {}).get(METRIC))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a study is continued from its records."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+def config_of(run: Run) -> dict[str, str]:
+    """A run as the configuration of a trial."""
+    content = {"experiment": to_dict(run.experiment), "facts": dict(run.facts)}
+    return {"run": run.name, "label": run.label, "content": json.dumps(content)}
+
+
+def run_trial(
+    config: dict[str, Any],
+    *,
+    data: CachedData,
+    placement: Placement,
+    folder: str,
+    baseline: dict[str, float] | None,
+    facts: dict[str, Any],
+    checkpoints: Checkpoints | None,
+) -> None:
+    """One trial of Ray Tune: waits for one Ray Train run, whose every report it hands on."""
+    name, content = config["run"], json.loads(config["content"])
+    experiment = from_dict(Experiment, content["experiment"])
+    begin = time.monotonic()
+    with (
+        hold(f"{folder}/runs/{name}", "run", wait=True),
+        tune_reporting.reporting_to_tune() as reports,
+    ):
+        result = train(
+            experiment,
+            data,
+            placement=placement,
+            storage=f"{folder}/runs",
+            name=name,
+            checkpoints=checkpoints,
+            baseline=baseline,
+            callbacks=[reports],
+        )
+    record = make_record(
+        experiment,
+        {**facts, **content["facts"]},
+        result.history,
+        checkpoint=result.checkpoint,
+        seconds=time.monotonic() - begin,
+        final=result.final,
+    )
+    write_record(folder, name, record)
+    if result.epochs_now == 0:  # it had finished before an interruption: no report went through
+        metrics = dict(result.metrics)
+        if baseline is not None:
+            delta = delta_p(metrics, baseline)
+            metrics.update(delta_p_task=delta.task, delta_p_metric=delta.metric)
+        ray_tune.report({**metrics, "checkpoint_path": result.checkpoint})
+
+
+def _write_stopped(
+    folder: str, config: Mapping[str, Any], facts: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> None:
+    newest = Keeper(f"{folder}/runs/{config['run']}").newest()
+    history = [] if newest is None else read_marker(newest).history[: int(metrics.get("epoch", 0))]
+    if not history:
+        return
+    content = json.loads(config["content"])
+    record = make_record(
+        from_dict(Experiment, content["experiment"]),
+        {**facts, **content["facts"]},
+        history,
+        checkpoint=str(metrics.get("checkpoint_path", "")),
+        status="stopped",
+    )
+    write_record(folder, config["run"], record)
+
+
+def train_missing(
+    study: Study,
+    runs: Sequence[Run],
+    *,
+    folder: str,
+    baseline: Mapping[str, float] | None = None,
+    scheduler: Any = None,
+) -> tuple[dict[str, Record], dict[str, str]]:
+    """Trains the runs that have no record.
+
+    Args:
+        study, folder, baseline, scheduler: as in `Study.train`.
+        runs: all of them.
+
+    Returns:
+        The records and the reasons of failures, both by name.
+    """
+    records = {run.name: read_record(folder, run) for run in runs}
+    for run in runs:
+        if records[run.name] is not None:
+            print(f"{run.label}: from {record_location(folder, run.name)}", flush=True)
+    missing = [run for run in runs if records[run.name] is None]
+    reasons = study.train(
+        ListedRuns(missing),
+        folder=folder,
+        baseline=baseline,
+        scheduler=scheduler,
+        limit=len(missing),
+    )
+    for run in missing:
+        records[run.name] = read_record(folder, run)
+    complete = {name: record for name, record in records.items() if record is not None}
+    return complete, {
+        run.name: reasons.get(run.name, "it did not finish")
+        for run in runs
+        if run.name not in complete
+    }
+
+
+def single_task(experiment: Experiment, task: str) -> Experiment:
+    """The experiment with one of its tasks alone, on its plain loss; equal for all policies and
+    penalties."""
+    return replace(
+        experiment,
+        {
+            "tasks": [task],
+            "policy": {"name": SINGLE_TASK, "log_losses": False},
+            "regularizer": {"lambda_tsr": 0.0, "lambda_csa": 0.0},
+            "model.representation": "encoder",
+        },
+    )
+
+
+def train_baseline(
+    study: Study, experiment: Experiment, root: str, seeds: Sequence[int]
+) -> list[Record]:
+    """Each task trained alone by the same protocol, or read back if the storage has the same.
+
+    Args:
+        study: whose data and placement are used.
+        experiment: its policy and penalties do not matter.
+        root: storage, whose folder "baselines" all studies share.
+        seeds: of the runs.
+
+    Returns:
+        One record per task and seed.
+
+    Raises:
+        ExperimentError: a run failed.
+    """
+    from repmtl_ray.runs import loop
+
+    runs = []
+    for seed in seeds:
+        for task in loop.selected_tasks(experiment):
+            alone = replace(single_task(experiment, task.name), {"seed": seed})
+            several = f", seed {seed}" if len(seeds) > 1 else ""
+            runs.append(
+                Run(
+                    name=f"{digest(alone)}-{study.data.fingerprint}-{repmtl_ray.__version__}",
+                    label=f"single-task {task.name}{several}",
+                    experiment=alone,
+                    facts={"method": SINGLE_TASK, "task": task.name},
+                )
+            )
+    records, failures = train_missing(study, runs, folder=f"{root}/{storage.BASELINES}")
+    if failures:
+        raise ExperimentError(
+            "the single-task baseline failed, without which delta_p means nothing: "
+            + "; ".join(sorted(set(failures.values())))
+        )
+    # They may be from a study whose methods had other settings, which single tasks do not have.
+    return [{**records[run.name], "changes": study.facts["changes"]} for run in runs]
+
+
+def reason_of(error: BaseException) -> str:
+    """The user's error in one line, without Ray's wrapping."""
+    while isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,131 @@
+"""Which configurations a search draws, and that none is trained twice."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune as ray_tune
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from repmtl_ray.search.draws import Draws, OptunaRuns, random_configurations
+from repmtl_ray.search.run_records import METRIC, Record, Run
+from tests.helpers.searches import BASE, CSA, POLICY, RATE, TSR
+
+SPACE = {
+    POLICY: ray_tune.choice(["EW", "UW", "GLS"]),
+    TSR: ray_tune.uniform(0, 1),
+    CSA: ray_tune.grid_search([0.1, 0.9]),
+    RATE: 1e-3,
+}
+CHOICES = {POLICY: ray_tune.choice(["EW", "UW"]), TSR: ray_tune.choice([0.1, 0.9]), RATE: 1e-3}
+
+
+def drawn(num_samples: int, references: tuple[dict[str, Any], ...] = ()) -> list[dict[str, Any]]:
+    return list(random_configurations(SPACE, references, num_samples, 3))
+
+
+@pytest.mark.parametrize("references", [(), ({POLICY: "EW"}, {TSR: 0.0, CSA: 0.1})])
+def test_draws_are_those_of_ray_tune(references: tuple[dict[str, Any], ...]) -> None:
+    ray_tune.register_trainable("trained by nobody", print)
+    generator = BasicVariantGenerator(
+        points_to_evaluate=[dict(reference) for reference in references], random_state=3
+    )
+    generator.add_configurations(
+        {"x": {"run": "trained by nobody", "config": dict(SPACE), "num_samples": 4}}
+    )
+    expected = []
+    while (trial := generator.next_trial()) is not None:
+        expected.append(trial.config)
+    assert drawn(4, references) == expected
+
+
+def test_more_samples_are_added_at_the_end() -> None:
+    assert drawn(5)[: len(drawn(3))] == drawn(3)
+
+
+def test_a_configuration_that_is_drawn_again_is_named_and_has_one_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draws = Draws(BASE)
+    for policy, tsr in (("EW", 0.5), ("UW", 0.5), ("EW", 0.5), ("UWW", 0.5), ("UWW", 0.5)):
+        draws.add({POLICY: policy, TSR: tsr})
+    assert [draw.number for draw in draws.draws] == [1, 2, 3]
+    assert len(draws.runs) == 2
+    assert draws.draws[2].error.startswith("policy.name is 'UWW'")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "drawn again, trained once: policy EW  tsr 0.5 is draw 1 too"
+    assert len(printed) == 2
+
+
+def study_of(source: OptunaRuns) -> Any:
+    """Optuna's own."""
+    return source._optuna._ot_study
+
+
+class Search:
+    """A search by Optuna whose runs end with a value that only depends on their configuration."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records: dict[str, Record] = {}
+        self.trained: list[str] = []
+
+    def source(self, num_samples: int, space: dict[str, Any]) -> tuple[OptunaRuns, Draws]:
+        draws = Draws(BASE)
+        source = OptunaRuns(
+            space,
+            [{POLICY: "EW", TSR: 0.1}],
+            num_samples,
+            draws=draws,
+            directory=str(self.folder),
+            read=lambda run: self.records.get(run.name),
+        )
+        return source, draws
+
+    def end(self, source: OptunaRuns, run: Run) -> None:
+        value = -abs(run.experiment.regularizer.lambda_tsr - 0.4)
+        self.trained.append(run.name)
+        self.records[run.name] = {"history": [{METRIC: value}]}
+        source.tell(run, value)
+
+
+def test_optuna_trains_every_configuration_once_and_stops_when_all_samples_are_drawn(
+    tmp_path: Path,
+) -> None:
+    search = Search(tmp_path)
+    source, draws = search.source(12, CHOICES)
+    running: list[Run] = []
+    for run in iter(source.next_run, None):
+        running.append(run)
+        if len(running) == 2:
+            search.end(source, running.pop(0))
+    for run in running:
+        search.end(source, run)
+    assert len(search.trained) == len(set(search.trained)) == len(draws.runs) <= 4
+    assert len(study_of(source).trials) == 12
+    assert all(trial.state.is_finished() for trial in study_of(source).trials)
+    assert draws.draws[0].changes == {POLICY: "EW", TSR: 0.1, RATE: 1e-3}
+
+
+def test_optuna_continues_with_what_was_drawn_and_adds_samples(tmp_path: Path) -> None:
+    search = Search(tmp_path)
+    space = {TSR: ray_tune.uniform(0, 1), POLICY: "EW"}
+    source, _ = search.source(6, space)
+    runs = list(itertools.islice(iter(source.next_run, None), 4))
+    for run in runs[:2]:
+        search.end(source, run)
+    again, draws = search.source(8, space)
+    rest = list(iter(again.next_run, None))
+    assert [run.name for run in rest[:2]] == [run.name for run in runs[2:]], "unfinished ones first"
+    assert len(draws.runs) == 8
+    assert len({run.name for run in draws.runs}) == 8
+    for run in rest:
+        search.end(again, run)
+    study = study_of(again)
+    assert len(study.trials) == 8
+    assert study.best_value == max(
+        record["history"][0][METRIC] for record in search.records.values()
+    )
