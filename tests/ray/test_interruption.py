@@ -18,7 +18,7 @@ from repmtl_ray.config import Experiment, replace, to_dict
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.ray
-SMALL = ["--set", "data.num_train=8", "--set", "data.num_val=4", "--set", "model.head=linear"]
+SMALL = ["--num-train", 8, "--num-val", 4]
 STOPS_WITHIN_S = 10.0
 
 
@@ -95,7 +95,7 @@ def test_a_search_that_is_stopped_twice_leaves_earlier_results_as_they_were(tmp_
 def test_a_preparation_that_is_stopped_is_continued_by_the_same_command(tmp_path: Path) -> None:
     store = tmp_path / "store"
     command = ["pipelines/prepare_data.py", "cityscapes", "--out", store, "--splits", "train"]
-    recipe = Recipe(tmp_path, *command, "--set", "num_train=100000", "--set", "num_val=1")
+    recipe = Recipe(tmp_path, *command, "--set", "num_train=3000", "--set", "num_val=1")
     recipe.wait_for("store/.prepared/lock.json", tmp_path)
     while not psutil.Process(recipe.process.pid).children():
         time.sleep(0.1)
