@@ -91,8 +91,8 @@ def dense_batch(index: int, workers: Workers, *, size: int = BATCH_SIZE, absent:
     depth[gaps.flip(2)[:, None]] = 0
     if size > 1:
         depth[-1] = 0  # a sample without any depth
-    if absent == "depth":
-        depth[:] = 0
+    if absent:
+        depth[size // 2 if absent == "depth of the second half" else 0 :] = 0
     share = size // workers.size
     own = slice(workers.rank * share, (workers.rank + 1) * share)
     everything = slice(0, share)
@@ -164,12 +164,13 @@ def parameters_after(
     options = dict(options)
     sizes = options.pop("office_sizes", (BATCH_SIZE,) * 3)
     no_depth_at = options.pop("no_depth_at", ())
+    absent_here = options.pop("absent", "depth")
     stepper = small_stepper(workers, policy, **options)
     for index in range(steps):
         if index % BATCHES_AN_EPOCH == 0:
             stepper.policy.begin_epoch(index // BATCHES_AN_EPOCH)
         is_dense = stepper.tasks[0].dense
-        absent = "depth" if index in no_depth_at else ""
+        absent = absent_here if index in no_depth_at else ""
         make = (
             partial(dense_batch, absent=absent) if is_dense else partial(office_batch, sizes=sizes)
         )
