@@ -2,8 +2,8 @@
 run.
 
 `Pool.run(function, *arguments)` calls `function(workers, *arguments)` on every process and returns
-their results in rank order. Functions must be importable. Starting a process with torch costs
-seconds, so pools are shared by session.
+their results in rank order. Functions must be importable. Loading torch costs seconds: it is done
+once, in the server that the processes are forked from, and pools are shared by session.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Any
 import torch
 
 from repmtl_ray.collectives import Workers
+
+_PRELOADED = ("tests.helpers.runs",)
+"""What the functions of most tests need."""
 
 
 def _serve(rank: int, size: int, address: str, connection: Any) -> None:
@@ -34,7 +37,8 @@ class Pool:
     """`size` processes of one gloo group."""
 
     def __init__(self, size: int, rendezvous: str) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, *_PRELOADED])
         self.size = size
         self.connections, self.processes = [], []
         for rank in range(size):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 
-from repmtl_ray.collectives import ALONE, Workers, current
+from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.models.batch_norm import GlobalBatchNorm, frozen_statistics, use_global_statistics
+from tests.helpers.gloo import Pool
 
 ROWS = {"equal": (4, 4), "unequal": (3, 5), "one row": (7, 1), "none": (8, 0)}
 
@@ -74,12 +73,8 @@ def _one_pass(model: Small, images: Tensor, workers: Workers) -> dict[str, Tenso
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    workers = current()
+def _results_of(workers: Workers) -> dict[tuple[str, float | None], dict[str, torch.Tensor]]:
+    rank = workers.rank
     results = {}
     for name, rows in ROWS.items():
         for momentum, affine in ((0.1, True), (None, False)):
@@ -96,15 +91,12 @@ def _worker(rank: int, folder: str) -> None:
     layer = use_global_statistics(nn.BatchNorm2d(3), workers)
     with torch.autocast("cpu", torch.bfloat16):
         results["low", None] = {"output": layer(low).detach()}
-    torch.save(results, Path(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    folder = tmp_path_factory.mktemp("batch_norm")
-    spawn(_worker, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def two_workers(pool_of: Callable[[int], Pool]) -> list[Any]:
+    return pool_of(2).run(_results_of)
 
 
 @pytest.mark.parametrize(("momentum", "affine"), [(0.1, True), (None, False)])
