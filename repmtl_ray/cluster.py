@@ -20,6 +20,7 @@ import ray
 import yaml
 
 from repmtl_ray import ray_compat
+from repmtl_ray.conversion import check, check_types
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ HEAD = "node:__internal_head__"
 CLUSTER_FILE = "REPMTL_RAY_CLUSTER_FILE"
 REACH_S = 5.0
 """A head that does not take a connection for so long is out of reach."""
+MAX_WORKERS = 65_536
 FAILURE_SHOWN_S = 600.0
 """For how long a machine that could not be started is spoken of."""
 
@@ -286,13 +288,18 @@ class Placement:
     gpus_per_worker: float = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check(self.most <= MAX_WORKERS, "num_workers", self.num_workers, f"at most {MAX_WORKERS}")
+        for name in ("cpus_per_worker", "gpus_per_worker"):
+            value = getattr(self, name)
+            check(value <= MAX_WORKERS, name, value, f"a finite number, at most {MAX_WORKERS}")
         if not 1 <= self.least <= self.most:
             raise ValueError(
                 f"num_workers is {self.num_workers}; expected at least 1, or (least, most) in this order."
             )
         if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
             raise ValueError(
-                f"a worker asks for {self.cpus_per_worker} CPUs and {self.gpus_per_worker} GPUs; expected more than 0 and at "
+                f"a worker asks for {self.cpus_per_worker:g} CPUs and {self.gpus_per_worker:g} GPUs; expected more than 0 and at "
                 "least 0."
             )
         if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):

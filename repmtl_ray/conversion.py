@@ -13,7 +13,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 C = TypeVar("C")
@@ -105,7 +105,8 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     fields = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
-        path = f"{where}.{key}" if where else key
+        path = f"{where}.{key}" if where else f"{key}"
+        check(isinstance(key, str), f"a field of {where or cls.__name__}", key, "a name")
         if key not in fields:
             raise ValueError(f"{path} is not a field of {cls.__name__}; {nearest(key, fields)}")
         arguments[key] = _convert(hints[key], value, path)
@@ -135,6 +136,57 @@ def check_types(config: Any, where: str = "") -> None:
         path = f"{where}.{entry.name}" if where else entry.name
         value = _convert(hints[entry.name], getattr(config, entry.name), path)
         object.__setattr__(config, entry.name, value)
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of a public function whose types are not what its annotations say.
+
+    Args:
+        function: its annotations are looked up where it is defined.
+        arguments: by name; those that have no annotation are passed over.
+
+    Raises:
+        ValueError: names the first argument, its value and what was expected.
+    """
+    hints = typing.get_type_hints(function)
+    for name, value in arguments.items():
+        if name in hints:
+            _check_argument(hints[name], value, name)
+
+
+def _check_argument(hint: Any, value: Any, path: str) -> None:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return
+        options = [option for option in inner if option is not type(None)]
+        plain = [option for option in options if isinstance(option, type)]
+        if len(options) > 1:
+            names = " or ".join(option.__name__ for option in plain)
+            check(isinstance(value, tuple(plain)), path, value, f"a value of type {names}")
+            return
+        also = " or None"
+        hint, origin, inner = options[0], typing.get_origin(options[0]), typing.get_args(options[0])
+    else:
+        also = ""
+    if origin is Literal:
+        check(value in inner, path, value, "one of " + ", ".join(map(repr, inner)))
+    elif hint in (int, bool):
+        check(type(value) is hint, path, value, f"a value of type {hint.__name__}{also}")
+    elif origin is not None and issubclass(origin, Mapping):
+        check(isinstance(value, Mapping), path, value, f"a mapping{also}")
+        for key, item in value.items():
+            _check_argument(inner[0], key, f"a key of {path}")
+            _check_argument(inner[1], item, f"{path}[{shown(key)}]")
+    elif origin is not None and issubclass(origin, Sequence):
+        is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        check(is_list, path, value, f"a list{also}")
+        for place, item in enumerate(value):
+            _check_argument(inner[0], item, f"{path}[{place}]")
+    elif isinstance(hint, type):
+        check(isinstance(value, hint), path, value, f"a value of type {hint.__name__}{also}")
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.conversion import NonFiniteLossError
+from repmtl_ray.conversion import NonFiniteLossError, shown
 from repmtl_ray.saliency import (
     Losses,
     channels_first,
@@ -201,17 +201,22 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _check_number(name: str, value: Any, *, positive: bool = False) -> float:
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    try:
+        number = (
+            float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+        )
+    except OverflowError:  # Python's integers have no limit
+        number = math.inf
     if not math.isfinite(number) or number < 0 or (positive and number == 0):
         bound = "above 0" if positive else "at least 0"
-        raise ValueError(f"{name} is {value!r}; expected a finite number {bound}.")
+        raise ValueError(f"{name} is {shown(value)}; expected a finite number {bound}.")
     return number
 
 
 def _check_axis(axis: Any) -> int | None:
     if axis is not None and (type(axis) is not int or axis == 0 or not -MAX_AXES < axis < MAX_AXES):
         raise ValueError(
-            f"channel_axis is {axis!r}; expected 1 for [batch, channels, ...], -1 for [batch, ..., channels], or "
+            f"channel_axis is {shown(axis)}; expected 1 for [batch, channels, ...], -1 for [batch, ..., channels], or "
             "another axis of the representation but 0, which is the batch."
         )
     return axis

@@ -15,6 +15,7 @@ from typing import Any
 
 from repmtl_ray import code_version, storage
 from repmtl_ray.config import Experiment, differences, digest, from_dict, to_dict
+from repmtl_ray.conversion import check
 from repmtl_ray.data.description import DataDescription, data_differences
 
 EXPERIMENT_FILE = "experiment.json"
@@ -36,6 +37,8 @@ def checked_place(
     Raises:
         ValueError: a name that is no folder's, or a storage that cannot be written.
     """
+    is_place = location is None or isinstance(location, str | Path)
+    check(is_place, "storage", location, "a folder, a URI or None")
     root = storage.absolute(location)
     name = fresh_name(kind, experiment) if name is None else storage.check_name(name)
     storage.check_writable(root)

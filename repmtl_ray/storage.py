@@ -308,6 +308,8 @@ def _with_retries(attempt: Callable[[], T], what: str) -> T:
         except PERMANENT as error:
             raise StorageError(f"{what} failed: {_meaning(error)}") from error
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise StorageError(f"{what} failed: {_meaning(error)}") from error
             reason = error.strerror or str(error)
             if wait is None:
                 raise StorageError(

@@ -48,7 +48,9 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ValueError: no such file, or it holds something else.
     """
-    if not path.is_file():
+    with storage.explained(str(path)):
+        is_file = path.is_file()
+    if not is_file:
         raise ValueError(f"{path} is not a file; give the best.json of a search.")
     try:
         values = json.loads(path.read_text())

@@ -7,18 +7,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.runs.keeper import Checkpoints
 
 
-def new_parser(description: str | None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as every other mistake of a user is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 2."""
+        print(f"error: {' '.join(message.split())}; --help lists the options.", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def new_parser(description: str | None) -> Parser:
     """A parser that shows a recipe's docstring as it is written."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    return Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 

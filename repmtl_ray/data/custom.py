@@ -225,16 +225,17 @@ def _cache(
 
 def _reason(error: BaseException) -> str:
     """What a Dataset's own functions raised, without Ray's wrapping, and what can be done."""
-    cause: BaseException | None = error
-    while cause is not None:
-        error, cause = cause, getattr(cause, "cause", None) or cause.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # Ray shows the functions' own error first, and after it those that it made of it.
+    text = str(error).partition("The above exception was the direct cause")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    if not isinstance(error, ray.exceptions.RayError):
+        lines[-1] = f"{type(error).__name__}: {lines[-1]}"
     if "both objects and tensors" in lines[-1]:
         return (
             f"some rows lack an array that others have ({lines[-1]}); give a sample without a label "
             "the ignore value everywhere (-1, depth 0, normal 0)"
         )
-    return f"{type(error).__name__}: {lines[-1]}"
+    return lines[-1]
 
 
 def _not_numbered(index: int) -> Sample:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from repmtl_ray import cli
+from repmtl_ray.cli.options import new_parser
 from repmtl_ray.config import Experiment
 from repmtl_ray.planning.figure import draw_plan
 from repmtl_ray.planning.simulation import ClusterPlan, Estimate, SearchPlan, simulate
@@ -25,9 +26,7 @@ HEAD_GIB, DRIVER_GIB = 4, 0.6
 
 def make_parser(description: str | None, presets: Sequence[str]) -> argparse.ArgumentParser:
     """The options; the first preset is the default."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(description)
     search = parser.add_argument_group("the search")
     search.add_argument(
         "--experiment", metavar="FILE", help="JSON as a search leaves it (best.json)"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from repmtl_ray import storage
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.sources import image_size, open_streams
@@ -157,8 +158,9 @@ def read_search_timing(directory: str | Path) -> SearchTiming:
     Raises:
         ValueError: the folder holds no search, or no trial of it reported two epochs.
     """
-    files = sorted(Path(directory).expanduser().glob("search*/*/result.json"))
-    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    with storage.explained(str(directory)):
+        files = sorted(Path(directory).expanduser().glob("search*/*/result.json"))
+        rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     trials = [_TrialTimes.from_reports(reports) for reports in rows if reports]
     gaps = [gap for trial in trials for gap in np.diff(trial.reports)]
     if not gaps:

@@ -40,7 +40,9 @@ def export_model(directory: str | Path, out: Path, *, encoder_only: bool = False
     Raises:
         ValueError: no whole checkpoint, a file that exists, or one that cannot be written.
     """
-    if out.exists():
+    with storage.explained(str(out)):
+        exists = out.exists()
+    if exists:
         raise ValueError(f"{out} exists already; name another file, or remove it.")
     storage.check_writable(str(out.absolute().parent))
     experiment, data = checkpoint.read_experiment(directory), checkpoint.read_description(directory)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repmtl_ray import storage
-from repmtl_ray.conversion import check, from_dict, to_dict
+from repmtl_ray.conversion import check, check_types, from_dict, to_dict
 from repmtl_ray.protocols import best_epoch
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Checkpoints:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        check_types(self, "checkpoints")
         steps, minutes = self.every_steps, self.every_minutes
         if steps is not None and steps < 1:
             raise ValueError(f"checkpoints: every_steps is {steps}; expected at least 1, or None.")

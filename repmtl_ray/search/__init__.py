@@ -18,6 +18,7 @@ import repmtl_ray
 from repmtl_ray import alike, cluster
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
+from repmtl_ray.conversion import check_arguments
 from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
@@ -101,6 +102,7 @@ def tune(
             is in use by another process.
         KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the search.
     """
+    check_arguments(tune, locals())
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the search to continue.")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from repmtl_ray import alike, protocols
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, replace
+from repmtl_ray.conversion import check_arguments
 from repmtl_ray.delta import published
 from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.report.records import data_source, published_name
@@ -79,6 +80,7 @@ def benchmark(
             nothing.
         KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the benchmark.
     """
+    check_arguments(benchmark, locals())
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the benchmark to continue.")

@@ -120,7 +120,7 @@ def test_fit_trains_on_it_and_goes_on_with_the_same_data_only(
     with pytest.raises(ValueError, match="was trained on other data"):
         fit(experiment, data=other, storage=tmp_path, name="own")
     small = replace_normalization(given)
-    with pytest.raises(ValueError, match="other settings of the data: mean was None, is"):
+    with pytest.raises(ValueError, match="other settings of the data: deviation was None, is"):
         fit(experiment, data=small, storage=tmp_path, name="own")
     assert fit(experiment, data=given, storage=tmp_path, name="own").epochs_now == 0
     model = read_model(result.checkpoint)

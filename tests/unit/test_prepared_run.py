@@ -34,6 +34,9 @@ class Unread(ray.data.Dataset):
     def __init__(self) -> None:
         pass
 
+    def __del__(self) -> None:
+        pass
+
     def columns(self, *_: Any, **__: Any) -> Any:
         pytest.fail("rows were read")
 
