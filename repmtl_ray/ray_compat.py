@@ -271,6 +271,20 @@ def keys_of_values(prefix: str) -> list[str]:
     return sorted(key.decode() for key in keys)
 
 
+def is_worker_loss(error: BaseException | None) -> bool:
+    """Whether an error of a Ray Train worker says that its process is gone.
+
+    Why: an error of the training in the process must not be taken for a loss, and Ray Train wraps
+    the public `RayActorError` into an error of its own. Upstream: no issue known. It can go when that
+    error is public.
+    """
+    while error is not None:
+        if isinstance(error, ray.exceptions.RayActorError):
+            return True
+        error = getattr(error, "health_check_failure", None) or error.__cause__
+    return False
+
+
 @contextlib.contextmanager
 def driver_text_without(pattern: str) -> Iterator[None]:
     """Leaves out what Ray would print in this process, where it contains a text.

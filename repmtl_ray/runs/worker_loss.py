@@ -78,21 +78,14 @@ class NoteLosses(UserCallback):
     def after_exception(
         self, run_context: TrainRunContext, worker_exceptions: dict[int, Exception]
     ) -> None:
-        lost = [rank for rank, error in worker_exceptions.items() if _is_loss(error)]
+        lost = [
+            rank for rank, error in worker_exceptions.items() if ray_compat.is_worker_loss(error)
+        ]
         if lost:
             self._num_losses += 1
             step = _get(_key(self._folder, "step"))
             loss = {"time": time.time(), "ranks": sorted(lost), "step": step}
             _put(self._folder, f"loss {self._num_losses}", loss)
-
-
-def _is_loss(error: BaseException | None) -> bool:
-    """Whether the worker's process is gone, which is not an error of the training in it."""
-    while error is not None:
-        if isinstance(error, ray.exceptions.RayActorError):
-            return True
-        error = error.__cause__
-    return False
 
 
 class LossPrinter:
