@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import repmtl_ray
-from repmtl_ray import protocols, storage
+from repmtl_ray import code_version, protocols, storage
 from repmtl_ray.config import Experiment, differences, digest, from_dict, replace, to_dict
 from repmtl_ray.runs.worker import CachedData
 
@@ -97,6 +97,13 @@ def read_record(folder: str, run: Run) -> Record | None:
     return record
 
 
+def other_code(record: Record) -> str:
+    """The note on a record that other sources of this package made; empty if these made it."""
+    keys = code_version.current().keys() & record.keys()
+    difference = code_version.difference({key: record[key] for key in keys})
+    return difference and f"made with {difference}; this code may give other numbers"
+
+
 def shared_facts(
     experiment: Experiment, data: CachedData, notes: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -122,12 +129,12 @@ def shared_facts(
         "changes": changes,
         "reported_split": experiment.data.eval_split if data.final is None else final,
         "notes": [*data.notes, *notes],
-        "commit": code_version(),
-        "version": repmtl_ray.__version__,
+        "commit": commit_of_code(),
+        **code_version.current(),
     }
 
 
-def code_version() -> str:
+def commit_of_code() -> str:
     """The git commit of this package, with a + where files are changed; its version outside git."""
     folder = Path(repmtl_ray.__file__).parent
     try:

@@ -44,6 +44,7 @@ from repmtl_ray.search.run_records import (
     Record,
     Run,
     make_record,
+    other_code,
     read_record,
     record_location,
     write_record,
@@ -292,8 +293,11 @@ def train_missing(
     """
     records = {run.name: read_record(folder, run) for run in runs}
     for run in runs:
-        if records[run.name] is not None:
+        record = records[run.name]
+        if record is not None:
             print(f"{run.label}: from {record_location(folder, run.name)}", flush=True)
+            if note := other_code(record):
+                print(f"note: {run.label} was {note}.", flush=True)
     missing = [run for run in runs if records[run.name] is None]
     reasons = study.train(
         ListedRuns(missing),

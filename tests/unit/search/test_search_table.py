@@ -14,6 +14,7 @@ import pytest
 import ray
 from PIL import Image
 
+from repmtl_ray import code_version
 from repmtl_ray.cli import results as cli_results
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.report import heatmap
@@ -21,6 +22,7 @@ from repmtl_ray.report.heatmap import MAX_CELLS, delta_p_heatmap
 from repmtl_ray.report.runs import Run, search_runs
 from repmtl_ray.report.search_table import search_text
 from repmtl_ray.search import SearchResult
+from repmtl_ray.search.run_records import other_code
 from repmtl_ray.search.study import reason_of, single_task
 from tests.helpers.searches import (
     BASE,
@@ -315,3 +317,12 @@ def test_without_a_best_trial_an_earlier_searchs_best_is_not_left(
     written(tmp_path, OUTCOMES[1:2], None)
     assert not (out / "best.json").exists()
     assert "no trial finished an epoch" in capsys.readouterr().err
+
+
+def test_a_record_of_other_sources_says_so_when_it_is_read_back() -> None:
+    here = {**code_version.current(), "metrics": {}}
+    assert other_code(here) == ""
+    note = other_code({**here, "sources": "0123456789ab"})
+    assert "sources 0123456789ab" in note
+    assert code_version.source_digest() in note
+    assert "unknown" in other_code({"metrics": {}})

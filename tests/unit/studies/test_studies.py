@@ -16,7 +16,7 @@ from pipelines import sensitivity as sensitivity_recipe
 from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.report.records import data_source
-from repmtl_ray.search.run_records import code_version
+from repmtl_ray.search.run_records import commit_of_code
 from repmtl_ray.studies.benchmark import BenchmarkResult
 from repmtl_ray.studies.methods import ablation
 from tests.helpers.records import record, single
@@ -165,4 +165,4 @@ def test_the_source_says_that_rendered_data_is_not_the_real_one(
 
 
 def test_records_name_the_commit_of_the_code() -> None:
-    assert len(code_version().rstrip("+")) >= 7
+    assert len(commit_of_code().rstrip("+")) >= 7
