@@ -18,6 +18,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+import ray
 from ray.util.placement_group import remove_placement_group
 
 from repmtl_ray import ray_compat
@@ -44,9 +45,14 @@ def ended_by_interrupt() -> Iterator[None]:
 
 
 def _kill_own_runs() -> None:
-    """Kills the Tune trials and Ray Train controllers of this process; their workers die with them."""
-    for actor in ray_compat.live_actors(*RUN_ACTORS):
-        ray_compat.kill_actor(actor)
+    """Kills the Tune trials and Ray Train controllers of this process; what they started dies with
+    them. A Ray that was stopped has none."""
+    with contextlib.suppress(ray.exceptions.RayError, RuntimeError):
+        for actor in ray_compat.live_actors(*RUN_ACTORS):
+            with contextlib.suppress(
+                ValueError
+            ):  # the controller of a trial, which only this one knows
+                ray_compat.kill_actor(actor)
 
 
 def remove_last_groups() -> None:

@@ -195,6 +195,9 @@ def kill_actor(actor: bytes) -> None:
 
     Why: the public `ray.kill` needs a handle, and only Ray has the handles of the actors that it
     starts for a run. Upstream: no issue known. It can go when `ray.kill` takes an id.
+
+    Raises:
+        ValueError: another process started it, which alone can kill it.
     """
     from ray._private.worker import global_worker
 

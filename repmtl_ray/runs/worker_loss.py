@@ -131,10 +131,13 @@ class LossPrinter:
 def losses_printed(folder: str) -> Iterator[None]:
     """Inside the block, losses below a folder are one line each, and Ray's own text is left out."""
     printer, ended = LossPrinter(folder), threading.Event()
+    # A Ray that was stopped, for example by Ctrl-C, has nothing to tell.
+    unreachable = contextlib.suppress(ray.exceptions.RayError, RuntimeError)
 
     def watch() -> None:
         while not ended.wait(POLL_S):
-            printer.poll()
+            with unreachable:
+                printer.poll()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -144,5 +147,5 @@ def losses_printed(folder: str) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        if ray.is_initialized():
+        with unreachable:
             printer.poll(is_last=True)
