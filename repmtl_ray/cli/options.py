@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
+from repmtl_ray.config import ModelConfig
 from repmtl_ray.runs.keeper import Checkpoints
 
 
@@ -78,6 +79,9 @@ def training_changes(arguments: argparse.Namespace) -> dict[str, Any]:
 def assignments(texts: Sequence[str]) -> dict[str, Any]:
     """What `--set` was given, as `config.replace` takes it.
 
+    Another head or other features leave out parts that a preset may have set; those return to their
+    defaults.
+
     Raises:
         ValueError: a text without "=".
     """
@@ -90,6 +94,12 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
             changes[path] = json.loads(value)
         except json.JSONDecodeError:
             changes[path] = value
+    usual = ModelConfig()
+    if changes.get("model.head", "aspp") != "aspp":
+        changes.setdefault("model.head_channels", usual.head_channels)
+        changes.setdefault("model.atrous_rates", usual.atrous_rates)
+    if changes.get("model.features", "map") != "map":
+        changes.setdefault("model.output_stride", None)
     return changes
 
 

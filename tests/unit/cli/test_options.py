@@ -1,0 +1,43 @@
+"""The options that recipes share."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from repmtl_ray.cli import benchmark as cli_benchmark
+from repmtl_ray.cli.options import add_study_options, assignments, new_parser, study_options
+from repmtl_ray.config import ModelConfig
+
+
+def studied(*words: str) -> argparse.Namespace:
+    parser = new_parser(None)
+    add_study_options(parser, "search", "trial")
+    return parser.parse_args(words)
+
+
+def test_a_name_beside_the_name_to_resume_is_refused() -> None:
+    assert study_options(studied("--resume", "a", "--name", "a"))["name"] == "a"
+    with pytest.raises(ValueError, match="give the name that is resumed alone"):
+        study_options(studied("--resume", "a", "--name", "b"))
+
+
+def test_values_are_json_or_text() -> None:
+    texts = ["epochs=3", "model.encoder=resnet18", 'tasks=["depth"]', "a=b=c"]
+    assert assignments(texts) == {
+        "epochs": 3,
+        "model.encoder": "resnet18",
+        "tasks": ["depth"],
+        "a": "b=c",
+    }
+
+
+def test_another_head_takes_the_presets_settings_of_its_head_back() -> None:
+    words = ["scenes", "--set", "model.head=linear"]
+    experiment = cli_benchmark.experiment_of(cli_benchmark.parser(None).parse_args(words))
+    assert experiment.model.head == "linear"
+    assert experiment.model.head_channels == ModelConfig().head_channels
+    words += ["--set", "model.head_channels=16"]
+    with pytest.raises(ValueError, match="not used with head 'linear'"):
+        cli_benchmark.experiment_of(cli_benchmark.parser(None).parse_args(words))
