@@ -104,13 +104,13 @@ def kill_with_children(pid: int) -> None:
 def _arm(folder: Path) -> None:
     """Puts this process's faults into the functions in which they happen."""
     from repmtl_ray import collectives, storage
-    from repmtl_ray.runs import checkpoint, guard, loop
+    from repmtl_ray.runs import checkpoint, fault_tolerance, loop
     from repmtl_ray.runs.step import Stepper
 
     plan = json.loads((Path(f"{folder}.faults") / "plan.json").read_text())
     workers = collectives.current()
     rank = workers.rank
-    start, step = guard.Guard.start, Stepper.step
+    start, step = fault_tolerance.FaultTolerance.start, Stepper.step
     load, evaluate, write = checkpoint.load, loop.evaluate_split, storage.write
     now = {"step": 0}
 
@@ -170,7 +170,7 @@ def _arm(folder: Path) -> None:
             die()
         write(location, data)
 
-    guard.Guard.start = faulty_start  # type: ignore[method-assign]
+    fault_tolerance.FaultTolerance.start = faulty_start  # type: ignore[method-assign]
     Stepper.step = faulty_step  # type: ignore[method-assign]
     checkpoint.load = noted_load
     loop.evaluate_split = faulty_evaluate

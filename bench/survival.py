@@ -45,7 +45,7 @@ from repmtl_ray import cluster, train
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
 from repmtl_ray.runs.checkpoint import read_state
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.train import FitResult, fit
 
 YES, NO = "yes", "**no**"
@@ -59,7 +59,7 @@ EXPERIMENT = Experiment(
     batch_size=4,
     precision="float64",  # so that a changing number of workers can be compared too
 )
-SAVING = Checkpoints(every_steps=3)
+SAVING = CheckpointConfig(every_steps=3)
 HEADER = (
     "| kind | at step | survived | steps again | seconds to recover | bit-equal |\n"
     "|---|---|---|---|---|---|"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from repmtl_ray.delta import delta_m, delta_p
     from repmtl_ray.inference import TrainedModel, evaluate, load_model, predict
     from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
-    from repmtl_ray.runs.keeper import Checkpoints
+    from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
     from repmtl_ray.saliency import task_saliency
     from repmtl_ray.search import SearchResult, tune
     from repmtl_ray.studies.benchmark import benchmark
@@ -61,7 +61,7 @@ _NAMES = {
         "csa_loss",
         "tsr_loss",
     ),
-    "runs.keeper": ("Checkpoints",),
+    "runs.checkpoint_manager": ("CheckpointConfig",),
     "saliency": ("task_saliency",),
     "search": (
         "SearchResult",
@@ -86,7 +86,7 @@ _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names
 _SUBMODULES = ("policies", "protocols", "tasks")
 
 __all__ = [
-    "Checkpoints",
+    "CheckpointConfig",
     "Classification",
     "CustomData",
     "DataConfig",

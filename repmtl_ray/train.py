@@ -1,8 +1,8 @@
 """One experiment on Ray Train: `fit`, and the loop that each of its workers runs.
 
 Owns how a run uses Ray Train. What happens in an epoch is `runs/loop.py`; this module gives it
-workers, data from the object store, and another life after a worker died; `runs/guard.py` and
-`runs/keeper.py` give it checkpoints in the run's storage.
+workers, data from the object store, and another life after a worker died; `runs/fault_tolerance.py` and
+`runs/checkpoint_manager.py` give it checkpoints in the run's storage.
 
 Two more processes than the workers import this module for every run (Tune's driver and Train's
 controller), so what they do not need (models, policies, data) is imported where it is used: seconds
@@ -21,19 +21,23 @@ from typing import TYPE_CHECKING, Any, Literal
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from repmtl_ray import alike, ray_compat
+from repmtl_ray import node_check, ray_compat
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import (
     Experiment,
     ExperimentError,
-    to_dict,
 )
 from repmtl_ray.conversion import shown
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt
 from repmtl_ray.prepared_run import check_settings, expect, open_data, prepare_run, read_samples
 from repmtl_ray.run_folder import check_owner, checked_place, claim
 from repmtl_ray.run_lock import hold
-from repmtl_ray.runs.keeper import Checkpoints, Keeper, read_final, read_marker
+from repmtl_ray.runs.checkpoint_manager import (
+    CheckpointConfig,
+    CheckpointManager,
+    read_final,
+    read_marker,
+)
 from repmtl_ray.runs.worker import CachedData, run_worker
 from repmtl_ray.runs.worker_loss import NoteLosses, losses_printed
 
@@ -87,7 +91,7 @@ def fit(
     storage: str | Path | None = None,
     name: str | None = None,
     max_failures: int = 3,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: CheckpointConfig | None = None,
 ) -> FitResult:
     """Trains one experiment on Ray, here or on the cluster this machine belongs to.
 
@@ -124,7 +128,7 @@ def fit(
     prepared = prepare_run(experiment, placement=placement, data=data)
     with hold(directory, "run"), losses_printed(directory):
         note = claim(directory, experiment, prepared.own_data)
-        alike.check_nodes(directory)
+        node_check.check_nodes(directory)
         result = train(
             experiment,
             read_samples(prepared),
@@ -139,7 +143,7 @@ def fit(
 
 def _check_arguments(name: object, max_failures: object, checkpoints: object) -> None:
     expect("name", name, str, optional=True)
-    expect("checkpoints", checkpoints, Checkpoints, optional=True)
+    expect("checkpoints", checkpoints, CheckpointConfig, optional=True)
     if type(max_failures) is not int or max_failures < -1:
         raise ValueError(
             f"max_failures is {shown(max_failures)}; expected an integer >= 0, or -1 for no limit."
@@ -154,7 +158,7 @@ def train(
     storage: str,
     name: str,
     max_failures: int = 3,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: CheckpointConfig | None = None,
     baseline: Mapping[str, float] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> FitResult:
@@ -178,12 +182,12 @@ def train(
     trainer = TorchTrainer(
         run_worker,  # type: ignore[arg-type]  # may return a value in Train V2
         train_loop_config={
-            "experiment": to_dict(experiment),
+            "experiment": experiment,
             "data": data,
             "baseline": None if baseline is None else dict(baseline),
             "directory": folder,
-            "checkpoints": checkpoints or Checkpoints(),
-            "word": alike.leave_word(folder),
+            "checkpoints": checkpoints or CheckpointConfig(),
+            "driver_note": node_check.write_driver_note(folder),
         },
         scaling_config=ScalingConfig(
             num_workers=placement.num_workers,  # type: ignore[arg-type]  # annotated as Train V1's
@@ -228,8 +232,8 @@ def finished(folder: str, experiment: Experiment, data: CachedData) -> FitResult
         experiment: that it is known to belong to.
         data: its samples.
     """
-    keeper = Keeper(folder)
-    newest = keeper.newest()
+    manager = CheckpointManager(folder)
+    newest = manager.latest()
     if newest is None:
         return None
     marker = read_marker(newest)
@@ -242,7 +246,7 @@ def finished(folder: str, experiment: Experiment, data: CachedData) -> FitResult
         metrics=marker.history[-1],
         history=marker.history,
         checkpoint=newest,
-        best_checkpoint=keeper.best() or newest,
+        best_checkpoint=manager.best() or newest,
         epochs_now=0,
         final=final,
         notes=data.notes,

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from repmtl_ray import storage
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import ModelConfig
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -136,7 +136,7 @@ def add_placement_options(parser: argparse.ArgumentParser, unit: str) -> argpars
         "--save-every-minutes",
         type=float,
         metavar="M",
-        default=Checkpoints.every_minutes,
+        default=CheckpointConfig.every_minutes,
         help="save also inside an epoch, after so many minutes; 0 does not (default: %(default)s)",
     )
     return where
@@ -190,10 +190,10 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
     )
 
 
-def checkpoints_of(arguments: argparse.Namespace) -> Checkpoints:
+def checkpoints_of(arguments: argparse.Namespace) -> CheckpointConfig:
     """When the options save a run inside an epoch."""
     minutes = arguments.save_every_minutes
-    return Checkpoints(
+    return CheckpointConfig(
         every_steps=arguments.save_every_steps, every_minutes=None if minutes == 0 else minutes
     )
 

@@ -2,7 +2,7 @@
 
 Owns what the files hold: `state.pt` (tensors and plain values, read with weights_only=True, so that
 a checkpoint made by someone else cannot run code), `experiment.json` and `data.json`. That they are whole is for
-`keeper.py`, whose marker is written last. Random numbers need no state: every draw is a function of
+`checkpoint_manager.py`, whose marker is written last. Random numbers need no state: every draw is a function of
 the seed, the step and the worker (`step.py`, `data/batches.py`), so their position is the `progress`
 below. No Ray.
 """
@@ -25,8 +25,8 @@ from repmtl_ray.data.sources import describe_config
 from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.models.encoders import check_tensors
 from repmtl_ray.policies.base import Policy
-from repmtl_ray.runs import keeper
-from repmtl_ray.runs.keeper import FORMAT, MARKER_FILE, Marker
+from repmtl_ray.runs import checkpoint_manager
+from repmtl_ray.runs.checkpoint_manager import FORMAT, MARKER_FILE, Marker
 
 STATE_FILE = "state.pt"
 EXPERIMENT_FILE = "experiment.json"
@@ -117,7 +117,7 @@ def save(
         STATE_FILE: state.getvalue(),
     }
     marker = Marker(
-        files=keeper.describe(files),
+        files=checkpoint_manager.describe(files),
         epochs_done=progress.epochs_done,
         step_in_epoch=progress.step_in_epoch,
         global_step=progress.global_step,
@@ -126,7 +126,7 @@ def save(
     )
     for name, content in files.items():
         storage.write(f"{directory}/{name}", content)
-    storage.write(f"{directory}/{MARKER_FILE}", keeper.marker_text(marker).encode())
+    storage.write(f"{directory}/{MARKER_FILE}", checkpoint_manager.marker_text(marker).encode())
 
 
 def load(
@@ -157,7 +157,7 @@ def load(
             f"checkpoint {directory} was trained with other settings of the data: {differs}. "
             "Resume with the same ones, or start under a new name."
         )
-    before = keeper.read_marker(str(directory)).data
+    before = checkpoint_manager.read_marker(str(directory)).data
     if data and before and before != data:
         raise ExperimentError(
             f"checkpoint {directory} was trained on other samples (fingerprint {before}, now {data}): the data changed. "
@@ -186,7 +186,9 @@ def read_state(directory: str | Path) -> dict[str, Any]:
     """
     directory = str(directory)
     path = f"{directory}/{STATE_FILE}"
-    content = keeper.read_file(directory, STATE_FILE, keeper.read_marker(directory))
+    content = checkpoint_manager.read_file(
+        directory, STATE_FILE, checkpoint_manager.read_marker(directory)
+    )
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise almost anything
@@ -216,7 +218,9 @@ def read_experiment(directory: str | Path) -> Experiment:
         ValueError: no such file, or one that describes no experiment of this version.
     """
     directory = str(directory)
-    content = keeper.read_file(directory, EXPERIMENT_FILE, keeper.read_marker(directory))
+    content = checkpoint_manager.read_file(
+        directory, EXPERIMENT_FILE, checkpoint_manager.read_marker(directory)
+    )
     try:
         return from_dict(Experiment, json.loads(content))
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -233,11 +237,11 @@ def read_description(directory: str | Path) -> DataDescription:
             version that did not describe them.
     """
     directory = str(directory)
-    marker = keeper.read_marker(directory)
+    marker = checkpoint_manager.read_marker(directory)
     if DATA_FILE not in marker.files:
         experiment = read_experiment(directory)
         return missing_description(f"checkpoint {directory}", experiment)
-    content = keeper.read_file(directory, DATA_FILE, marker)
+    content = checkpoint_manager.read_file(directory, DATA_FILE, marker)
     return description_from(content, f"checkpoint {directory}/{DATA_FILE}")
 
 
@@ -270,7 +274,7 @@ def missing_description(where: str, experiment: Experiment) -> DataDescription:
 
 def _described_otherwise(directory: str | Path, description: DataDescription) -> str:
     """What differs from the description that is stored; empty if nothing does or none is stored."""
-    if DATA_FILE not in keeper.read_marker(str(directory)).files:
+    if DATA_FILE not in checkpoint_manager.read_marker(str(directory)).files:
         return ""
     return data_differences(read_description(directory), description)
 

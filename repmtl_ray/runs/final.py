@@ -14,7 +14,7 @@ from repmtl_ray import storage
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment
 from repmtl_ray.models import MultiTaskModel
-from repmtl_ray.runs import checkpoint, keeper, loop
+from repmtl_ray.runs import checkpoint, checkpoint_manager, loop
 from repmtl_ray.runs.loop import Split
 
 
@@ -42,13 +42,15 @@ def evaluate_best(
         As `evaluate`, and "epoch"; kept beside the run, and read from there when it is asked for
         again.
     """
-    found = keeper.read_final(directory)
+    found = checkpoint_manager.read_final(directory)
     if found is not None:
         return found
     model.load_state_dict(checkpoint.read_state(best)["model"])
     tasks = loop.selected_tasks(experiment, split.tasks)
     metrics = loop.evaluate_split(experiment, tasks, model, split, workers=workers, device=device)
-    found = {"epoch": float(keeper.read_marker(best).epochs_done), **metrics}
+    found = {"epoch": float(checkpoint_manager.read_marker(best).epochs_done), **metrics}
     if workers.rank == 0:
-        storage.write_text(f"{directory}/{keeper.FINAL_FILE}", json.dumps(found, indent=2) + "\n")
+        storage.write_text(
+            f"{directory}/{checkpoint_manager.FINAL_FILE}", json.dumps(found, indent=2) + "\n"
+        )
     return found

@@ -7,7 +7,7 @@ benches and machines without Ray call it in their own process with `LocalRows`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -212,28 +212,28 @@ def run(
     stepper = _stepper(experiment, tasks, parts, workers)
     while progress.epochs_done < experiment.epochs:
         epoch = progress.epochs_done
-
-        def stepped(step: int, seen: dict[str, list[float]], before: Progress = progress) -> None:
-            if after_step is not None:
-                done, global_step = before.epochs_done, before.epochs_done * steps + step
-                inside = replace(before, step_in_epoch=step, global_step=global_step, seen=seen)
-                after_step(
-                    done, step, global_step, partial(checkpoint.save, **stored, progress=inside)
-                )
-
-        seen = _train_epoch(
+        values_by_metric = {name: list(values) for name, values in progress.seen.items()}
+        first_global_step = epoch * steps
+        for step in _train_epoch(
             experiment,
             stepper,
             train,
             progress,
-            first_global_step=epoch * steps,
-            stepped=stepped,
+            values_by_metric,
+            first_global_step=first_global_step,
             device=device,
-        )
+        ):
+            if after_step is not None:
+                global_step = first_global_step + step
+                inside = replace(
+                    progress, step_in_epoch=step, global_step=global_step, seen=values_by_metric
+                )
+                write = partial(checkpoint.save, **stored, progress=inside)
+                after_step(epoch, step, global_step, write)
         parts.scheduler.step()
-        global_step = (epoch + 1) * steps
+        global_step = first_global_step + steps
         metrics: dict[str, float] = {"epoch": epoch + 1, "global_step": global_step}
-        metrics.update({name: math.fsum(found) / len(found) for name, found in seen.items()})
+        metrics |= {n: math.fsum(values) / len(values) for n, values in values_by_metric.items()}
         metrics.update({f"policy/{name}": value for name, value in parts.policy.metrics().items()})
         try:
             metrics |= evaluate_split(
@@ -283,16 +283,19 @@ def _train_epoch(
     stepper: Stepper,
     train: Split,
     progress: Progress,
+    values_by_metric: dict[str, list[float]],
     *,
     first_global_step: int,
-    stepped: Callable[[int, dict[str, list[float]]], None],
     device: torch.device,
-) -> dict[str, list[float]]:
-    """The rest of an epoch; by metric, its value at every step, those before included.
+) -> Iterator[int]:
+    """Trains the rest of an epoch, and gives the number of its steps that are done after each.
 
-    `stepped` is told the steps done in the epoch, and those values, after each.
+    Args:
+        experiment, stepper, train, progress: of the run.
+        values_by_metric: gets the value of every metric at each step.
+        first_global_step: steps of the run before this epoch.
+        device: of this worker.
     """
-    seen = {name: list(values) for name, values in progress.seen.items()}
     if progress.step_in_epoch == 0:
         stepper.policy.begin_epoch(progress.epochs_done)
     batches = train_batches(
@@ -311,10 +314,9 @@ def _train_epoch(
     for step, batch in enumerate(batches, start=progress.step_in_epoch + 1):
         values = stepper.step(batch.to(device), global_step=first_global_step + step - 1)
         for name, value in values.items():
-            seen.setdefault(name, []).append(value)
-        stepped(step, seen)
+            values_by_metric.setdefault(name, []).append(value)
+        yield step
     stepper.policy.end_epoch()
-    return seen
 
 
 def _check_place(resume_from: str | Path, progress: Progress, steps: int) -> None:

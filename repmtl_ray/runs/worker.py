@@ -1,7 +1,7 @@
 """What every worker of a Ray Train run gets and does: go on where the run stands, train, report.
 
 Owns the loop's place inside Ray Train; the epochs are `loop.py`'s, how a run survives is
-`guard.py`'s. What only a worker needs is imported when it runs: Tune's driver and Train's
+`fault_tolerance.py`'s. What only a worker needs is imported when it runs: Tune's driver and Train's
 controller import this module too.
 """
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 
-from repmtl_ray import alike, collectives
-from repmtl_ray.config import Experiment, ExperimentError, digest, from_dict
+from repmtl_ray import collectives, node_check
+from repmtl_ray.config import Experiment, ExperimentError, digest
 from repmtl_ray.data.description import DataDescription, describe
 from repmtl_ray.delta import delta_p
-from repmtl_ray.runs.keeper import read_marker
+from repmtl_ray.runs.checkpoint_manager import read_marker
 from repmtl_ray.runs.worker_loss import RunPosition
 
 if TYPE_CHECKING:
@@ -66,22 +66,25 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
     from ray.train.torch import get_device
 
-    from repmtl_ray.runs import final, loop
-    from repmtl_ray.runs import guard as guards
+    from repmtl_ray.runs import fault_tolerance, final, loop
 
-    experiment = from_dict(Experiment, config["experiment"])
+    experiment: Experiment = config["experiment"]
     data: CachedData = config["data"]
     workers = collectives.current()
     baseline = config["baseline"]
-    problem = alike.problem_of_any(alike.problem_here(config["word"]), workers, get_device())
+    problem = node_check.first_problem(
+        node_check.problem_on_this_node(config["driver_note"]), workers, get_device()
+    )
     if problem:
         return {"error": problem, "notes": []}
-    guard = guards.Guard(config["directory"], config["checkpoints"], workers)
+    checkpointing = fault_tolerance.FaultTolerance(
+        config["directory"], config["checkpoints"], workers
+    )
     position = RunPosition(config["directory"])
     epochs_now = 0
 
     def after_step(epochs_done: int, step_in_epoch: int, global_step: int, write: Any) -> None:
-        guard.after_step(epochs_done, step_in_epoch, global_step, write)
+        checkpointing.after_step(epochs_done, step_in_epoch, global_step, write)
         if workers.rank == 0:
             position.note_step(global_step)
 
@@ -91,12 +94,12 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         if baseline is not None:
             delta = delta_p(metrics, baseline)
             metrics.update(delta_p_task=delta.task, delta_p_metric=delta.metric)
-        guard.after_epoch(int(metrics["epoch"]), int(metrics["global_step"]), write)
-        ray.train.report({**metrics, "checkpoint_path": guard.checkpoint})
+        checkpointing.after_epoch(int(metrics["epoch"]), int(metrics["global_step"]), write)
+        ray.train.report({**metrics, "checkpoint_path": checkpointing.checkpoint})
 
     def go() -> dict[str, Any]:
         loop.selected_tasks(experiment, data.tasks)
-        resume_from = guard.start()
+        resume_from = checkpointing.start()
         if workers.rank == 0:
             position.note_start(resume_from)
         if resume_from is not None:
@@ -112,7 +115,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
             workers=workers,
             device=get_device(),
         )
-        best = guard.best()
+        best = checkpointing.best()
         final_metrics = None
         if data.final is not None:
             final_metrics = final.evaluate_best(
@@ -127,7 +130,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         return {
             "history": progress.history,
             "epochs_now": epochs_now,
-            "checkpoint": guard.checkpoint,
+            "checkpoint": checkpointing.checkpoint,
             "best_checkpoint": best,
             "final": final_metrics,
         }
@@ -137,12 +140,12 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     except ExperimentError as error:
         outcome = {"error": str(error)}
     except (MemoryError, RuntimeError) as error:
-        if not guards.is_out_of_memory(error):
+        if not fault_tolerance.is_out_of_memory(error):
             raise
-        outcome = {"error": guard.out_of_memory(error, experiment)}
+        outcome = {"error": checkpointing.out_of_memory(error, experiment)}
         if workers.size > 1:
             raise  # the others wait for this one; the next attempt reads why it failed
-    return {**outcome, "notes": guard.keeper.notes}
+    return {**outcome, "notes": checkpointing.manager.notes}
 
 
 def _report_again(history: list[dict[str, float]], checkpoint: str) -> None:

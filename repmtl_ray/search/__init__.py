@@ -15,14 +15,14 @@ from typing import Any, Literal
 import pandas
 
 import repmtl_ray
-from repmtl_ray import alike, cluster
+from repmtl_ray import cluster, node_check
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.conversion import check_arguments
 from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search.draws import Draw, Draws, OptunaRuns, random_configurations
 from repmtl_ray.search.progress import Progress
 from repmtl_ray.search.run_records import METRIC, Record, read_record, shared_facts
@@ -68,7 +68,7 @@ def tune(
     storage_path: str | None = None,
     name: str | None = None,
     resume: bool = False,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: CheckpointConfig | None = None,
 ) -> SearchResult:
     """Searches `param_space` around an experiment for the largest delta_p over its tasks.
 
@@ -130,7 +130,7 @@ def tune(
             "scheduler": scheduler,
         }
         claim_study(directory, settings, num_samples=num_samples)
-        alike.check_nodes(directory)
+        node_check.check_nodes(directory)
         data = read_samples(prepared)
         room = max(1, placement.concurrent())
         study = Study(

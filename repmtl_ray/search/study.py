@@ -35,7 +35,7 @@ from repmtl_ray.delta import delta_p
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt, remove_last_groups
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import tune_reporting
-from repmtl_ray.runs.keeper import Checkpoints, Keeper, read_marker
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig, CheckpointManager, read_marker
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.runs.worker_loss import losses_printed
 from repmtl_ray.search.progress import Cleanup, Progress
@@ -101,7 +101,7 @@ class Study:
     concurrency: int
     progress: Progress
     facts: Mapping[str, Any]
-    checkpoints: Checkpoints | None = None
+    checkpoints: CheckpointConfig | None = None
 
     def train(
         self,
@@ -219,7 +219,7 @@ def run_trial(
     folder: str,
     baseline: dict[str, float] | None,
     facts: dict[str, Any],
-    checkpoints: Checkpoints | None,
+    checkpoints: CheckpointConfig | None,
 ) -> None:
     """One trial of Ray Tune: waits for one Ray Train run, whose every report it hands on."""
     name, content = config["run"], json.loads(config["content"])
@@ -259,7 +259,7 @@ def run_trial(
 def _write_stopped(
     folder: str, config: Mapping[str, Any], facts: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> None:
-    newest = Keeper(f"{folder}/runs/{config['run']}").newest()
+    newest = CheckpointManager(f"{folder}/runs/{config['run']}").latest()
     history = [] if newest is None else read_marker(newest).history[: int(metrics.get("epoch", 0))]
     if not history:
         return

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from repmtl_ray import alike, protocols
+from repmtl_ray import node_check, protocols
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.conversion import check_arguments
@@ -20,7 +20,7 @@ from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.report.records import data_source, published_name
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search.progress import Progress
 from repmtl_ray.search.run_records import Record, Run, shared_facts
 from repmtl_ray.search.study import SINGLE_TASK, Study, train_baseline, train_missing
@@ -54,7 +54,7 @@ def benchmark(
     storage_path: str | None = None,
     name: str | None = None,
     resume: bool = False,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: CheckpointConfig | None = None,
 ) -> BenchmarkResult:
     """Trains every method with every seed, and each task alone with every seed before that.
 
@@ -98,7 +98,7 @@ def benchmark(
     with hold(directory, "benchmark"):
         note = claim(directory, experiment)
         claim_study(directory, {"baseline": baseline}, methods=methods)
-        alike.check_nodes(directory)
+        node_check.check_nodes(directory)
         data = read_samples(prepared)
         room = max(1, placement.concurrent())
         study = Study(

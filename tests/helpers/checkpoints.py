@@ -11,7 +11,7 @@ from typing import Any
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.sources import open_streams
-from repmtl_ray.runs import keeper, loop
+from repmtl_ray.runs import checkpoint_manager, loop
 
 
 def small_experiment(**changes: Any) -> Experiment:
@@ -49,8 +49,8 @@ def described_otherwise(saved: Path, other: Path, part: str, **changes: Any) -> 
     description[part].update(changes)
     text = json.dumps(description).encode()
     (other / "experiment.json").write_bytes(text)
-    marker = keeper.read_marker(str(other))
-    files = {**marker.files, **keeper.describe({"experiment.json": text})}
+    marker = checkpoint_manager.read_marker(str(other))
+    files = {**marker.files, **checkpoint_manager.describe({"experiment.json": text})}
     changed = dataclasses.replace(marker, files=files)
-    (other / keeper.MARKER_FILE).write_text(keeper.marker_text(changed))
+    (other / checkpoint_manager.MARKER_FILE).write_text(checkpoint_manager.marker_text(changed))
     return other

@@ -1,4 +1,4 @@
-"""Checkpoints of a run that hold no model."""
+"""CheckpointConfig of a run that hold no model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from repmtl_ray import storage
-from repmtl_ray.runs import keeper
-from repmtl_ray.runs.keeper import MARKER_FILE, Marker, describe, marker_text
+from repmtl_ray.runs import checkpoint_manager
+from repmtl_ray.runs.checkpoint_manager import MARKER_FILE, Marker, describe, marker_text
 
 STATE = b"the state of a run" * 20
 
@@ -15,7 +15,7 @@ STATE = b"the state of a run" * 20
 def saving(
     epochs_done: Any, step_in_epoch: int = 0, errors: tuple[()] = (), step: Any = None
 ) -> dict[str, Any]:
-    """What `Keeper.write` is given, for a small state; `errors`, of every epoch done."""
+    """What `CheckpointManager.write` is given, for a small state; `errors`, of every epoch done."""
     files = {"state.pt": STATE, "experiment.json": b"{}"}
     history = [{"depth/abs_error": error} for error in errors or [1.0] * epochs_done]
     at = {
@@ -35,5 +35,5 @@ def saving(
 
 def places(folder: Path) -> list[Any]:
     """(epochs done, step in epoch) of what lies there."""
-    found = [keeper.NAME.fullmatch(path.name) for path in folder.iterdir()]
+    found = [checkpoint_manager.NAME.fullmatch(path.name) for path in folder.iterdir()]
     return sorted((int(match[1]), int(match[2])) for match in found if match)

@@ -14,7 +14,7 @@ from bench import faults
 from repmtl_ray import Placement, fit, train
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.runs import checkpoint
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from tests.helpers.leftovers import leftovers
 
 pytestmark = pytest.mark.ray
@@ -41,7 +41,7 @@ def undisturbed(storage: Any, request: pytest.FixtureRequest) -> Any:
         placement=Placement(num_workers=2),
         storage=storage,
         name="undisturbed",
-        checkpoints=Checkpoints(every_steps=2, keep=9),
+        checkpoints=CheckpointConfig(every_steps=2, keep=9),
     )
 
 
@@ -107,7 +107,7 @@ def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
             storage=storage,
             name="struck",
             max_failures=4,
-            checkpoints=Checkpoints(every_steps=1),
+            checkpoints=CheckpointConfig(every_steps=1),
         )
 
     with pytest.raises(ValueError, match=r"writing .* failed 5 times.*File too large.*same name"):

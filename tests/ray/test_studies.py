@@ -17,7 +17,7 @@ from ray.train import ScalingConfig, UserCallback
 
 from pipelines import ablation, sensitivity
 from repmtl_ray import train
-from repmtl_ray.runs import guard, tune_reporting
+from repmtl_ray.runs import fault_tolerance, tune_reporting
 from repmtl_ray.search import study
 from tests.helpers.benchmark_options import SMALL
 
@@ -46,7 +46,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(study.Study, "train", one_after_another)
     monkeypatch.setattr(train, "ScalingConfig", local)
-    monkeypatch.setattr(guard.Guard, "_noticed", lambda self: False)  # local mode has no notices
+    monkeypatch.setattr(
+        fault_tolerance.FaultTolerance, "_noticed", lambda self: False
+    )  # local mode has no notices
     monkeypatch.setattr(
         tune_reporting, "reporting_to_tune", lambda: contextlib.nullcontext(UserCallback())
     )

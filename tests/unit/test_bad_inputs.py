@@ -24,8 +24,8 @@ from repmtl_ray.cluster import Placement
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, Experiment, from_dict, replace, to_dict
 from repmtl_ray.data import npy
-from repmtl_ray.runs import checkpoint, keeper, loop
-from repmtl_ray.runs.keeper import Checkpoints, Marker, describe, marker_text
+from repmtl_ray.runs import checkpoint, checkpoint_manager, loop
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig, Marker, describe, marker_text
 from repmtl_ray.search import asha
 from repmtl_ray.search.space import check_space
 from repmtl_ray.tasks import InverseDepth, Segmentation
@@ -35,7 +35,7 @@ from tests.helpers.training import small_experiment
 BASE = Experiment(data=DataConfig(name="cityscapes"))
 HUGE = 10**30
 MARKER = {
-    "format": keeper.FORMAT,
+    "format": checkpoint_manager.FORMAT,
     "files": {},
     "epochs_done": 0,
     "step_in_epoch": 0,
@@ -62,7 +62,7 @@ def tasks_of(**values: Any) -> Callable[..., Any]:
 def marker(text: str) -> Callable[..., Any]:
     def attempt(folder: Path) -> None:
         (folder / "complete.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-        keeper.read_marker(str(folder))
+        checkpoint_manager.read_marker(str(folder))
 
     return attempt
 
@@ -169,15 +169,15 @@ BAD = {
         lambda _: Placement(num_workers=(1, 3)).check_divides(64),
         "over 1 to 3 workers.*; 3 do not divide it: take 60 or 66, or a narrower range",
     ),
-    "save every 0 steps": (lambda _: Checkpoints(every_steps=0), "every_steps is 0"),
-    "keep one": (lambda _: Checkpoints(keep=1), "keep is 1"),
+    "save every 0 steps": (lambda _: CheckpointConfig(every_steps=0), "every_steps is 0"),
+    "keep one": (lambda _: CheckpointConfig(keep=1), "keep is 1"),
     # Spaces and command lines
     "space of an unknown path": (space({"policy.nam": "EW"}), "did you mean 'name'"),
     "space of a bad value": (space({"epochs": 0}), "'epochs' may become 0"),
     "no such module": (lambda _: cli_search.search_space("no_such:f", None), "No module named"),
     "an assignment without =": (lambda _: options.assignments(["epochs"]), "PATH=VALUE"),
     # Markers of checkpoints
-    "no marker": (lambda folder: keeper.read_marker(str(folder)), "never completed"),
+    "no marker": (lambda folder: checkpoint_manager.read_marker(str(folder)), "never completed"),
     "empty marker": (marker(""), "is damaged"),
     "binary marker": (marker(b"\xff\xfe\x00"), "is damaged"),
     "marker as list": (marker("[]"), "not the marker"),
@@ -341,7 +341,7 @@ def test_any_damage_to_a_checkpoint_is_found(
         with contextlib.suppress(ValueError):  # any other error fails the test
             checkpoint.load(folder, experiment=experiment, parts=parts)
     else:
-        with pytest.raises(keeper.TornCheckpointError, match=r"is torn|is damaged"):
+        with pytest.raises(checkpoint_manager.TornCheckpointError, match=r"is torn|is damaged"):
             checkpoint.load(folder, experiment=experiment, parts=parts)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from repmtl_ray import config
 from repmtl_ray.cluster import Placement
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from tests.helpers.documents import options_of
 from tests.helpers.paths import ROOT
 
@@ -140,7 +140,7 @@ PARTS = [
     config.RegularizerConfig,
     config.OptimizerConfig,
     Placement,
-    Checkpoints,
+    CheckpointConfig,
 ]
 
 

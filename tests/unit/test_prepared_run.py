@@ -16,7 +16,7 @@ from repmtl_ray.data.description import DataDescription, describe
 from repmtl_ray.data.stream import Normalization
 from repmtl_ray.prepared_run import check_settings, prepare_run
 from repmtl_ray.run_folder import CODE_FILE, DATA_FILE, OwnData, check_owner, claim
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.tasks import Depth, Segmentation, Task
 
 TASKS: tuple[Task, ...] = (Segmentation(name="parts", num_classes=3), Depth(name="depth"))
@@ -61,7 +61,7 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"placement": 2}, "placement is 2; expected a value of type Placement"),
     ({}, {"name": 3}, "name is 3; expected a value of type str or None"),
     ({}, {"max_failures": "many"}, "max_failures is 'many'"),
-    ({}, {"checkpoints": 5}, "checkpoints is 5; expected a value of type Checkpoints or None"),
+    ({}, {"checkpoints": 5}, "checkpoints is 5; expected a value of type CheckpointConfig or None"),
     ({}, {"data": [1, 2]}, r"data is \[1, 2\]; expected a value of type CustomData"),
     ({}, {"data": None}, "handed over with fit"),
     ({"data": {"name": "cityscapes"}}, {}, "but fit has data of your own"),
@@ -193,5 +193,5 @@ def test_damaged_notes_of_a_folder_are_one_line(tmp_path: Path, file: str, conte
 
 def test_settings_that_are_right_pass() -> None:
     check_settings(CUSTOM, Placement(num_workers=2), DATA)
-    assert Checkpoints().keep == 2
+    assert CheckpointConfig().keep == 2
     assert prepared_run.expect("x", None, int, optional=True) is None  # type: ignore[func-returns-value]

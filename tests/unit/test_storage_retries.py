@@ -11,7 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from repmtl_ray import storage
-from repmtl_ray.runs.keeper import Keeper
+from repmtl_ray.runs.checkpoint_manager import CheckpointManager
 from repmtl_ray.storage import StorageError
 from tests.helpers.stored_runs import saving
 
@@ -88,7 +88,7 @@ def test_what_is_not_there_is_no_fault_of_the_storage(tmp_path: Path) -> None:
 
 
 def test_a_bucket_keeps_checkpoints_as_a_disk_does(bucket: Any) -> None:
-    kept = Keeper("s3://runs/one")
+    kept = CheckpointManager("s3://runs/one")
     for epoch in range(1, 5):
         kept.write(**saving(epoch, errors=[0.2, 0.9, 0.8, 0.7][:epoch]))
     assert [name[:17] for name in storage.list_names("s3://runs/one")] == [
@@ -96,17 +96,17 @@ def test_a_bucket_keeps_checkpoints_as_a_disk_does(bucket: Any) -> None:
         "checkpoint_000003",
         "checkpoint_000004",
     ]
-    newest = Keeper("s3://runs/one").newest()
+    newest = CheckpointManager("s3://runs/one").latest()
     storage.write(f"{newest}/state.pt", b"half")
-    again = Keeper("s3://runs/one")
-    assert "checkpoint_000003" in again.newest()
+    again = CheckpointManager("s3://runs/one")
+    assert "checkpoint_000003" in again.latest()
     assert newest in again.notes[0]
 
 
 def test_a_bucket_that_is_gone_is_a_clear_end_and_what_was_stored_is_whole_when_it_is_back(
     bucket: Any,
 ) -> None:
-    kept = Keeper("s3://runs/two")
+    kept = CheckpointManager("s3://runs/two")
     kept.write(**saving(1))
     objects = [entry["Key"] for entry in bucket.list_objects(Bucket="runs")["Contents"]]
     stored = {key: bucket.get_object(Bucket="runs", Key=key)["Body"].read() for key in objects}
@@ -118,4 +118,4 @@ def test_a_bucket_that_is_gone_is_a_clear_end_and_what_was_stored_is_whole_when_
     bucket.create_bucket(Bucket="runs")
     for key, body in stored.items():
         bucket.put_object(Bucket="runs", Key=key, Body=body)
-    assert "checkpoint_000001" in Keeper("s3://runs/two").newest()
+    assert "checkpoint_000001" in CheckpointManager("s3://runs/two").latest()

@@ -45,7 +45,7 @@ from repmtl_ray.config import (
     from_dict,
     to_dict,
 )
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.tasks import TASK_CLASSES, Depth
 from tests.helpers.paths import ROOT
 
@@ -133,7 +133,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
     OptimizerConfig: {},
     Experiment: {"data": DataConfig(name="cityscapes")},
     Placement: {},
-    Checkpoints: {},
+    CheckpointConfig: {},
     CustomData: {
         "train": DATASET,
         "evaluation": DATASET,

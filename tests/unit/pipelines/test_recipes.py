@@ -19,7 +19,7 @@ from repmtl_ray import cli, cluster
 from repmtl_ray.cli import search as cli_search
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, from_dict, replace, to_dict
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search import SearchResult
 from repmtl_ray.search.space import check_space
 from tests.helpers.paths import ROOT
@@ -124,7 +124,12 @@ def test_the_train_recipe_trains_what_the_file_says(
     run_recipe(monkeypatch, train_recipe, best_json)
     experiment, options = fitted[0]
     assert experiment == replace(BASE, {"policy": {"name": "CAGrad", "arguments": {"c": 1}}})
-    usual = {"placement": Placement(), "storage": None, "name": None, "checkpoints": Checkpoints()}
+    usual = {
+        "placement": Placement(),
+        "storage": None,
+        "name": None,
+        "checkpoints": CheckpointConfig(),
+    }
     assert options == usual
     assert capsys.readouterr().out == (
         "epoch 1  depth/abs_error 0.1235\ncheckpoint /runs/checkpoint_1\n"
@@ -151,7 +156,7 @@ def test_the_train_recipes_options(
         "placement": Placement(num_workers=(2, 4)),
         "storage": "s",
         "name": "n",
-        "checkpoints": Checkpoints(every_steps=7, every_minutes=None),
+        "checkpoints": CheckpointConfig(every_steps=7, every_minutes=None),
     }
 
 
@@ -299,7 +304,7 @@ def test_options_reach_experiment_space_and_search(
         "storage_path": "s",
         "name": "old",
         "resume": True,
-        "checkpoints": Checkpoints(),
+        "checkpoints": CheckpointConfig(),
     }
     assert (tmp_path / "out/results.csv").exists()
 

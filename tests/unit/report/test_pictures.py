@@ -29,8 +29,8 @@ from repmtl_ray.report.inspection import (
     task_distribution,
 )
 from repmtl_ray.runs import checkpoint, final, loop
+from repmtl_ray.runs.checkpoint_manager import CheckpointManager
 from repmtl_ray.runs.evaluate import evaluate
-from repmtl_ray.runs.keeper import Keeper
 from repmtl_ray.studies import powerlaw, timing
 from repmtl_ray.studies.methods import methods
 from tests.helpers.checkpoints import described_otherwise, small_experiment, split_of, trained
@@ -252,12 +252,12 @@ def test_the_final_split_is_read_with_the_best_epochs_weights(
         small_experiment(epochs=4),
         {"data.holdout": 0.4, "data.eval_split": "holdout", "data.num_train": 12},
     )
-    keeper = Keeper(str(tmp_path))
+    manager = CheckpointManager(str(tmp_path))
     weights = []
 
     def report(metrics: Any, write: Any) -> None:
         epoch, step = int(metrics["epoch"]), int(metrics["global_step"])
-        location = keeper.write(write, epochs_done=epoch, step_in_epoch=0, global_step=step)
+        location = manager.write(write, epochs_done=epoch, step_in_epoch=0, global_step=step)
         weights.append(checkpoint.read_state(location)["model"])
 
     parts, progress = loop.run(
@@ -269,7 +269,7 @@ def test_the_final_split_is_read_with_the_best_epochs_weights(
     best = best_epoch(progress.history)
     options = {
         "directory": str(tmp_path),
-        "best": keeper.best(),
+        "best": manager.best(),
         "workers": ALONE,
         "device": torch.device("cpu"),
     }
@@ -277,6 +277,6 @@ def test_the_final_split_is_read_with_the_best_epochs_weights(
     assert found["epoch"] == best
     kept = parts.model.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in weights[best - 1].items())
-    shutil.rmtree(keeper.best())
+    shutil.rmtree(manager.best())
     again = final.evaluate_best(experiment, parts.model, split_of(experiment, "val"), **options)
     assert again == found, "read once, kept beside the run"

@@ -20,7 +20,7 @@ from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.runs import checkpoint, loop
 from repmtl_ray.runs.checkpoint import DATA_FILE, EXPERIMENT_FILE, MARKER_FILE, STATE_FILE, Progress
-from repmtl_ray.runs.keeper import describe
+from repmtl_ray.runs.checkpoint_manager import describe
 from repmtl_ray.runs.step import ExperimentError
 from tests.helpers.asserts import assert_same
 from tests.helpers.training import run, small_experiment, state_of

@@ -16,7 +16,7 @@ from repmtl_ray.config import DataConfig, Experiment, ExperimentError, ModelConf
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.description import code_digest, describe_task, tasks_of
 from repmtl_ray.data.stream import Normalization, Sample, Stream
-from repmtl_ray.runs import checkpoint, keeper, loop
+from repmtl_ray.runs import checkpoint, checkpoint_manager, loop
 from repmtl_ray.runs.export import export_model, import_model, read_exported_description
 from repmtl_ray.tasks import TASK_CLASSES, Classification, Depth, Segmentation, Task
 from tests.helpers.asserts import assert_same
@@ -137,12 +137,12 @@ def test_a_run_does_not_go_on_with_other_settings_of_its_data(
 def without_description(at: Path, to: Path) -> Path:
     """A checkpoint as earlier versions wrote it."""
     to.mkdir()
-    marker = keeper.read_marker(str(at))
+    marker = checkpoint_manager.read_marker(str(at))
     for name in marker.files.keys() - {checkpoint.DATA_FILE}:
         (to / name).write_bytes((at / name).read_bytes())
     files = {name: marker.files[name] for name in marker.files if name != checkpoint.DATA_FILE}
-    text = keeper.marker_text(dataclasses.replace(marker, files=files))
-    (to / keeper.MARKER_FILE).write_text(text)
+    text = checkpoint_manager.marker_text(dataclasses.replace(marker, files=files))
+    (to / checkpoint_manager.MARKER_FILE).write_text(text)
     return to
 
 

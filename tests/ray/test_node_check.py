@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import ray
 
-from repmtl_ray import alike, cluster, fit, storage
-from repmtl_ray.alike import Word
+from repmtl_ray import cluster, fit, node_check, storage
 from repmtl_ray.config import Experiment
+from repmtl_ray.node_check import DriverNote
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.ray
@@ -30,11 +30,11 @@ def with_others(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def word(tmp_path: Path) -> Word:
-    location = str(tmp_path / "word")
+def note(tmp_path: Path) -> DriverNote:
+    location = str(tmp_path / "note")
     storage.write_text(location, "content")
-    return Word(
-        sources=alike.source_digest(),
+    return DriverNote(
+        sources=node_check.source_digest(),
         python=platform.python_version(),
         location=location,
         content="content",
@@ -42,14 +42,14 @@ def word(tmp_path: Path) -> Word:
 
 
 def test_a_single_node_is_left_alone(tmp_path: Path) -> None:
-    alike.check_nodes(str(tmp_path / "run"))
+    node_check.check_nodes(str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_nodes_that_share_all_pass_and_each_leaves_its_file(
     with_others: Any, tmp_path: Path
 ) -> None:
-    alike.check_nodes(str(tmp_path))
+    node_check.check_nodes(str(tmp_path))
     assert len(list((tmp_path / ".nodes").iterdir())) == 1 + len(ray.nodes())
 
 
@@ -58,7 +58,7 @@ def test_a_storage_that_nodes_do_not_share_is_refused(
 ) -> None:
     monkeypatch.setattr(storage, "write_text", lambda location, text: None)  # another disk
     with pytest.raises(ValueError, match=r"the storage is not shared by the nodes; give --storage"):
-        alike.check_nodes(str(tmp_path))
+        node_check.check_nodes(str(tmp_path))
 
 
 def test_a_file_that_a_node_wrote_must_reach_the_driver(
@@ -66,22 +66,22 @@ def test_a_file_that_a_node_wrote_must_reach_the_driver(
 ) -> None:
     monkeypatch.setattr(storage, "exists", lambda location: False)
     with pytest.raises(ValueError, match=r"the driver does not see the file that node .* wrote"):
-        alike.check_nodes(str(tmp_path))
+        node_check.check_nodes(str(tmp_path))
 
 
 def test_other_sources_are_refused_at_the_start(
     with_others: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alike, "source_digest", lambda: "0123456789ab")  # the driver's alone
+    monkeypatch.setattr(node_check, "source_digest", lambda: "0123456789ab")  # the driver's alone
     with pytest.raises(ValueError, match=r"has other sources of repmtl_ray .*0123456789ab.*ray up"):
-        alike.check_nodes(str(tmp_path))
+        node_check.check_nodes(str(tmp_path))
 
 
 def test_a_worker_on_a_node_that_came_later_says_what_is_wrong(
     with_others: Any, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(alike, "check_nodes", lambda directory: None)  # it was not there
-    monkeypatch.setattr(alike, "source_digest", lambda: "0123456789ab")
+    monkeypatch.setattr(node_check, "check_nodes", lambda directory: None)  # it was not there
+    monkeypatch.setattr(node_check, "source_digest", lambda: "0123456789ab")
     with pytest.raises(ValueError, match="has other sources of repmtl_ray"):
         fit(experiment, storage=tmp_path)
 
@@ -91,21 +91,21 @@ def test_a_worker_on_a_node_that_came_later_says_what_is_wrong(
     [
         ({"python": "3.9.1"}, r"runs Python 3\.\d+\.\d+, the driver 3\.9\.1"),
         ({"content": "of another disk"}, "the storage is not shared"),
-        ({"location": "nosuch://bucket/word"}, "cannot read the storage"),
+        ({"location": "nosuch://bucket/note"}, "cannot read the storage"),
     ],
 )
-def test_what_a_worker_compares(word: Word, change: dict[str, str], message: str) -> None:
-    assert re.search(message, alike.problem_here(replace(word, **change)))
+def test_what_a_worker_compares(note: DriverNote, change: dict[str, str], message: str) -> None:
+    assert re.search(message, node_check.problem_on_this_node(replace(note, **change)))
 
 
-def test_a_worker_that_is_like_the_driver_has_no_problem(word: Word) -> None:
-    assert alike.problem_here(word) == ""
-    assert alike.problem_here(None) == ""
+def test_a_worker_that_is_like_the_driver_has_no_problem(note: DriverNote) -> None:
+    assert node_check.problem_on_this_node(note) == ""
+    assert node_check.problem_on_this_node(None) == ""
 
 
 def test_a_node_without_the_project_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "repmtl_ray", None)
-    problem, _ = alike._probe()._function({})
+    problem, _ = node_check._probe()._function({})
     assert "cannot import repmtl_ray" in problem
     assert "ray up" in problem
 
@@ -113,7 +113,7 @@ def test_a_node_without_the_project_is_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_storage_that_cannot_be_written_is_refused(with_others: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
-        alike.leave_word(str(tmp_path / "file"))
+        node_check.write_driver_note(str(tmp_path / "file"))
 
 
 OTHER_RAY = """

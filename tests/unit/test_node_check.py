@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from repmtl_ray import alike
+from repmtl_ray import node_check
 from repmtl_ray.collectives import ALONE, Workers
 from tests.helpers.gloo import Pool
 
@@ -17,7 +17,7 @@ LONG = "ä" * 2000
 
 
 def told(workers: Workers, problems: Any) -> Any:
-    return alike.problem_of_any(problems[workers.rank], workers, torch.device("cpu"))
+    return node_check.first_problem(problems[workers.rank], workers, torch.device("cpu"))
 
 
 def test_every_worker_hears_of_the_problem_of_one(pool_of: Callable[[int], Pool]) -> None:
@@ -36,17 +36,17 @@ def test_a_long_message_arrives_cut_and_readable(pool_of: Callable[[int], Pool])
 
 
 def test_one_worker_alone_keeps_its_message() -> None:
-    assert alike.problem_of_any(LONG, ALONE, torch.device("cpu")) == LONG
+    assert node_check.first_problem(LONG, ALONE, torch.device("cpu")) == LONG
 
 
 def test_the_digest_of_the_sources_is_of_their_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = alike.source_digest()
+    before = node_check.source_digest()
     package = tmp_path / "repmtl_ray"
     package.mkdir()
     (package / "__init__.py").write_text("x = 1\n")
-    monkeypatch.setattr(alike.repmtl_ray, "__file__", str(package / "__init__.py"))
-    other = alike.source_digest.__wrapped__()
+    monkeypatch.setattr(node_check.repmtl_ray, "__file__", str(package / "__init__.py"))
+    other = node_check.source_digest.__wrapped__()
     (package / "__init__.py").write_text("x = 2\n")
-    assert len({before, other, alike.source_digest.__wrapped__()}) == 3
+    assert len({before, other, node_check.source_digest.__wrapped__()}) == 3

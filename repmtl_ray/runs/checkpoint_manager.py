@@ -40,7 +40,7 @@ class TornCheckpointError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoints:
+class CheckpointConfig:
     """When a run is saved besides after every epoch, and what stays; no result depends on it.
 
     Args:
@@ -172,7 +172,7 @@ def _number(value: Any) -> float:
     return value
 
 
-class Keeper:
+class CheckpointManager:
     """Writes one run's checkpoints and knows which there are; one in the run's first worker.
 
     Args:
@@ -184,12 +184,12 @@ class Keeper:
     def __init__(
         self,
         folder: str,
-        settings: Checkpoints | None = None,
+        settings: CheckpointConfig | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder = folder
-        self.settings = settings or Checkpoints()
+        self.settings = settings or CheckpointConfig()
         self._clock = clock
         self._last_time = clock()
         self._last_step: int | None = None
@@ -198,7 +198,7 @@ class Keeper:
         self.notes: list[str] = []
         """What a user should hear of: torn checkpoints that were passed over."""
 
-    def due(self, global_step: int) -> bool:
+    def should_save(self, global_step: int) -> bool:
         """Whether to save inside the epoch, after so many steps of the run."""
         if self._last_step is None:
             self._last_step = global_step - 1
@@ -233,7 +233,7 @@ class Keeper:
         self._prune(name)
         return f"{self.folder}/{name}"
 
-    def newest(self) -> str | None:
+    def latest(self) -> str | None:
         """The newest whole checkpoint, every byte of it compared; None if there is none.
 
         Torn ones are passed over, with a message that names them and what is taken instead.

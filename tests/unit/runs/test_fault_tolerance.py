@@ -15,13 +15,13 @@ from repmtl_ray import cluster, storage
 from repmtl_ray.cluster import Available, Placement
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import DataConfig, Experiment, ExperimentError
-from repmtl_ray.runs import guard
-from repmtl_ray.runs.guard import Guard, is_out_of_memory
-from repmtl_ray.runs.keeper import Checkpoints
+from repmtl_ray.runs import fault_tolerance
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
+from repmtl_ray.runs.fault_tolerance import FaultTolerance, is_out_of_memory
 from repmtl_ray.search.asha import ResumableASHA
 from tests.helpers.stored_runs import places, saving
 
-NEVER = Checkpoints(every_minutes=None)
+NEVER = CheckpointConfig(every_minutes=None)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def notice(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(
         "ray.train.v2._internal.execution.context.get_train_context", lambda: context
     )
-    monkeypatch.setattr(guard, "broadcast_from_rank_zero", lambda found: found)
+    monkeypatch.setattr(fault_tolerance, "broadcast_from_rank_zero", lambda found: found)
     return told
 
 
@@ -44,7 +44,7 @@ def step_of(guard_: Any, step: Any) -> None:
 def test_after_a_notice_every_step_is_saved_until_the_node_goes(
     tmp_path: Path, notice: Any
 ) -> None:
-    kept = Guard(str(tmp_path), NEVER, Workers())
+    kept = FaultTolerance(str(tmp_path), NEVER, Workers())
     step_of(kept, 1)
     assert not tmp_path.exists() or places(tmp_path) == []
     notice.preemption_info = SimpleNamespace(deadline_ms=1000 * (time.time() + 60))
@@ -58,16 +58,16 @@ def test_after_a_notice_every_step_is_saved_until_the_node_goes(
 
 def test_only_the_first_worker_writes(tmp_path: Path, notice: Any) -> None:
     notice.preemption_info = SimpleNamespace(deadline_ms=None)
-    step_of(Guard(str(tmp_path), NEVER, Workers(rank=1, size=2)), 1)
+    step_of(FaultTolerance(str(tmp_path), NEVER, Workers(rank=1, size=2)), 1)
     assert places(tmp_path) == []
-    step_of(Guard(str(tmp_path), NEVER, Workers(rank=0, size=2)), 1)
+    step_of(FaultTolerance(str(tmp_path), NEVER, Workers(rank=0, size=2)), 1)
     assert places(tmp_path) == [(0, 1)]
 
 
 def test_a_storage_that_fails_is_left_alone_until_the_epoch_ends_the_run(
     tmp_path: Path, notice: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kept = Guard(str(tmp_path), Checkpoints(every_steps=1), Workers())
+    kept = FaultTolerance(str(tmp_path), CheckpointConfig(every_steps=1), Workers())
     tries = []
 
     def full(location: Any) -> None:
@@ -88,11 +88,13 @@ def test_out_of_memory_on_one_worker_is_what_all_of_the_next_attempt_end_with(
     tmp_path: Path, notice: Any
 ) -> None:
     experiment = Experiment(data=DataConfig(name="cityscapes"))
-    kept = Guard(str(tmp_path), NEVER, Workers(rank=1, size=2))
+    kept = FaultTolerance(str(tmp_path), NEVER, Workers(rank=1, size=2))
     kept.out_of_memory(torch.OutOfMemoryError("Tried to allocate 20 GiB\nmore"), experiment)
     with pytest.raises(ExperimentError, match=r"batch_size 64 over 2 workers \(Tried.*20 GiB\)"):
-        Guard(str(tmp_path), NEVER, Workers(rank=0, size=2)).start()
-    assert Guard(str(tmp_path), NEVER, Workers(rank=0, size=2)).start() is None, "told once"
+        FaultTolerance(str(tmp_path), NEVER, Workers(rank=0, size=2)).start()
+    assert FaultTolerance(str(tmp_path), NEVER, Workers(rank=0, size=2)).start() is None, (
+        "told once"
+    )
 
 
 def test_what_is_out_of_memory() -> None:

@@ -16,7 +16,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from repmtl_ray import ray_compat, storage
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment, ExperimentError
-from repmtl_ray.runs.keeper import Checkpoints, Keeper
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig, CheckpointManager
 from repmtl_ray.runs.loop import Write
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ OUT_OF_MEMORY = "out-of-memory.txt"
 REASONS_BYTES = 900  # what Ray's broadcast is made for
 
 
-class Guard:
+class FaultTolerance:
     """One worker's part in keeping a run; its state is when the last checkpoint was made.
 
     Args:
@@ -36,10 +36,10 @@ class Guard:
         workers: all of the run.
     """
 
-    def __init__(self, folder: str, checkpoints: Checkpoints, workers: Workers) -> None:
+    def __init__(self, folder: str, checkpoints: CheckpointConfig, workers: Workers) -> None:
         self.folder = folder
         self.workers = workers
-        self.keeper = Keeper(folder, checkpoints)
+        self.manager = CheckpointManager(folder, checkpoints)
         self.checkpoint: str | None = None
         self._notice_ends: float | None = None
         self._gave_up_inside = False
@@ -56,7 +56,7 @@ class Guard:
         if self.workers.rank == 0:
             try:
                 fault = self._earlier_fault()
-                found = None if fault else self.keeper.newest()
+                found = None if fault else self.manager.latest()
             except ValueError as error:
                 fault = str(error)
         found, fault = self._agreed((found, fault))
@@ -76,10 +76,10 @@ class Guard:
         """
         if self.workers.rank != 0 or self._gave_up_inside:
             return
-        if not (self.keeper.due(global_step) or self._noticed()):
+        if not (self.manager.should_save(global_step) or self._noticed()):
             return
         try:
-            self.checkpoint = self.keeper.write(
+            self.checkpoint = self.manager.write(
                 write,
                 epochs_done=epochs_done,
                 step_in_epoch=step_in_epoch,
@@ -99,7 +99,7 @@ class Guard:
         self._gave_up_inside = False
         if self.workers.rank == 0:
             try:
-                self.checkpoint = self.keeper.write(
+                self.checkpoint = self.manager.write(
                     write, epochs_done=epochs_done, step_in_epoch=0, global_step=global_step
                 )
             except storage.StorageError as error:
@@ -110,7 +110,7 @@ class Guard:
 
     def best(self) -> str:
         """The best epoch's checkpoint, the same on every worker; call it after an epoch."""
-        found, _ = self._agreed((self.keeper.best() if self.workers.rank == 0 else None, None))
+        found, _ = self._agreed((self.manager.best() if self.workers.rank == 0 else None, None))
         assert found is not None, "every epoch leaves a checkpoint, and the best one stays"
         return found
 

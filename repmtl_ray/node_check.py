@@ -1,7 +1,7 @@
 """What must be alike on every node before time is spent: this project's sources, Python, storage.
 
 Owns the check of the nodes that are up when a run starts (`check_nodes`), and the one that a worker
-makes where it has landed, on a node that may have come later (`leave_word`, `problem_here`). A
+makes where it has landed, on a node that may have come later (`write_driver_note`, `problem_on_this_node`). A
 cluster of one node that cannot grow has nothing to compare and is left alone.
 """
 
@@ -30,7 +30,7 @@ _MESSAGE_BYTES = 1200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Word:
+class DriverNote:
     """What the driver says, for others to compare themselves with.
 
     Args:
@@ -46,8 +46,8 @@ class Word:
     content: str
 
 
-def leave_word(directory: str) -> Word | None:
-    """Writes the driver's word into a folder of the storage; None where no other node can be.
+def write_driver_note(directory: str) -> DriverNote | None:
+    """Writes the driver's note into a folder of the storage; None where no other node can be.
 
     Raises:
         ValueError: the storage cannot be written.
@@ -60,7 +60,7 @@ def leave_word(directory: str) -> Word | None:
         storage.write_text(location, content)
     except OSError as error:
         raise ValueError(f"storage {directory} cannot be written: {explain(error)}") from error
-    return Word(
+    return DriverNote(
         sources=source_digest(),
         python=platform.python_version(),
         location=location,
@@ -68,39 +68,39 @@ def leave_word(directory: str) -> Word | None:
     )
 
 
-def problem_here(word: Word | None) -> str:
+def problem_on_this_node(note: DriverNote | None) -> str:
     """What is different in this process from what the driver says; empty if nothing is."""
-    if word is None:
+    if note is None:
         return ""
     where = f"node {ray.util.get_node_ip_address()}"
     python, sources = platform.python_version(), source_digest()
-    if python != word.python:
+    if python != note.python:
         return (
-            f"{where} runs Python {python}, the driver {word.python}; make the environments from "
+            f"{where} runs Python {python}, the driver {note.python}; make the environments from "
             "the same image or set-up commands (`ray up` again)."
         )
-    if sources != word.sources:
+    if sources != note.sources:
         return (
             f"{where} has other sources of repmtl_ray ({repmtl_ray.__version__}, {sources}) than "
-            f"the driver ({word.sources}); bring this checkout to all nodes: `ray up` again, or "
+            f"the driver ({note.sources}); bring this checkout to all nodes: `ray up` again, or "
             "start the driver on the head."
         )
     try:
-        found = storage.read_text(word.location)
+        found = storage.read_text(note.location)
     except FileNotFoundError:
         found = ""
     except (OSError, ValueError) as error:
-        return f"{where} cannot read the storage, {word.location}: {explain(error)}"
-    if found != word.content:
+        return f"{where} cannot read the storage, {note.location}: {explain(error)}"
+    if found != note.content:
         return (
-            f"{where} does not see the file that the driver wrote to {word.location}: the storage "
+            f"{where} does not see the file that the driver wrote to {note.location}: the storage "
             "is not shared by the nodes; give --storage a bucket (s3://, gs://) or a file system "
             "that is mounted on all of them."
         )
     return ""
 
 
-def problem_of_any(problem: str, workers: Workers, device: torch.device) -> str:
+def first_problem(problem: str, workers: Workers, device: torch.device) -> str:
     """The first worker's problem of those that have one, told to all: a worker that ended alone
     would leave the others waiting for it."""
     if workers.size == 1:
@@ -126,10 +126,10 @@ def check_nodes(directory: str) -> None:
     Raises:
         ValueError: the first node that differs, what was found and what to do.
     """
-    word = leave_word(directory)
-    if word is None:
+    note = write_driver_note(directory)
+    if note is None:
         return
-    probe, plain = _probe(), asdict(word)
+    probe, plain = _probe(), asdict(note)
     asked = {probe.options(scheduling_strategy=_on(node)).remote(plain): node for node in _alive()}
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
     if silent:
@@ -167,29 +167,29 @@ def _on(node: str) -> NodeAffinitySchedulingStrategy:
 def _probe() -> Any:
     """A task that any node can run, also one that lacks this project: sent as code, not by name."""
 
-    def probe(word: dict[str, str]) -> tuple[str, str]:
+    def probe(note: dict[str, str]) -> tuple[str, str]:
         import ray
 
         where = ray.util.get_node_ip_address()
         try:
-            from repmtl_ray import alike
+            from repmtl_ray import node_check
         except ImportError as error:
             return (
                 f"node {where} cannot import repmtl_ray ({error}); install it there as on the driver (`ray up` again).",
                 "",
             )
-        return alike.answer(alike.Word(**word))
+        return node_check.answer(node_check.DriverNote(**note))
 
     return ray.remote(num_cpus=0)(probe)
 
 
-def answer(word: Word) -> tuple[str, str]:
+def answer(note: DriverNote) -> tuple[str, str]:
     """This node's problem, and a file that it left in the storage for the driver to see."""
-    problem = problem_here(word)
-    left = f"{word.location.rpartition('/')[0]}/{ray.get_runtime_context().get_node_id()}"
+    problem = problem_on_this_node(note)
+    left = f"{note.location.rpartition('/')[0]}/{ray.get_runtime_context().get_node_id()}"
     if not problem:
         try:
-            storage.write_text(left, word.content)
+            storage.write_text(left, note.content)
         except (OSError, ValueError) as error:
             where = ray.util.get_node_ip_address()
             problem = f"node {where} cannot write the storage, {left}: {explain(error)}"

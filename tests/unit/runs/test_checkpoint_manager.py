@@ -1,4 +1,4 @@
-"""Checkpoints in a run's storage: which are whole, which stay, when one is due; and a run that is
+"""CheckpointConfig in a run's storage: which are whole, which stay, when one is due; and a run that is
 killed at every step is the run that never was."""
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import pytest
 
 from repmtl_ray import storage
 from repmtl_ray.config import Experiment
-from repmtl_ray.runs import checkpoint, keeper, loop
-from repmtl_ray.runs.keeper import MARKER_FILE, Checkpoints, Keeper
+from repmtl_ray.runs import checkpoint, checkpoint_manager, loop
+from repmtl_ray.runs.checkpoint_manager import MARKER_FILE, CheckpointConfig, CheckpointManager
 from tests.helpers.asserts import assert_same
 from tests.helpers.stored_runs import STATE, places, saving
 from tests.helpers.training import small_experiment, split, state_of
@@ -25,15 +25,19 @@ class KilledError(Exception):
 
 
 def test_the_last_two_and_the_best_stay(tmp_path: Path) -> None:
-    found = Keeper(str(tmp_path))
+    found = CheckpointManager(str(tmp_path))
     errors = [0.9, 0.5, 0.7, 0.6, 0.8]
     for epoch in range(1, 6):
         found.write(**saving(epoch, errors=errors[:epoch]))
         found.write(**saving(epoch, 2, errors=errors[:epoch]))
     assert places(tmp_path) == [(2, 0), (5, 0), (5, 2)]
     assert found.best().startswith(f"{tmp_path}/checkpoint_000002_00000000")
-    assert Keeper(str(tmp_path)).best() == found.best(), "also for a new process"
-    assert Keeper(str(tmp_path)).newest().startswith(f"{tmp_path}/checkpoint_000005_00000002")
+    assert CheckpointManager(str(tmp_path)).best() == found.best(), "also for a new process"
+    assert (
+        CheckpointManager(str(tmp_path))
+        .latest()
+        .startswith(f"{tmp_path}/checkpoint_000005_00000002")
+    )
 
 
 def cut(path: Path) -> None:
@@ -51,37 +55,37 @@ def change(path: Path) -> None:
 def test_a_torn_checkpoint_is_passed_over_by_name(
     tmp_path: Path, file: Any, damage: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = Keeper(str(tmp_path))
+    found = CheckpointManager(str(tmp_path))
     before, last = (found.write(**saving(1, step)) for step in (2, 3))
     damage(tmp_path / last.rpartition("/")[2] / file)
     with caplog.at_level(logging.WARNING):
-        again = Keeper(str(tmp_path))
+        again = CheckpointManager(str(tmp_path))
         if (file, damage) == (MARKER_FILE, cut):  # its last character is a new line
-            assert again.newest() == last
+            assert again.latest() == last
             return
-        assert again.newest() == before
+        assert again.latest() == before
     (message,) = again.notes
     assert last in message
     assert f"going on from {before}" in message
     assert message in caplog.text
     again.write(**saving(1, 3))
     assert places(tmp_path) == [(1, 2), (1, 3)], "the torn one is gone, the one before it is not"
-    assert Keeper(str(tmp_path)).newest() not in (before, last)
+    assert CheckpointManager(str(tmp_path)).latest() not in (before, last)
 
 
 def test_without_any_whole_checkpoint_a_run_starts_anew_and_says_so(tmp_path: Path) -> None:
-    last = Keeper(str(tmp_path)).write(**saving(1))
+    last = CheckpointManager(str(tmp_path)).write(**saving(1))
     (tmp_path / last.rpartition("/")[2] / "state.pt").write_bytes(b"")
-    found = Keeper(str(tmp_path))
-    assert found.newest() is None
+    found = CheckpointManager(str(tmp_path))
+    assert found.latest() is None
     assert "there is none before it: starting anew" in found.notes[0]
-    assert Keeper(str(tmp_path / "never")).newest() is None
+    assert CheckpointManager(str(tmp_path / "never")).latest() is None
 
 
 def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Keeper(str(tmp_path)).write(**saving(1))
+    CheckpointManager(str(tmp_path)).write(**saving(1))
     monkeypatch.setattr(storage, "WAITS_S", ())
 
     def gone(_location: Any) -> None:
@@ -89,11 +93,11 @@ def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(
 
     monkeypatch.setattr(storage, "open_location", gone)
     with pytest.raises(storage.StorageError, match="the bucket is gone"):
-        Keeper(str(tmp_path)).newest()
+        CheckpointManager(str(tmp_path)).latest()
 
 
 def test_nothing_stored_is_touched_when_a_write_fails(tmp_path: Path) -> None:
-    found = Keeper(str(tmp_path))
+    found = CheckpointManager(str(tmp_path))
     found.write(**saving(1))
     found.write(**saving(2))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -106,28 +110,30 @@ def test_nothing_stored_is_touched_when_a_write_fails(tmp_path: Path) -> None:
         found.write(**{**saving(3), "save": full})
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert before.items() <= after.items()
-    assert "checkpoint_000002" in Keeper(str(tmp_path)).newest()
+    assert "checkpoint_000002" in CheckpointManager(str(tmp_path)).latest()
     found.write(**saving(3, 1))
     assert places(tmp_path) == [(1, 0), (2, 0), (3, 1)], "what was half written is gone"
 
 
 def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path: Path) -> None:
     now = [0.0]
-    by_steps = Keeper(str(tmp_path), Checkpoints(every_steps=3, every_minutes=None))
+    by_steps = CheckpointManager(str(tmp_path), CheckpointConfig(every_steps=3, every_minutes=None))
     due = []
     for step in range(1, 10):
-        if by_steps.due(step):
+        if by_steps.should_save(step):
             due.append(step)
             by_steps.write(**saving(0, step))
     assert due == [3, 6, 9]
-    by_time = Keeper(str(tmp_path), Checkpoints(every_minutes=2), clock=lambda: now[0])
-    assert not by_time.due(1)
+    by_time = CheckpointManager(
+        str(tmp_path), CheckpointConfig(every_minutes=2), clock=lambda: now[0]
+    )
+    assert not by_time.should_save(1)
     now[0] = 119.0
-    assert not by_time.due(2)
+    assert not by_time.should_save(2)
     now[0] = 120.0
-    assert by_time.due(3)
+    assert by_time.should_save(3)
     by_time.write(**saving(0, 3))
-    assert not by_time.due(4)
+    assert not by_time.should_save(4)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,7 @@ def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path: Path) -> N
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Checkpoints(**settings)
+        CheckpointConfig(**settings)
 
 
 def attempt(
@@ -153,7 +159,7 @@ def attempt(
     seen: Any = None,
 ) -> Any:
     """Goes on from what is there, with a checkpoint after every step, until it is killed."""
-    kept = Keeper(str(folder), Checkpoints(every_steps=1))
+    kept = CheckpointManager(str(folder), CheckpointConfig(every_steps=1))
 
     def after_step(epochs_done: Any, step_in_epoch: Any, global_step: Any, write: Any) -> None:
         if seen is not None:
@@ -180,7 +186,7 @@ def attempt(
         evaluation=split(experiment, "val"),
         report=report,
         after_step=after_step,
-        resume_from=kept.newest(),
+        resume_from=kept.latest(),
     )
 
 
@@ -220,10 +226,13 @@ def test_killed_at_every_step_it_is_the_unbroken_run(
 
 @pytest.mark.usefixtures("scenes_cache")
 def test_checkpoints_of_two_runs_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    first, second = Keeper(str(tmp_path)), Keeper(str(tmp_path))
+    first, second = CheckpointManager(str(tmp_path)), CheckpointManager(str(tmp_path))
     paths = {first.write(**saving(1)), second.write(**saving(1))}
     assert len(paths) == 2
     for path in paths:
-        assert keeper.read_file(path, "state.pt", keeper.read_marker(path)) == STATE
+        assert (
+            checkpoint_manager.read_file(path, "state.pt", checkpoint_manager.read_marker(path))
+            == STATE
+        )
     with pytest.raises(ValueError, match="damaged, or not of this project"):
         checkpoint.read_state(path)
