@@ -24,7 +24,11 @@ def main() -> None:
         "--images", type=int, default=4, help="how many; of each domain (default: %(default)s)"
     )
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: the run's")
-    parser.add_argument("--data", metavar="DIR", help="the data, if not where the run had it")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="the data, if not where the run had it; Parquet files for data of your own",
+    )
     parser.add_argument("--tensorboard", metavar="DIR", help="also write them as a TensorBoard log")
     arguments = parser.parse_args()
     inspection = inspect_checkpoint(

@@ -21,8 +21,10 @@ from repmtl_ray.config import Experiment
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.collate import collate
 from repmtl_ray.data.columns import Batch
-from repmtl_ray.data.sources import open_streams, tasks_of
-from repmtl_ray.data.stream import Kind
+from repmtl_ray.data.description import DataDescription, tasks_of
+from repmtl_ray.data.own_rows import open_own_rows
+from repmtl_ray.data.sources import open_streams
+from repmtl_ray.data.stream import Kind, Stream
 from repmtl_ray.models.representation import representation_module
 from repmtl_ray.runs import checkpoint
 from repmtl_ray.runs.graph_split import split_graph_at
@@ -78,7 +80,8 @@ def inspect_checkpoint(
         directory: of the checkpoint.
         num_images: at most; per domain for Office.
         split: None takes the run's evaluation split.
-        data_path: where the data is on this machine, if not where the run had it.
+        data_path: where the data is on this machine, if not where the run had it; for data of the
+            user's own a Parquet file or a folder of such files.
 
     Raises:
         ValueError: the folder holds no checkpoint of this project or the weights of another
@@ -88,16 +91,9 @@ def inspect_checkpoint(
         raise ValueError(f"num_images is {num_images}; expected at least 1.")
     experiment = checkpoint.read_experiment(directory)
     model = checkpoint.read_model(directory)
-    data = experiment.data
-    if data_path is not None:
-        data = dataclasses.replace(data, path=data_path)
-    names = experiment.tasks or tuple(task.name for task in tasks_of(data))
-    tasks = [task for task in tasks_of(data) if task.name in names]
-    streams = [
-        stream
-        for stream in open_streams(data, split or data.eval_split)
-        if any(name in stream.kinds for name in names)
-    ]
+    description = checkpoint.read_description(directory)
+    tasks = tasks_of(description)
+    streams = _streams(experiment, description, num_images, split, data_path)
     samples = [
         (stream, LocalRows(stream).fetch(np.arange(min(num_images, stream.num_samples))))
         for stream in streams
@@ -117,6 +113,31 @@ def inspect_checkpoint(
         entropy=entropy.numpy(),
         affinity=task_affinity(saliency).numpy(),
     )
+
+
+def _streams(
+    experiment: Experiment,
+    description: DataDescription,
+    num_images: int,
+    split: Literal["train", "val", "test"] | None,
+    data_path: str | None,
+) -> list[Stream]:
+    """The streams of the images, with targets of at least one task."""
+    data = experiment.data
+    if data.name == "custom":
+        if data_path is None:
+            raise ValueError(
+                "the model was trained on data of your own; give a folder of Parquet files with the same columns, as "
+                "Dataset.write_parquet(folder) leaves it (--data FOLDER)."
+            )
+        if split is not None:
+            raise ValueError(f"split is {split!r}, but data of your own have none; leave it out.")
+        return [open_own_rows(data_path, description, num_images)]
+    if data_path is not None:
+        data = dataclasses.replace(data, path=data_path, num_train=None, num_val=None, scene_seed=0)
+    names = [task.name for task in description.tasks]
+    streams = open_streams(data, split or data.eval_split)
+    return [stream for stream in streams if any(name in stream.kinds for name in names)]
 
 
 def _predictions_and_saliency(

@@ -1,4 +1,4 @@
-"""CheckpointConfig of a run that hold no model."""
+"""Checkpoints of a run that hold no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CheckpointConfig in a run's storage: which are whole, which stay, when one is due; and a run that is
+"""Checkpoints in a run's storage: which are whole, which stay, when one is due; and a run that is
 killed at every step is the run that never was."""
 
 from __future__ import annotations

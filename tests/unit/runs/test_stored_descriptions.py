@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,7 +17,9 @@ from safetensors.torch import save_file
 from repmtl_ray.config import DataConfig, Experiment, ExperimentError, ModelConfig, to_dict
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.description import code_digest, describe_task, tasks_of
+from repmtl_ray.data.own_rows import open_own_rows
 from repmtl_ray.data.stream import Normalization, Sample, Stream
+from repmtl_ray.report.inspection import inspect_checkpoint
 from repmtl_ray.runs import checkpoint, checkpoint_manager, loop
 from repmtl_ray.runs.export import export_model, import_model, read_exported_description
 from repmtl_ray.tasks import TASK_CLASSES, Classification, Depth, Segmentation, Task
@@ -192,3 +196,58 @@ def test_the_digest_of_a_class_follows_its_code_and_its_parents() -> None:
     )
     assert code_digest(made(child.format("p + 1"))) != code_digest(made(child.format("p + 2")))
     assert code_digest(Thickness) != code_digest(made("class Mine(Depth): pass"))
+
+
+def write_rows(folder: Path, count: int = 3, **changes: Any) -> Path:
+    """Rows as `Dataset.write_parquet` leaves them: tensors, and numbers for classes."""
+    folder.mkdir()
+    rows = [{**load(index), **changes} for index in range(count)]
+    columns = {}
+    for name in rows[0]:
+        values = np.stack([row[name] for row in rows])
+        is_scalar = values.ndim == 1
+        columns[name] = (
+            pa.array(values) if is_scalar else pa.FixedShapeTensorArray.from_numpy_ndarray(values)
+        )
+    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    return folder
+
+
+KNOWN = (TASKS[0], Depth(name="thickness"), TASKS[2])
+
+
+def test_a_model_of_custom_data_is_looked_at_with_rows_of_parquet_files(tmp_path: Path) -> None:
+    train(tmp_path / "checkpoint", train=split(KNOWN))
+    with pytest.raises(ValueError, match="data of your own; give a folder of Parquet files"):
+        inspect_checkpoint(tmp_path / "checkpoint")
+    rows = write_rows(tmp_path / "rows")
+    seen = inspect_checkpoint(tmp_path / "checkpoint", num_images=2, data_path=str(rows))
+    assert seen.tasks == [task.name for task in KNOWN]
+    np.testing.assert_array_equal(
+        seen.targets["parts"], np.stack([load(n)["parts"] for n in (0, 1)])
+    )
+    np.testing.assert_array_equal(seen.targets["scene"], [load(n)["scene"] for n in (0, 1)])
+    assert np.isfinite(seen.saliency).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": np.zeros((8, 8, 3), np.float32)}, "the model was trained on 16 x 24"),
+        ({"scene": np.int64(7)}, "row 0: scene"),
+        ({"parts": np.full(SIZE, 9)}, "row 0: parts"),
+    ],
+)
+def test_rows_that_are_not_as_in_training_are_one_line(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    data = checkpoint.DataDescription(tasks=tuple(map(describe_task, KNOWN)), image_size=SIZE)
+    rows = write_rows(tmp_path / "rows", **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_own_rows(rows, data, 1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="cannot be read as Parquet files"):
+        open_own_rows(tmp_path / "nowhere", data, 1)
+    other = dataclasses.replace(data, tasks=(describe_task(Depth(name="far")),))
+    with pytest.raises(ValueError, match="has no column far; it has"):
+        open_own_rows(rows, other, 1)
