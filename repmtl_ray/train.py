@@ -16,7 +16,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -29,7 +29,7 @@ from repmtl_ray.config import (
 )
 from repmtl_ray.conversion import shown
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt
-from repmtl_ray.prepared_run import check_settings, expect, open_data, prepare_run, read_samples
+from repmtl_ray.prepared_run import check_settings, expect, prepare_run, read_samples
 from repmtl_ray.run_folder import check_owner, checked_place, claim
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.checkpoint_manager import (
@@ -69,18 +69,6 @@ class FitResult:
     best_checkpoint: str = ""
     final: dict[str, float] | None = None
     notes: tuple[str, ...] = ()
-
-
-def cache_data(
-    experiment: Experiment, final_split: Literal["val", "test"] | None = None
-) -> CachedData:
-    """Opens and reads the splits of a named data set (`prepared_run`)."""
-    return read_samples(open_data(experiment, Placement(), final_split))
-
-
-def preflight(experiment: Experiment, placement: Placement) -> None:
-    """Finds what would fail later (`prepared_run`)."""
-    prepare_run(experiment, placement=placement)
 
 
 def fit(
@@ -166,7 +154,7 @@ def train(
 
     Args:
         experiment, placement, storage, name, max_failures, checkpoints: as for `fit`.
-        data: from `cache_data`.
+        data: from `prepared_run.read_samples`.
         baseline: single-task metrics; adds "delta_p_task" and "delta_p_metric" to every epoch's
             metrics.
         callbacks: Ray Train callbacks; they see every epoch's metrics and its "checkpoint_path".

@@ -177,7 +177,7 @@ def test_what_cannot_work_is_refused_before_training(
     message: str,
 ) -> None:
     monkeypatch.setattr(train, "train", lambda *_, **__: pytest.fail("training began"))
-    monkeypatch.setattr(train, "cache_data", lambda *_: pytest.fail("samples were read"))
+    monkeypatch.setattr(train, "read_samples", lambda *_: pytest.fail("samples were read"))
     with pytest.raises(ValueError, match=message):
         fit(replace(experiment, overrides), placement=placement, storage=storage, name="refused")
     assert not (storage / "refused").exists()

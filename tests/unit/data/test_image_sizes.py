@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repmtl_ray import train
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import DataConfig, Experiment, ExperimentError, ModelConfig
 from repmtl_ray.data import prepare
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.sources import open_streams
 from repmtl_ray.data.stream import Stream, check_one_size
+from repmtl_ray.prepared_run import prepare_run
 from repmtl_ray.runs import loop
 from tests.helpers.forms import make_official_cityscapes, mirrored, nyuv2_frame, write_parquet
 from tests.helpers.layouts import make_office, make_store
@@ -67,9 +66,7 @@ def test_a_validation_split_of_another_size_is_refused_before_anything_is_read(
 ) -> None:
     experiment = experiment_on(FORMS[form](tmp_path, "train", "val"))
     with pytest.raises(ValueError, match=MESSAGE):
-        train.preflight(experiment, Placement())
-    with pytest.raises(ValueError, match=MESSAGE):
-        train.cache_data(experiment)
+        prepare_run(experiment)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -80,7 +77,7 @@ def test_a_final_split_of_another_size_is_refused_before_anything_is_read(
     experiment = experiment_on(FORMS[form](tmp_path, "train", "val", "test"))
     train_size_only = "8 x 16 in train/nyuv2, 8 x 24 in test/nyuv2"
     with pytest.raises(ValueError, match=train_size_only):
-        train.cache_data(experiment, "test")
+        prepare_run(experiment, final_split="test")
 
 
 @pytest.mark.parametrize("knows_its_size", [True, False])
