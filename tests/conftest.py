@@ -1,7 +1,8 @@
 """Fixtures shared by all tests: pools of real gloo workers; GPU tests skip without a device.
 
 Run on several processes (`pytest -n 2 --no-loadscope-reorder`, as `make test` does), the tests that
-share a Ray stay together on one of them, and the files of the others share the rest.
+start Ray come first, in two groups of about equal length with a Ray each; then each process takes
+the next file as soon as it is free, the longest first.
 """
 
 from __future__ import annotations
@@ -37,20 +38,44 @@ def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int]
         pool.close()
 
 
-class _RayOnOneProcess(LoadScopeScheduling):
+RUNS = ("fit", "placement_group_cleanup", "relay", "resume", "search")
+LONGEST = (
+    "tests/cluster/test_autoscaling.py",
+    "tests/cluster/test_elastic.py",
+    "tests/unit/runs/test_workers.py",
+)
+"""Files that a process should not be left with in the end."""
+
+
+def scope_of(nodeid: str) -> str:
+    """The group of tests that stay on one process: a file, or the files that share a Ray."""
+    file = nodeid.partition("::")[0]
+    if not file.startswith("tests/ray/"):
+        return file
+    name = file.removeprefix("tests/ray/test_").removesuffix(".py")
+    return "runs on Ray" if name in RUNS else "data and studies on Ray"
+
+
+def place_of(nodeid: str) -> tuple[int, str]:
+    """Where a test comes in the order."""
+    scope = scope_of(nodeid)
+    if scope.endswith("on Ray"):
+        return 0, scope
+    return (1 + LONGEST.index(scope), "") if scope in LONGEST else (1 + len(LONGEST), "")
+
+
+class _OneScopeAtATime(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "ray" if file.startswith("tests/ray/") else file
+        return scope_of(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     # Not marks of groups: pytest-xdist 3.8 writes them into ids that pytest 9.2 does not read.
-    return _RayOnOneProcess(config, log)
+    return _OneScopeAtATime(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The longest scope first: no process is left with it in the end.
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/ray/"))
+    items.sort(key=lambda item: place_of(item.nodeid))
     for item in items:
         if "ray" in item.keywords and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(600))  # a dozen processes start, however busy it is

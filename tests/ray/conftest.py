@@ -1,4 +1,5 @@
-"""One local Ray for all tests here: four logical CPUs, the dashboard on (stopped trials need it)."""
+"""One local Ray for all tests here that a process runs: four logical CPUs, the dashboard on (stopped
+trials need it)."""
 
 from __future__ import annotations
 
@@ -39,18 +40,25 @@ def scenes_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["REPMTL_RAY_CACHE"] = before
 
 
-@pytest.fixture(scope="session", autouse=True)
-def ray_cluster(scenes_cache: Path) -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=4,
-        log_to_driver=False,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        object_store_memory=256 * 2**20,
-    )
-    yield
-    ray.shutdown()
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster(scenes_cache: Path) -> None:
+    """The Ray of this process, which the first test starts."""
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=4,
+            log_to_driver=False,
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            object_store_memory=256 * 2**20,
+        )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends Ray after the last test that needs it: its idle processes cost the other tests time."""
+    if nextitem is None or not nextitem.nodeid.startswith("tests/ray/"):
+        ray.shutdown()
 
 
 @pytest.fixture

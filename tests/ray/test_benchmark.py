@@ -1,6 +1,7 @@
-"""A benchmark on a real Ray: single-task rows first, failures on their own, resume, and all its files.
+"""A whole benchmark: single-task rows first, failures on their own, resume, and all its files.
 
-One run of two methods and one seed by the holdout protocol, which all tests here read.
+One run of two methods and one seed by the holdout protocol, which all tests here read. Its runs
+train in this process (`tests/helpers/local_mode.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.studies.benchmark import benchmark
 from repmtl_ray.studies.methods import method
 from tests.helpers.benchmark_options import SMALL
+from tests.helpers.local_mode import study_here
 
 pytestmark = pytest.mark.ray
 METHODS = {"EW": method("EW"), "wild": {**method("EW"), "optimizer.learning_rate": 1e30}}
@@ -39,7 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def done(folder: Any) -> Any:
     """Run once: EW, and a method that diverges."""
-    return cli_benchmark.run(arguments_for(folder, "--name", "one"), METHODS, stem="benchmark")
+    with pytest.MonkeyPatch.context() as patch:
+        study_here(patch)
+        arguments = arguments_for(folder, "--name", "one")
+        return cli_benchmark.run(arguments, METHODS, stem="benchmark")
 
 
 def test_a_method_that_fails_does_not_take_the_others_with_it(done: Any, folder: Any) -> None:

@@ -16,6 +16,7 @@ from repmtl_ray.config import Experiment, replace
 from repmtl_ray.runs import checkpoint
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from tests.helpers.leftovers import leftovers
+from tests.helpers.local_mode import fit_here
 
 pytestmark = pytest.mark.ray
 
@@ -74,9 +75,11 @@ def test_the_checkpoint_holds_all_and_names_its_experiment(
 
 
 def test_one_worker_goes_on_with_the_same_result_where_two_had_been(
-    undisturbed: Any, experiment: Experiment, storage: Any
+    undisturbed: Any, experiment: Experiment, storage: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an elastic run does when a node goes: the global batch stays."""
+    """What an elastic run does when a node goes: the global batch stays. One worker is this
+    process."""
+    fit_here(monkeypatch)
     earlier = next(iter(storage.glob("undisturbed/checkpoint_000001_00000002_*")))
     shutil.copytree(earlier, storage / "alone" / earlier.name)
     alone = fit(experiment, placement=Placement(num_workers=1), storage=storage, name="alone")

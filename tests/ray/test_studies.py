@@ -1,57 +1,27 @@
 """The commands that compare methods, whole and at small size: ablation and sensitivity.
 
-Their real runs train in this process, by Ray Train's local mode: how runs reach workers is shown in
-`test_benchmark.py`.
+Their real runs train in this process (`tests/helpers/local_mode.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.train import ScalingConfig, UserCallback
 
 from pipelines import ablation, sensitivity
-from repmtl_ray import train
-from repmtl_ray.runs import fault_tolerance, tune_reporting
-from repmtl_ray.search import study
 from tests.helpers.benchmark_options import SMALL
+from tests.helpers.local_mode import study_here
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_after_another(
-        self: Any, source: Any, *, folder: str, baseline: Any = None, **options: Any
-    ) -> dict[str, str]:
-        while (run := source.next_run()) is not None:
-            study.run_trial(
-                study.config_of(run),
-                data=self.data,
-                placement=self.placement,
-                folder=folder,
-                baseline=baseline,
-                facts=self.facts,
-                checkpoints=None,
-            )
-        return {}
-
-    def local(**settings: Any) -> ScalingConfig:
-        return ScalingConfig(**{**settings, "num_workers": 0})
-
-    monkeypatch.setattr(study.Study, "train", one_after_another)
-    monkeypatch.setattr(train, "ScalingConfig", local)
-    monkeypatch.setattr(
-        fault_tolerance.FaultTolerance, "_noticed", lambda self: False
-    )  # local mode has no notices
-    monkeypatch.setattr(
-        tune_reporting, "reporting_to_tune", lambda: contextlib.nullcontext(UserCallback())
-    )
+    study_here(monkeypatch)
 
 
 @pytest.fixture(scope="module")
