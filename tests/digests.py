@@ -182,7 +182,7 @@ def train(
         resume_from: a checkpoint to continue.
     """
 
-    def split(name: Any) -> loop.Split:
+    def split(name: str) -> loop.Split:
         streams = open_streams(experiment.data, name)
         return loop.Split(streams=streams, rows={s.name: LocalRows(s) for s in streams})
 

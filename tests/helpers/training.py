@@ -66,7 +66,7 @@ class Run:
     inside: dict[int, Path] = field(default_factory=dict)
 
 
-def split(experiment: Experiment, name: Any) -> loop.Split:
+def split(experiment: Experiment, name: str) -> loop.Split:
     streams = open_streams(experiment.data, name)
     return loop.Split(streams=streams, rows={stream.name: LocalRows(stream) for stream in streams})
 

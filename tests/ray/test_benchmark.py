@@ -34,12 +34,12 @@ def arguments_for(folder: Path, *more: Any) -> argparse.Namespace:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("benchmarks")
 
 
 @pytest.fixture(scope="module")
-def done(folder: Any) -> Any:
+def done(folder: Path) -> Any:
     """Run once: EW, and a method that diverges."""
     with pytest.MonkeyPatch.context() as patch:
         study_here(patch)
@@ -47,7 +47,7 @@ def done(folder: Any) -> Any:
         return cli_benchmark.run(arguments, METHODS, stem="benchmark")
 
 
-def test_a_method_that_fails_does_not_take_the_others_with_it(done: Any, folder: Any) -> None:
+def test_a_method_that_fails_does_not_take_the_others_with_it(done: Any, folder: Path) -> None:
     result, summary = done
     assert [record["method"] for record in result.records] == ["EW"]
     assert list(result.failures) == ["wild, seed 0"]
@@ -76,7 +76,7 @@ def test_the_reported_split_is_not_the_one_the_epoch_was_chosen_on(done: Any) ->
     assert record["metrics"]["depth/abs_error"] != chosen["depth/abs_error"]
 
 
-def test_tables_and_a_report_with_pictures_are_left(done: Any, folder: Any) -> None:
+def test_tables_and_a_report_with_pictures_are_left(done: Any, folder: Path) -> None:
     out = folder / "out"
     names = {path.name for path in out.iterdir()}
     assert names == {"benchmark.csv", "benchmark.md", "benchmark.tex", "report.html"}
@@ -89,7 +89,7 @@ def test_tables_and_a_report_with_pictures_are_left(done: Any, folder: Any) -> N
 
 
 def test_a_finished_benchmark_resumes_without_training(
-    done: Any, folder: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = folder / "one/records"
     before = {path.name: path.stat().st_mtime_ns for path in records.iterdir()}
@@ -106,7 +106,7 @@ def test_a_finished_benchmark_resumes_without_training(
 
 
 def test_the_single_task_rows_serve_the_next_benchmark_of_the_same_protocol(
-    done: Any, folder: Any
+    done: Any, folder: Path
 ) -> None:
     kept = list((folder / "baselines/records").iterdir())
     assert len(kept) == 2
@@ -130,7 +130,7 @@ def test_the_single_task_rows_serve_the_next_benchmark_of_the_same_protocol(
     ],
 )
 def test_what_cannot_work_is_refused_before_training(
-    done: Any, folder: Any, options: dict[str, Any], message: str
+    done: Any, folder: Path, options: dict[str, Any], message: str
 ) -> None:
     experiment = cli_benchmark.experiment_of(arguments_for(folder))
     with pytest.raises(ValueError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from repmtl_ray import Placement, fit, train
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.runs import checkpoint
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
+from repmtl_ray.train import FitResult
 from tests.helpers.leftovers import leftovers
 from tests.helpers.local_mode import fit_here
 
@@ -27,12 +29,12 @@ def weights(result: Any) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(storage: Any, request: pytest.FixtureRequest) -> Any:
+def undisturbed(storage: Path, request: pytest.FixtureRequest) -> Any:
     """Two workers, never interrupted."""
     from tests.helpers.training import float64_experiment
 
@@ -46,7 +48,7 @@ def undisturbed(storage: Any, request: pytest.FixtureRequest) -> Any:
     )
 
 
-def test_the_history_has_every_epoch_with_named_metrics(undisturbed: Any) -> None:
+def test_the_history_has_every_epoch_with_named_metrics(undisturbed: FitResult) -> None:
     assert [metrics["epoch"] for metrics in undisturbed.history] == [1, 2, 3]
     assert undisturbed.metrics == undisturbed.history[-1]
     wanted = {
@@ -59,13 +61,13 @@ def test_the_history_has_every_epoch_with_named_metrics(undisturbed: Any) -> Non
     assert {"rep_mtl/tsr", "rep_mtl/csa", "segmentation/train_loss"} <= set(undisturbed.metrics)
 
 
-def test_a_run_leaves_nothing_in_the_cluster_and_gives_ctrl_c_back(undisturbed: Any) -> None:
+def test_a_run_leaves_nothing_in_the_cluster_and_gives_ctrl_c_back(undisturbed: FitResult) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not leftovers()
 
 
 def test_the_checkpoint_holds_all_and_names_its_experiment(
-    undisturbed: Any, experiment: Experiment
+    undisturbed: FitResult, experiment: Experiment
 ) -> None:
     state = checkpoint.read_state(undisturbed.checkpoint)
     assert set(state) == {"format", "progress", "model", "optimizer", "scheduler", "policy"}
@@ -75,7 +77,7 @@ def test_the_checkpoint_holds_all_and_names_its_experiment(
 
 
 def test_one_worker_goes_on_with_the_same_result_where_two_had_been(
-    undisturbed: Any, experiment: Experiment, storage: Any, monkeypatch: pytest.MonkeyPatch
+    undisturbed: FitResult, experiment: Experiment, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an elastic run does when a node goes: the global batch stays. One worker is this
     process."""
@@ -90,7 +92,7 @@ def test_one_worker_goes_on_with_the_same_result_where_two_had_been(
 
 
 def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
-    undisturbed: Any, experiment: Experiment, storage: Any, monkeypatch: pytest.MonkeyPatch
+    undisturbed: FitResult, experiment: Experiment, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The short form of bench/survival.py: a worker dies as it starts, while it writes a checkpoint,
     and after the newest checkpoint was torn; its disk is full in the end."""
@@ -127,7 +129,7 @@ def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
 
 
 def test_the_name_of_a_finished_run_returns_its_result(
-    undisturbed: Any, experiment: Experiment, storage: Any
+    undisturbed: FitResult, experiment: Experiment, storage: Path
 ) -> None:
     again = fit(experiment, placement=Placement(num_workers=2), storage=storage, name="undisturbed")
     assert again.epochs_now == 0
@@ -135,7 +137,7 @@ def test_the_name_of_a_finished_run_returns_its_result(
 
 
 def test_the_name_of_another_experiments_run_is_refused(
-    undisturbed: Any, experiment: Experiment, storage: Any
+    undisturbed: FitResult, experiment: Experiment, storage: Path
 ) -> None:
     other = replace(experiment, {"regularizer.lambda_tsr": 0.1})
     with pytest.raises(
@@ -173,7 +175,7 @@ def test_the_name_of_another_experiments_run_is_refused(
 )
 def test_what_cannot_work_is_refused_before_training(
     experiment: Experiment,
-    storage: Any,
+    storage: Path,
     monkeypatch: pytest.MonkeyPatch,
     overrides: dict[str, Any],
     placement: Placement,

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -47,14 +46,14 @@ def test_a_single_node_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_nodes_that_share_all_pass_and_each_leaves_its_file(
-    with_others: Any, tmp_path: Path
+    with_others: None, tmp_path: Path
 ) -> None:
     node_check.check_nodes(str(tmp_path))
     assert len(list((tmp_path / ".nodes").iterdir())) == 1 + len(ray.nodes())
 
 
 def test_a_storage_that_nodes_do_not_share_is_refused(
-    with_others: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_others: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "write_text", lambda location, text: None)  # another disk
     with pytest.raises(ValueError, match=r"the storage is not shared by the nodes; give --storage"):
@@ -62,7 +61,7 @@ def test_a_storage_that_nodes_do_not_share_is_refused(
 
 
 def test_a_file_that_a_node_wrote_must_reach_the_driver(
-    with_others: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_others: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "exists", lambda location: False)
     with pytest.raises(ValueError, match=r"the driver does not see the file that node .* wrote"):
@@ -70,7 +69,7 @@ def test_a_file_that_a_node_wrote_must_reach_the_driver(
 
 
 def test_other_sources_are_refused_at_the_start(
-    with_others: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_others: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_check, "source_digest", lambda: "0123456789ab")  # the driver's alone
     with pytest.raises(ValueError, match=r"has other sources of repmtl_ray .*0123456789ab.*ray up"):
@@ -78,7 +77,7 @@ def test_other_sources_are_refused_at_the_start(
 
 
 def test_a_worker_on_a_node_that_came_later_says_what_is_wrong(
-    with_others: Any, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_others: None, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_check, "check_nodes", lambda directory: None)  # it was not there
     monkeypatch.setattr(node_check, "source_digest", lambda: "0123456789ab")
@@ -110,7 +109,7 @@ def test_a_node_without_the_project_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert "ray up" in problem
 
 
-def test_a_storage_that_cannot_be_written_is_refused(with_others: Any, tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_written_is_refused(with_others: None, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
         node_check.write_driver_note(str(tmp_path / "file"))

@@ -16,6 +16,7 @@ from ray import tune as ray_tune
 from bench import faults
 from repmtl_ray import cluster, tune
 from repmtl_ray.config import Experiment, replace, to_dict
+from repmtl_ray.search import SearchResult
 from tests.helpers.leftovers import leftovers
 from tests.helpers.other_ray import another_ray
 
@@ -24,7 +25,7 @@ TSR, RATE, POLICY = "regularizer.lambda_tsr", "optimizer.learning_rate", "policy
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("searches")
 
 
@@ -37,7 +38,7 @@ SPACE = {RATE: ray_tune.grid_search([0.01, 1e30]), TSR: 0.5, "regularizer.temper
 
 
 @pytest.fixture(scope="module")
-def undisturbed(storage: Any) -> Any:
+def undisturbed(storage: Path) -> Any:
     """A grid of two trials, of which one diverges."""
     from tests.helpers.training import float64_experiment
 
@@ -45,7 +46,9 @@ def undisturbed(storage: Any) -> Any:
     return tune(short, SPACE, num_samples=1, storage_path=str(storage), name="grid")
 
 
-def test_a_search_ranks_trials_and_goes_on_when_one_fails(short: Any, undisturbed: Any) -> None:
+def test_a_search_ranks_trials_and_goes_on_when_one_fails(
+    short: Experiment, undisturbed: SearchResult
+) -> None:
     found = undisturbed
     table = found.table
     assert list(table["rank"]) == [1, 2]
@@ -67,7 +70,9 @@ def test_a_search_ranks_trials_and_goes_on_when_one_fails(short: Any, undisturbe
     assert row["delta_p_task"] == pytest.approx(50 * sum(relative), rel=1e-6)
 
 
-def test_early_stopping_leaves_nothing_behind(short: Any, storage: Any, undisturbed: Any) -> None:
+def test_early_stopping_leaves_nothing_behind(
+    short: Experiment, storage: Path, undisturbed: SearchResult
+) -> None:
     """Not even where the machine has another Ray, whose actors Ray Train's cleaner could take for
     its own. After the other search: its single-task rows are this one's too."""
     with another_ray():
@@ -112,7 +117,7 @@ def finished_runs(directory: Path) -> dict[str, float]:
 
 @pytest.mark.timeout(900)  # two searches, one in a process of its own, on whatever machine
 def test_a_search_goes_on_after_its_driver_and_its_ray_died(
-    short: Any, storage: Any, undisturbed: Any
+    short: Experiment, storage: Path, undisturbed: SearchResult
 ) -> None:
     """Killed as soon as the first trial has ended, when Tune may not have noted it yet."""
     directory = storage / "interrupted"
@@ -140,7 +145,7 @@ def test_a_search_goes_on_after_its_driver_and_its_ray_died(
 
 
 def test_early_stopping_without_a_dashboard_is_refused(
-    short: Any, storage: Any, monkeypatch: pytest.MonkeyPatch
+    short: Experiment, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cluster.has_dashboard()
     monkeypatch.setattr(cluster, "has_dashboard", lambda: False)
@@ -167,7 +172,7 @@ def test_early_stopping_without_a_dashboard_is_refused(
     ],
 )
 def test_what_cannot_work_is_refused_before_training(
-    short: Any, storage: Any, arguments: dict[str, Any], message: str
+    short: Experiment, storage: Path, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         tune(short, storage_path=str(storage), **arguments)

@@ -25,7 +25,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("studies")
 
 
@@ -43,7 +43,7 @@ def rows_of(
 
 
 def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
-    storage: Any, monkeypatch: pytest.MonkeyPatch
+    storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of(ablation, storage, monkeypatch)
     delta = {name: float(row["delta_p_task"]) for name, row in rows.items() if name != "stl"}
@@ -65,7 +65,7 @@ def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
 
 
 def test_a_sensitivity_study_trains_its_values_against_the_same_single_tasks(
-    storage: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = rows_of(sensitivity, storage, monkeypatch, "--vary", "csa", "--values", "0.1", "1.9")
     assert len({row["delta_p_task"] for row in rows.values()}) == 3

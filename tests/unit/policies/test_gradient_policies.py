@@ -68,7 +68,7 @@ def assert_heads_have_weight_one(toy: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [*GRAMIAN_POLICIES, *JACOBIAN_POLICIES])
-def test_directions_are_torchjds_on_the_full_jacobian(name: Any) -> None:
+def test_directions_are_torchjds_on_the_full_jacobian(name: str) -> None:
     policy, aggregator = make(name, **FULL.get(name, {})), REFERENCES[name]()
     for step in range(4):
         toy = toy_pass(3, seed=step, with_downstream=True, loss_scale=3.0)

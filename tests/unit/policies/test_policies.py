@@ -55,7 +55,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("name", "arguments"), RESUMED)
-def test_a_policy_resumes_bit_by_bit(name: Any, arguments: Any) -> None:
+def test_a_policy_resumes_bit_by_bit(name: str, arguments: Any) -> None:
     assert_resumes(lambda: make(name, **arguments), 3, moments=(0, 1, 3, 4, 5), absent_at=(0, 2, 6))
 
 
@@ -66,7 +66,7 @@ def test_a_policy_resumes_bit_by_bit(name: Any, arguments: Any) -> None:
         *OWN_GRADIENT_POLICIES,
     ],
 )
-def test_a_checkpoint_of_other_tasks_is_refused(name: Any) -> None:
+def test_a_checkpoint_of_other_tasks_is_refused(name: str) -> None:
     policy = make(name, 3)
     drive(policy, range(2), 3)
     with pytest.raises(ValueError, match=rf"policy '{name}'.*resume with the tasks that wrote it"):
@@ -88,7 +88,7 @@ def test_the_penalty_is_added(
 
 
 @pytest.mark.parametrize("name", [*GRAMIAN_POLICIES, "IMTL", "GradDrop"])
-def test_the_penalty_is_added_at_the_representation(name: Any) -> None:
+def test_the_penalty_is_added_at_the_representation(name: str) -> None:
     assert_penalty_is_added(lambda: make(name, gradients="representation"), 3)
 
 

@@ -205,7 +205,7 @@ CASES = [
 @pytest.mark.parametrize("log_losses", [False, True])
 @pytest.mark.parametrize(("name", "arguments", "transcription", "options"), CASES)
 def test_updates_are_those_of_the_transcription(
-    name: Any, arguments: Any, transcription: Any, options: Any, log_losses: bool
+    name: str, arguments: Any, transcription: Any, options: Any, log_losses: bool
 ) -> None:
     reads_plain = name in ("GradNorm", "IMTL", "DB-MTL")
     if log_losses and not reads_plain:

@@ -93,7 +93,9 @@ def experiment() -> Any:
 
 
 @pytest.fixture(scope="module")
-def trained(experiment: Any, scenes_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def trained(
+    experiment: Experiment, scenes_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """A run with its checkpoints, which tests leave as they are."""
     return run(experiment, checkpoints=tmp_path_factory.mktemp("trained"))
 
@@ -107,7 +109,7 @@ def saved(trained: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def parts(experiment: Any) -> Any:
+def parts(experiment: Experiment) -> Any:
     return untrained(experiment)
 
 
@@ -117,7 +119,7 @@ def untrained(experiment: Experiment) -> Any:
 
 
 def test_load_returns_the_progress_and_restores_all_parts(
-    experiment: Any, trained: Any, parts: Any
+    experiment: Experiment, trained: Any, parts: Any
 ) -> None:
     progress = checkpoint.load(trained.checkpoints[2], experiment=experiment, parts=parts)
     assert progress == Progress(
@@ -138,7 +140,7 @@ def spoil(directory: Any, name: str, content: Any) -> None:
     (directory / MARKER_FILE).write_text(json.dumps(marker))
 
 
-def test_a_checkpoint_is_files_of_plain_values(experiment: Any, trained: Any) -> None:
+def test_a_checkpoint_is_files_of_plain_values(experiment: Experiment, trained: Any) -> None:
     directory = trained.checkpoints[2]
     assert {path.name for path in directory.iterdir()} == set(FILES)
     assert checkpoint.read_experiment(directory) == experiment
@@ -173,7 +175,7 @@ def test_a_checkpoint_is_files_of_plain_values(experiment: Any, trained: Any) ->
     ],
 )
 def test_another_experiments_checkpoint_is_refused_by_the_fields_that_differ(
-    experiment: Any, trained: Any, overrides: dict[str, Any], named: str
+    experiment: Experiment, trained: Any, overrides: dict[str, Any], named: str
 ) -> None:
     other = replace(experiment, overrides)
     fresh = untrained(other)
@@ -198,7 +200,7 @@ def refused(experiment: Experiment, directory: Any, parts: Any, message: str) ->
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_state_is_refused(
-    experiment: Any, saved: Path, parts: Any, share: float
+    experiment: Experiment, saved: Path, parts: Any, share: float
 ) -> None:
     whole = (saved / STATE_FILE).read_bytes()
     (saved / STATE_FILE).write_bytes(whole[: int(share * len(whole))])
@@ -221,7 +223,7 @@ def test_a_truncated_state_is_refused(
     ids=["text", "json", "zip", "pickle", "empty pickle", "noise", "other noise"],
 )
 def test_a_file_that_is_no_state_is_refused(
-    experiment: Any, saved: Path, parts: Any, content: Any
+    experiment: Experiment, saved: Path, parts: Any, content: Any
 ) -> None:
     spoil(saved, STATE_FILE, content)
     refused(experiment, saved, parts, "not of this project")
@@ -241,7 +243,7 @@ def test_a_file_that_is_no_state_is_refused(
     ],
 )
 def test_what_another_program_or_version_saved_is_refused(
-    experiment: Any, saved: Path, parts: Any, change: Callable[..., Any], message: str
+    experiment: Experiment, saved: Path, parts: Any, change: Callable[..., Any], message: str
 ) -> None:
     spoil_state(saved, change)
     refused(experiment, saved, parts, message)
@@ -271,7 +273,7 @@ def spoil_state(directory: Any, change: Any) -> None:
     ids=["negative", "unknown", "number", "empty", "shapes", "groups", "scheduler", "policy"],
 )
 def test_a_state_that_does_not_fit_is_one_clear_error(
-    experiment: Any, saved: Path, parts: Any, change: Callable[..., Any]
+    experiment: Experiment, saved: Path, parts: Any, change: Callable[..., Any]
 ) -> None:
     spoil_state(saved, change)
     with pytest.raises(ValueError, match="does not fit the experiment that it names"):
@@ -279,7 +281,7 @@ def test_a_state_that_does_not_fit_is_one_clear_error(
 
 
 def test_a_checkpoint_of_other_samples_is_refused(
-    experiment: Any, saved: Path, parts: Any, trained: Any
+    experiment: Experiment, saved: Path, parts: Any, trained: Any
 ) -> None:
     progress = Progress(epochs_done=1, history=trained.history[:1])
     at = saved / "new"
@@ -291,7 +293,7 @@ def test_a_checkpoint_of_other_samples_is_refused(
 
 @pytest.mark.parametrize("place", [{"step_in_epoch": 3, "global_step": 5}, {"global_step": 3}])
 def test_a_place_that_no_epoch_has_is_refused(
-    experiment: Any, saved: Path, place: dict[str, int]
+    experiment: Experiment, saved: Path, place: dict[str, int]
 ) -> None:
     spoil_state(saved, lambda state: {**state, "progress": {**state["progress"], **place}})
     with pytest.raises(ExperimentError, match="but an epoch has 2 steps: the data changed"):
@@ -310,7 +312,7 @@ class RunsCode:
 
 @pytest.mark.parametrize("by_torch", [True, False])
 def test_code_in_a_checkpoint_is_not_run(
-    experiment: Any, saved: Path, parts: Any, by_torch: bool
+    experiment: Experiment, saved: Path, parts: Any, by_torch: bool
 ) -> None:
     target = saved / "ran"
     if by_torch:
@@ -324,7 +326,9 @@ def test_code_in_a_checkpoint_is_not_run(
     assert target.exists(), "the attack itself works"
 
 
-def test_incomplete_checkpoints_are_refused(experiment: Any, saved: Path, parts: Any) -> None:
+def test_incomplete_checkpoints_are_refused(
+    experiment: Experiment, saved: Path, parts: Any
+) -> None:
     (saved / EXPERIMENT_FILE).unlink()
     refused(experiment, saved, parts, "has no experiment.json; it is torn")
     (saved / STATE_FILE).unlink()
@@ -343,7 +347,7 @@ def test_incomplete_checkpoints_are_refused(experiment: Any, saved: Path, parts:
     ],
 )
 def test_an_experiment_file_that_describes_none_is_refused(
-    experiment: Any, saved: Path, parts: Any, content: Any, message: str
+    experiment: Experiment, saved: Path, parts: Any, content: Any, message: str
 ) -> None:
     spoil(saved, EXPERIMENT_FILE, content.encode())
     refused(experiment, saved, parts, message)
@@ -351,7 +355,7 @@ def test_an_experiment_file_that_describes_none_is_refused(
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_crash_while_saving_leaves_no_checkpoint(
-    experiment: Any,
+    experiment: Experiment,
     parts: Any,
     trained: Any,
     tmp_path: Path,
