@@ -95,7 +95,8 @@ def test_a_search_that_is_stopped_twice_leaves_earlier_results_as_they_were(tmp_
 def test_a_preparation_that_is_stopped_is_continued_by_the_same_command(tmp_path: Path) -> None:
     store = tmp_path / "store"
     command = ["pipelines/prepare_data.py", "cityscapes", "--out", store, "--splits", "train"]
-    recipe = Recipe(tmp_path, *command, "--set", "num_train=3000", "--set", "num_val=1")
+    scenes = ["--set", "num_train=200", "--set", "num_val=1", "--height", 32, "--width", 64]
+    recipe = Recipe(tmp_path, *command, *scenes)
     recipe.wait_for("store/.prepared/lock.json", tmp_path)
     while not psutil.Process(recipe.process.pid).children():
         time.sleep(0.1)
