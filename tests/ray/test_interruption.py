@@ -92,6 +92,18 @@ def test_a_search_that_is_stopped_twice_leaves_earlier_results_as_they_were(tmp_
     assert (out / "best.json").read_text() == "of an earlier search"
 
 
+def test_a_benchmark_that_is_stopped_is_resumed_by_the_printed_command(tmp_path: Path) -> None:
+    small = ["--set", "data.height=32", "--set", "data.width=64", "--set", "data.num_train=8"]
+    options = ["--methods", "EW", "--seeds", 1, "--epochs", 2000, "--batch-size", 4, *small]
+    places = ["--storage", tmp_path, "--out", tmp_path / "results", "--name", "stopped"]
+    recipe = Recipe(tmp_path, "pipelines/benchmark.py", "scenes", *options, *places)
+    recipe.wait_for("baselines/runs/*/checkpoint_*/complete.json", tmp_path)
+    errors = recipe.stop(signal.SIGINT)
+    assert errors.strip().endswith("--resume stopped")
+    assert status_of(tmp_path / "stopped") == "interrupted"
+    assert not (tmp_path / "stopped/lock.json").exists()
+
+
 def test_a_preparation_that_is_stopped_is_continued_by_the_same_command(tmp_path: Path) -> None:
     store = tmp_path / "store"
     command = ["pipelines/prepare_data.py", "cityscapes", "--out", store, "--splits", "train"]

@@ -182,8 +182,8 @@ def test_a_space_that_fixes_the_logarithm_has_one_reference() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"searcher": "grid"}, "searcher is 'grid'; expected 'random' or 'optuna'"),
-        ({"scheduler": "ASHA"}, "scheduler is 'ASHA'; expected 'none' or 'asha'"),
+        ({"searcher": "grid"}, "searcher is 'grid'; expected one of 'random', 'optuna'"),
+        ({"scheduler": "ASHA"}, "scheduler is 'ASHA'; expected one of 'none', 'asha'"),
         ({"num_samples": 0}, "num_samples is 0; expected at least 1"),
         ({"num_samples": 1, "references": [{TSR: 0.0}] * 2}, "at least the 2 references"),
         ({"max_concurrent": 0}, "max_concurrent is 0; expected at least 1"),
