@@ -218,7 +218,7 @@ def waiting_share(experiment: Experiment, stream: Stream, rows: Rows) -> tuple[f
         rows={stream.name: _First(rows.fetch(one))},
     )
     with mock.patch.object(loop, "train_batches", timed):
-        loop.run(experiment, train=split, evaluation=val, report=lambda *_: None)
+        loop.run(experiment, train=split, evaluation=val)
     return waited / total, 1000 * total / num_steps
 
 

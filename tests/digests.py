@@ -8,7 +8,8 @@
 Every policy, every data source, one and two workers, a restart inside an epoch, a small search and a
 small benchmark are trained. A digest covers the metrics of every epoch and every tensor of the
 trained model. Stored digests hold on one kind of processor and one release of PyTorch, because both
-decide how float sums are rounded: on another machine run `--write` at the older commit first.
+decide how float sums are rounded. They are stored by machine: on one that is not among them, run
+`--write` at the older commit first.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConf
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.sources import open_streams
 from repmtl_ray.runs import loop
+from tests.helpers.training import SaveAt
 
 STORED = Path(__file__).with_name("digests.json")
 Changes = dict[str, Any]
@@ -186,16 +189,11 @@ def train(
         streams = open_streams(experiment.data, name)
         return loop.Split(streams=streams, rows={s.name: LocalRows(s) for s in streams})
 
-    def after_step(_epoch: int, _step: int, global_step: int, write: loop.Write) -> None:
-        if save_at is not None and global_step == save_at[0]:
-            write(save_at[1])
-
     parts, progress = loop.run(
         experiment,
         train=split("train"),
         evaluation=split(experiment.data.eval_split),
-        report=lambda metrics, write: None,
-        after_step=after_step,
+        checkpoints=None if save_at is None else SaveAt(dict([save_at])),
         resume_from=resume_from,
         workers=workers,
     )
@@ -254,20 +252,41 @@ def without_ray(folder: Path, only: str) -> Iterator[tuple[str, str]]:
         yield from train_on_two_workers(folder).items()
 
 
-def with_ray(folder: Path) -> Iterator[tuple[str, str]]:
-    """Names and digests of runs through `fit`, `tune` and `benchmark`; metrics alone."""
-    import ray
-    from ray import tune as ray_tune
+def with_ray(folder: Path, only: str = "") -> Iterator[tuple[str, str]]:
+    """Names and digests of runs through `fit`, `tune` and `benchmark`; metrics alone.
 
-    from repmtl_ray import CustomData, Placement, fit, tune
-    from repmtl_ray.studies.benchmark import benchmark
-    from repmtl_ray.tasks import Classification, Depth, Segmentation
+    Args:
+        folder: where the runs are stored.
+        only: train what has this in its name.
+    """
+    selected: dict[str, Callable[[str], str]] = {
+        name: function for name, function in RAY_RUNS.items() if only in name
+    }
+    if not selected:
+        return
+    import ray
 
     ray.init(num_cpus=4, log_to_driver=False, object_store_memory=256 * 2**20)
-    storage = str(folder / "storage")
-    for num_workers in (1, 2):
-        result = fit(small(), placement=Placement(num_workers=num_workers), storage=storage)
-        yield f"fit, {num_workers} workers", digest(result.history)
+    for name, function in selected.items():
+        yield name, function(str(folder / "storage"))
+    ray.shutdown()
+
+
+def fit_on(num_workers: int, storage: str) -> str:
+    """The digest of `fit`."""
+    from repmtl_ray import Placement, fit
+
+    return digest(
+        fit(small(), placement=Placement(num_workers=num_workers), storage=storage).history
+    )
+
+
+def fit_own_data(storage: str) -> str:
+    """The digest of `fit` on Ray Datasets."""
+    import ray
+
+    from repmtl_ray import CustomData, fit
+    from repmtl_ray.tasks import Classification, Depth, Segmentation
 
     def row(index: int) -> dict[str, Any]:
         rng = np.random.default_rng(index)
@@ -289,13 +308,25 @@ def with_ray(folder: Path) -> Iterator[tuple[str, str]]:
         ),
     )
     own = replace(small(), {"data": DataConfig(name="custom", augment=True)})
-    yield "fit, custom data", digest(fit(own, data=custom, storage=storage).history)
+    return digest(fit(own, data=custom, storage=storage).history)
+
+
+def tune_grid(storage: str) -> str:
+    """The digest of a search."""
+    from ray import tune as ray_tune
+
+    from repmtl_ray import tune
 
     space = {"policy.name": ray_tune.grid_search(["EW", "UW"]), "regularizer.lambda_csa": 0.5}
     table = tune(small(), space, num_samples=1, storage_path=storage).table
     metrics = [name for name in sorted(table.columns) if "/" in name or name.startswith("delta_p")]
     rows = table.sort_values("policy")[metrics].to_dict("records")
-    yield "tune", digest([{str(name): value for name, value in row.items()} for row in rows])
+    return digest([{str(name): value for name, value in row.items()} for row in rows])
+
+
+def compare_methods(storage: str) -> str:
+    """The digest of a benchmark."""
+    from repmtl_ray.studies.benchmark import benchmark
 
     methods: Mapping[str, Mapping[str, Any]] = {
         "EW": {**NO_PENALTY},
@@ -304,8 +335,16 @@ def with_ray(folder: Path) -> Iterator[tuple[str, str]]:
     held_out = small({"protocol": "holdout", "data.holdout": 0.5, "data.eval_split": "holdout"})
     held_out = replace(held_out, {"batch_size": 2})
     compared = benchmark(held_out, methods, seeds=(0,), storage_path=storage)
-    yield "benchmark", digest([record["metrics"] for record in compared.records])
-    ray.shutdown()
+    return digest([record["metrics"] for record in compared.records])
+
+
+RAY_RUNS: dict[str, Callable[[str], str]] = {
+    "fit, 1 workers": partial(fit_on, 1),
+    "fit, 2 workers": partial(fit_on, 2),
+    "fit, custom data": fit_own_data,
+    "tune": tune_grid,
+    "benchmark": compare_methods,
+}
 
 
 def machine() -> str:
@@ -315,6 +354,12 @@ def machine() -> str:
     )
 
 
+def stored_digests() -> dict[str, dict[str, str]]:
+    """By machine and name of the experiment."""
+    stored: dict[str, dict[str, str]] = json.loads(STORED.read_text())
+    return stored
+
+
 def compare(digests: Mapping[str, str], *, complete: bool) -> list[str]:
     """One line per digest that differs from the stored one.
 
@@ -322,13 +367,12 @@ def compare(digests: Mapping[str, str], *, complete: bool) -> list[str]:
         digests: of this run.
         complete: whether every stored experiment was to be trained.
     """
-    stored = json.loads(STORED.read_text())
-    if stored["machine"] != machine():
+    known = stored_digests().get(machine())
+    if known is None:
         return [
-            f"the stored digests are of {stored['machine']}, this is {machine()}: run "
+            f"no digests are stored for {machine()}, only for {', '.join(stored_digests())}: run "
             "`python -m tests.digests --write` at the older commit first"
         ]
-    known: dict[str, str] = stored["digests"]
     lines = [
         f"{name}: {value}, stored is {known.get(name, 'nothing')}"
         for name, value in digests.items()
@@ -341,15 +385,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--fast", action="store_true", help="leave out what needs Ray")
     parser.add_argument("--write", action="store_true", help="store the digests of this checkout")
-    parser.add_argument("--only", default="", help="train what has this in its name, without Ray")
+    parser.add_argument("--only", default="", help="train what has this in its name")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     digests: dict[str, str] = {}
     make: list[Callable[[Path], Iterator[tuple[str, str]]]] = [
         lambda folder: without_ray(folder, options.only)
     ]
-    if not (options.fast or options.only):
-        make.append(with_ray)
+    if not options.fast:
+        make.append(lambda folder: with_ray(folder, options.only))
     with tempfile.TemporaryDirectory(prefix="digests-") as name:
         folder = Path(name)
         os.environ["REPMTL_RAY_CACHE"] = str(folder / "cache")
@@ -358,11 +402,11 @@ def main(arguments: list[str] | None = None) -> int:
                 digests[experiment] = value
                 print(f"{value}  {experiment}", flush=True)
     if options.write:
-        if STORED.exists() and len(make) == 1:
-            digests = {**json.loads(STORED.read_text())["digests"], **digests}
-        STORED.write_text(json.dumps({"machine": machine(), "digests": digests}, indent=1) + "\n")
+        stored = stored_digests()
+        stored[machine()] = {**stored.get(machine(), {}), **digests}
+        STORED.write_text(json.dumps(stored, indent=1) + "\n")
         return 0
-    lines = compare(digests, complete=len(make) == 2)
+    lines = compare(digests, complete=not (options.fast or options.only))
     print("\n".join(lines) or f"{len(digests)} digests are as stored.")
     return 1 if lines else 0
 

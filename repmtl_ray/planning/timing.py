@@ -113,14 +113,10 @@ def _seconds_per_epoch(experiment: Experiment, device: str) -> float:
         streams = open_streams(experiment.data, split)
         rows = {stream.name: LocalRows(stream) for stream in streams}
         splits[split] = loop.Split(streams=streams, rows=rows)
-    ends: list[float] = []
-
-    def report(*_: Any, **__: Any) -> None:
-        ends.append(time.perf_counter())
-
-    loop.run(
-        experiment, train=splits["train"], evaluation=splits["val"], report=report, device=device
+    training = loop.Training(
+        experiment, train=splits["train"], evaluation=splits["val"], device=device
     )
+    ends = [time.perf_counter() for _ in training.epochs()]
     return min(ends[2] - ends[1], ends[1] - ends[0])
 
 

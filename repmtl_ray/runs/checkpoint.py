@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from repmtl_ray import storage
 from repmtl_ray.config import Experiment, ExperimentError, differences, from_dict, to_dict
 from repmtl_ray.data.description import DataDescription, data_differences
 from repmtl_ray.data.sources import describe_config
@@ -26,7 +25,7 @@ from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.models.encoders import check_tensors
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.runs import checkpoint_manager
-from repmtl_ray.runs.checkpoint_manager import FORMAT, MARKER_FILE, Marker
+from repmtl_ray.runs.checkpoint_manager import FORMAT, Contents, Marker
 
 STATE_FILE = "state.pt"
 EXPERIMENT_FILE = "experiment.json"
@@ -77,56 +76,63 @@ class Parts:
     policy: Policy
 
 
-def save(
-    directory: str | Path,
-    *,
-    experiment: Experiment,
-    parts: Parts,
-    progress: Progress,
-    data: str = "",
-    description: DataDescription | None = None,
-) -> None:
-    """Writes a checkpoint to a folder or URI; it is none before its last file is there.
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A run at one moment: all that a checkpoint of it holds.
 
     Args:
-        directory: a new one.
-        experiment, parts, progress: of the run.
-        data: fingerprint of the samples it trains on.
+        experiment, parts, progress: of the run. The parts are the run's own, which change when it
+            goes on.
+        data: fingerprint of the samples it trains on; "" if none was given.
         description: of the data, with which the model can be built where the data are not; None
             takes what the experiment's configuration says of a named data set.
-
-    Raises:
-        StorageError: the storage refused it.
     """
-    state = io.BytesIO()
-    torch.save(
-        {
-            "format": FORMAT,
-            "progress": asdict(progress),
-            "model": parts.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
-            "scheduler": parts.scheduler.state_dict(),
-            "policy": parts.policy.state_dict(),
-        },
-        state,
-    )
-    description = description or describe_config(experiment.data, experiment.tasks)
-    files = {
-        EXPERIMENT_FILE: (json.dumps(to_dict(experiment), indent=2) + "\n").encode(),
-        DATA_FILE: (json.dumps(to_dict(description), indent=2) + "\n").encode(),
-        STATE_FILE: state.getvalue(),
-    }
-    marker = Marker(
-        files=checkpoint_manager.describe(files),
-        epochs_done=progress.epochs_done,
-        step_in_epoch=progress.step_in_epoch,
-        global_step=progress.global_step,
-        history=progress.history,
-        data=data,
-    )
-    for name, content in files.items():
-        storage.write(f"{directory}/{name}", content)
-    storage.write(f"{directory}/{MARKER_FILE}", checkpoint_manager.marker_text(marker).encode())
+
+    experiment: Experiment
+    parts: Parts
+    progress: Progress
+    data: str = ""
+    description: DataDescription | None = None
+
+    def contents(self) -> Contents:
+        """The files of a checkpoint of this moment."""
+        state = io.BytesIO()
+        torch.save(
+            {
+                "format": FORMAT,
+                "progress": asdict(self.progress),
+                "model": self.parts.model.state_dict(),
+                "optimizer": self.parts.optimizer.state_dict(),
+                "scheduler": self.parts.scheduler.state_dict(),
+                "policy": self.parts.policy.state_dict(),
+            },
+            state,
+        )
+        description = self.description or describe_config(
+            self.experiment.data, self.experiment.tasks
+        )
+        files = {
+            EXPERIMENT_FILE: (json.dumps(to_dict(self.experiment), indent=2) + "\n").encode(),
+            DATA_FILE: (json.dumps(to_dict(description), indent=2) + "\n").encode(),
+            STATE_FILE: state.getvalue(),
+        }
+        marker = Marker(
+            files=checkpoint_manager.describe(files),
+            epochs_done=self.progress.epochs_done,
+            step_in_epoch=self.progress.step_in_epoch,
+            global_step=self.progress.global_step,
+            history=self.progress.history,
+            data=self.data,
+        )
+        return Contents(files=files, marker=marker)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a checkpoint to a new folder or URI; it is none before its last file is there.
+
+        Raises:
+            StorageError: the storage refused it.
+        """
+        checkpoint_manager.write_contents(str(directory), self.contents())
 
 
 def load(

@@ -95,6 +95,30 @@ def marker_text(marker: Marker) -> str:
     return json.dumps({"format": FORMAT, **to_dict(marker)}, indent=1) + "\n"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """A checkpoint before it is written.
+
+    Args:
+        files: by name, all but the marker.
+        marker: what describes them.
+    """
+
+    files: Mapping[str, bytes]
+    marker: Marker
+
+
+def write_contents(location: str, contents: Contents) -> None:
+    """Writes a checkpoint to a new folder or URI; it is none before its marker is there.
+
+    Raises:
+        StorageError: the storage refused it.
+    """
+    for name, content in contents.files.items():
+        storage.write(f"{location}/{name}", content)
+    storage.write(f"{location}/{MARKER_FILE}", marker_text(contents.marker).encode())
+
+
 def describe(files: Mapping[str, bytes]) -> dict[str, tuple[int, str]]:
     """Length and digest of each."""
     return {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()}
@@ -206,19 +230,8 @@ class CheckpointManager:
         by_steps = steps is not None and global_step - self._last_step >= steps
         return by_steps or (minutes is not None and self._clock() - self._last_time >= 60 * minutes)
 
-    def write(
-        self,
-        save: Callable[[str], None],
-        *,
-        epochs_done: int,
-        step_in_epoch: int,
-        global_step: int,
-    ) -> str:
+    def write(self, contents: Contents) -> str:
         """Stores one more checkpoint, then removes those that need not stay.
-
-        Args:
-            save: writes all files to a location, the marker last.
-            epochs_done, step_in_epoch, global_step: where the run stands.
 
         Returns:
             Its location.
@@ -226,9 +239,12 @@ class CheckpointManager:
         Raises:
             StorageError: it could not be stored; those before are as they were.
         """
-        name = f"checkpoint_{epochs_done:06d}_{step_in_epoch:08d}_{uuid.uuid4().hex[:8]}"
-        self._last_time, self._last_step = self._clock(), global_step
-        save(f"{self.folder}/{name}")
+        marker = contents.marker
+        name = (
+            f"checkpoint_{marker.epochs_done:06d}_{marker.step_in_epoch:08d}_{uuid.uuid4().hex[:8]}"
+        )
+        self._last_time, self._last_step = self._clock(), marker.global_step
+        write_contents(f"{self.folder}/{name}", contents)
         self._last_time = self._clock()  # a slow storage must not be all that a run does
         self._prune(name)
         return f"{self.folder}/{name}"

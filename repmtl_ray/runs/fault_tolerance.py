@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from ray.train.collective import broadcast_from_rank_zero
 
@@ -17,7 +18,9 @@ from repmtl_ray import ray_compat, storage
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment, ExperimentError
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig, CheckpointManager
-from repmtl_ray.runs.loop import Write
+
+if TYPE_CHECKING:
+    from repmtl_ray.runs.checkpoint import Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +68,7 @@ class FaultTolerance:
         self.checkpoint = found
         return found
 
-    def after_step(
-        self, epochs_done: int, step_in_epoch: int, global_step: int, write: Write
-    ) -> None:
+    def after_step(self, snapshot: Snapshot) -> None:
         """Saves inside an epoch if it is time, or if this node or another is about to go.
 
         From a notice to its deadline every step is saved: whenever the node goes, at most the
@@ -76,20 +77,16 @@ class FaultTolerance:
         """
         if self.workers.rank != 0 or self._gave_up_inside:
             return
+        global_step = snapshot.progress.global_step
         if not (self.manager.should_save(global_step) or self._noticed()):
             return
         try:
-            self.checkpoint = self.manager.write(
-                write,
-                epochs_done=epochs_done,
-                step_in_epoch=step_in_epoch,
-                global_step=global_step,
-            )
+            self.checkpoint = self.manager.write(snapshot.contents())
         except storage.StorageError as error:
             self._gave_up_inside = True
             logger.warning("no checkpoint at step %d: %s", global_step, error)
 
-    def after_epoch(self, epochs_done: int, global_step: int, write: Write) -> None:
+    def after_epoch(self, snapshot: Snapshot) -> None:
         """Saves; after it, `checkpoint` is the same on every worker.
 
         Raises:
@@ -99,9 +96,7 @@ class FaultTolerance:
         self._gave_up_inside = False
         if self.workers.rank == 0:
             try:
-                self.checkpoint = self.manager.write(
-                    write, epochs_done=epochs_done, step_in_epoch=0, global_step=global_step
-                )
+                self.checkpoint = self.manager.write(snapshot.contents())
             except storage.StorageError as error:
                 fault = str(error)
         self.checkpoint, fault = self._agreed((self.checkpoint, fault))
@@ -138,6 +133,8 @@ class FaultTolerance:
     def _agreed(self, found: tuple[str | None, str | None]) -> tuple[str | None, str | None]:
         """The first worker's answer."""
         path, fault = found
+        if self.workers.size == 1:
+            return found
         return broadcast_from_rank_zero((path, fault and fault[:REASONS_BYTES]))
 
     def _noticed(self) -> bool:

@@ -15,7 +15,7 @@ from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.runs import checkpoint, checkpoint_manager, loop
-from repmtl_ray.runs.loop import Split
+from repmtl_ray.runs.build import Split
 
 
 def evaluate_best(

@@ -1,160 +1,244 @@
 """The epochs of one worker, without Ray: build, resume, train, evaluate, report.
 
-Owns the order of events in a run. `train.py` calls `run` inside every Ray Train worker; tests,
-benches and machines without Ray call it in their own process with `LocalRows`.
+Owns the order of events in a run. Every worker of a run calls `run`; tests, benches and machines
+without Ray call it in their own process with `LocalRows`. A process that must decide after every
+epoch whether to go on iterates over `Training.epochs`. Checkpoints are written by the `Checkpoints`
+of the run; what else happens is in its callbacks (`callbacks.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import numpy as np
 import torch
 
-from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.config import Experiment, ExperimentError, NonFiniteLossError, OptimizerConfig
-from repmtl_ray.data.batches import Rows, eval_batches, train_batches
-from repmtl_ray.data.columns import IMAGE
+from repmtl_ray.config import Experiment, ExperimentError, NonFiniteLossError
+from repmtl_ray.data.batches import eval_batches, train_batches
 from repmtl_ray.data.description import describe
-from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
-from repmtl_ray.data.sources import Stream, image_size, tasks_of
-from repmtl_ray.data.stream import check_one_size
-from repmtl_ray.models import MultiTaskModel, build_model
-from repmtl_ray.regularizers import RepMTL
+from repmtl_ray.data.sources import image_size
+from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.runs import checkpoint
-from repmtl_ray.runs.checkpoint import Parts, Progress
+from repmtl_ray.runs.build import (
+    DTYPES,
+    Split,
+    build,
+    build_stepper,
+    check_sizes,
+    num_steps,
+    selected_tasks,
+)
+from repmtl_ray.runs.callbacks import Callback, RunContext, StepInfo
+from repmtl_ray.runs.checkpoint import Parts, Progress, Snapshot
 from repmtl_ray.runs.evaluate import evaluate
-from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Task
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+
+class Checkpoints(Protocol):
+    """Keeps the checkpoints of a run; every worker calls it at the same moments."""
+
+    folder: str
+
+    def after_step(self, snapshot: Snapshot) -> None:
+        """A step inside an epoch is done. The others need not wait for what this stores."""
+
+    def after_epoch(self, snapshot: Snapshot) -> None:
+        """An epoch is trained and evaluated."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """One split's streams and the way to their rows.
-
-    Args:
-        streams, rows: the samples.
-        tasks, image_size: of data that `DataConfig` does not describe; None: what it says.
-    """
-
-    streams: Sequence[Stream]
-    rows: Mapping[str, Rows]
-    tasks: tuple[Task, ...] | None = None
-    image_size: tuple[int, int] | None = None
+Report = Callable[[dict[str, float], Snapshot], None]
+"""A function in place of a callback: receives every epoch's metrics and the run at this moment."""
 
 
-Write = Callable[[str | Path], None]
-"""Writes a checkpoint of this moment to a new folder or URI."""
-
-Report = Callable[[dict[str, float], Write], None]
-"""Called after every epoch, on every worker, with its metrics and the way to a checkpoint."""
-
-AfterStep = Callable[[int, int, int, Write], None]
-"""Called after every step, on every worker, with the epochs done, the steps done in this one and
-in all, and the way to a checkpoint, which the others need not wait for."""
-
-
-def selected_tasks(
-    experiment: Experiment, known: tuple[Task, ...] | None = None
-) -> tuple[Task, ...]:
-    """The tasks that an experiment trains, in the data set's order.
+class Training:
+    """A run, as one of its workers trains it. Making one builds or restores its parts.
 
     Args:
-        experiment: what is trained.
-        known: the data set's tasks; None: those that `DataConfig` says.
-
-    Raises:
-        ExperimentError: a task that the data set lacks; a policy or penalty that does not fit their
-            number.
+        experiment, train, evaluation, checkpoints, callbacks, resume_from, data, workers, device: as
+            for `run`, with its errors.
     """
-    known = tasks_of(experiment.data) if known is None else known
-    names = [task.name for task in known]
-    wanted = experiment.tasks or names
-    for name in wanted:
-        if name not in names:
-            raise ExperimentError(
-                f"tasks: {name!r} is not a task of {experiment.data.name}; it has {', '.join(names)}."
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        train: Split,
+        evaluation: Split,
+        checkpoints: Checkpoints | None = None,
+        callbacks: Sequence[Callback] = (),
+        resume_from: str | Path | None = None,
+        data: str = "",
+        workers: Workers = ALONE,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.experiment = experiment
+        self.train, self.evaluation = train, evaluation
+        self.checkpoints, self.callbacks = checkpoints, tuple(callbacks)
+        self.workers, self.device = workers, torch.device(device)
+        self.tasks = selected_tasks(experiment, train.tasks)
+        self.steps_per_epoch = num_steps(experiment, train.streams)
+        check_sizes({"train": train, experiment.data.eval_split: evaluation})
+        size = train.image_size or image_size(experiment.data)
+        self._description = describe(self.tasks, size, train.streams[0].normalize)
+        self._data = data
+        self.parts = build(experiment, self.tasks, device=self.device, workers=workers, size=size)
+        self.progress = Progress(seed=experiment.seed)
+        if resume_from is not None:
+            self.progress = checkpoint.load(
+                resume_from,
+                experiment=experiment,
+                parts=self.parts,
+                data=data,
+                description=self._description,
             )
-    tasks = tuple(task for task in known if task.name in wanted)
-    try:
-        policies.check(
-            experiment.policy,
-            [task.name for task in tasks],
-            max_gradient_norm=experiment.optimizer.max_gradient_norm,
+            _check_place(resume_from, self.progress, self.steps_per_epoch)
+        self._stepper = build_stepper(experiment, self.tasks, self.parts, workers)
+
+    def epochs(self) -> Generator[dict[str, float], None, None]:
+        """Trains the epochs that are left, and gives the metrics of each when it is stored.
+
+        Raises:
+            NonFiniteLossError: a loss, a gradient or a metric is not finite.
+        """
+        error: BaseException | None = None
+        try:
+            for callback in self.callbacks:
+                callback.on_run_start(self._context())
+            while self.progress.epochs_done < self.experiment.epochs:
+                yield self._epoch()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            for callback in self.callbacks:
+                callback.on_run_end(error)
+
+    def snapshot(self, progress: Progress | None = None) -> Snapshot:
+        """The run at this moment.
+
+        Args:
+            progress: where it is inside an epoch; None: after the last epoch.
+        """
+        return Snapshot(
+            experiment=self.experiment,
+            parts=self.parts,
+            progress=progress or self.progress,
+            data=self._data,
+            description=self._description,
         )
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error
-    if len(tasks) < 2 and experiment.regularizer.active:
-        raise ExperimentError(
-            f"tasks: {tasks[0].name!r} is the only one, but Rep-MTL's penalties compare tasks; set regularizer.lambda_tsr and "
-            "regularizer.lambda_csa to 0 (single-task training: policy 'stl')."
+
+    def _context(self) -> RunContext:
+        return RunContext(
+            experiment=self.experiment,
+            tasks=self.tasks,
+            description=self._description,
+            parts=self.parts,
+            progress=self.progress,
+            steps_per_epoch=self.steps_per_epoch,
+            folder="" if self.checkpoints is None else self.checkpoints.folder,
+            workers=self.workers,
+            device=self.device,
         )
-    return tasks
 
-
-def num_steps(experiment: Experiment, streams: Sequence[Stream]) -> int:
-    """Optimiser steps in an epoch.
-
-    Args:
-        experiment: what is trained.
-        streams: all of the training split.
-
-    Raises:
-        ExperimentError: a batch that is larger than the split; rows that cannot be paired.
-    """
-    try:
-        if experiment.data.pairing == "class":
-            check_alignable(streams)
-        return steps_per_epoch(streams, experiment.batch_size)
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error
-
-
-def build(
-    experiment: Experiment,
-    tasks: Sequence[Task],
-    *,
-    device: torch.device,
-    workers: Workers,
-    size: tuple[int, int] | None = None,
-) -> Parts:
-    """Model, optimiser, scheduler and policy as they are before the first step; equal on every
-    worker. `size` is that of the images, where `DataConfig` does not say it."""
-    torch.manual_seed(experiment.seed)
-    model = build_model(
-        experiment.model,
-        tasks,
-        image_size=size or image_size(experiment.data),
-        workers=workers,
-        penalized=experiment.regularizer.active,
-    )
-    model = model.to(device=device, dtype=DTYPES[experiment.precision])
-    workers.broadcast_([*model.parameters(), *model.buffers()])
-    optimizer = _optimizer(experiment.optimizer, model)
-    halve_at = experiment.optimizer.halve_at_epoch
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda epoch: 0.5 if halve_at is not None and epoch >= halve_at else 1.0
-    )
-    policy = policies.build(experiment.policy, [task.name for task in tasks], seed=experiment.seed)
-    return Parts(model=model, optimizer=optimizer, scheduler=scheduler, policy=policy)
-
-
-def _optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    rate, decay = config.learning_rate, config.weight_decay
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=rate, weight_decay=decay, momentum=config.momentum
+    def _epoch(self) -> dict[str, float]:
+        """Trains the rest of an epoch, evaluates, stores; gives its metrics."""
+        progress = self.progress
+        values_by_metric = {name: list(values) for name, values in progress.seen.items()}
+        for step in self._steps(values_by_metric):
+            if self.checkpoints is not None:
+                inside = replace(
+                    progress,
+                    step_in_epoch=step.step_in_epoch,
+                    global_step=step.global_step,
+                    seen=values_by_metric,
+                )
+                self.checkpoints.after_step(self.snapshot(inside))
+            for callback in self.callbacks:
+                callback.on_step_end(step)
+        self.parts.scheduler.step()
+        metrics = self._metrics(values_by_metric)
+        for callback in self.callbacks:
+            metrics.update(callback.epoch_metrics(metrics))
+        self.progress = Progress(
+            epochs_done=progress.epochs_done + 1,
+            global_step=int(metrics["global_step"]),
+            seed=self.experiment.seed,
+            history=[*progress.history, metrics],
         )
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(model.parameters(), lr=rate, weight_decay=decay)
+        if self.checkpoints is not None:
+            self.checkpoints.after_epoch(self.snapshot())
+        for callback in self.callbacks:
+            callback.on_epoch_end(metrics)
+        return metrics
+
+    def _steps(self, values_by_metric: dict[str, list[float]]) -> Iterator[StepInfo]:
+        """Trains the rest of an epoch's steps, and gives each when it is done.
+
+        Args:
+            values_by_metric: gets the value of every metric at each step.
+        """
+        experiment, progress, stepper = self.experiment, self.progress, self._stepper
+        first_global_step = progress.epochs_done * self.steps_per_epoch
+        if progress.step_in_epoch == 0:
+            stepper.policy.begin_epoch(progress.epochs_done)
+        batches = train_batches(
+            self.train.streams,
+            self.train.rows,
+            tasks=[task.name for task in self.tasks],
+            batch_size=experiment.batch_size,
+            seed=experiment.seed,
+            epoch=progress.epochs_done,
+            first_step=progress.step_in_epoch,
+            workers=self.workers,
+            augment=experiment.data.augment,
+            pairing=experiment.data.pairing,
+            dtype=DTYPES[experiment.precision],
+        )
+        begin_s = time.perf_counter()
+        for step, batch in enumerate(batches, start=progress.step_in_epoch + 1):
+            wait_s = time.perf_counter() - begin_s
+            values = stepper.step(batch.to(self.device), global_step=first_global_step + step - 1)
+            for name, value in values.items():
+                values_by_metric.setdefault(name, []).append(value)
+            end_s = time.perf_counter()
+            yield StepInfo(
+                global_step=first_global_step + step,
+                epoch=progress.epochs_done + 1,
+                step_in_epoch=step,
+                metrics=values,
+                num_samples=len(batch.images),
+                seconds=end_s - begin_s,
+                wait_seconds=wait_s,
+            )
+            begin_s = time.perf_counter()
+        stepper.policy.end_epoch()
+
+    def _metrics(self, values_by_metric: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """What is reported of an epoch whose steps are done."""
+        experiment, epoch = self.experiment, self.progress.epochs_done + 1
+        global_step = epoch * self.steps_per_epoch
+        metrics: dict[str, float] = {"epoch": epoch, "global_step": global_step}
+        metrics |= {n: math.fsum(values) / len(values) for n, values in values_by_metric.items()}
+        policy = self.parts.policy
+        metrics |= {f"policy/{name}": value for name, value in policy.metrics().items()}
+        try:
+            metrics |= evaluate_split(
+                experiment,
+                self.tasks,
+                self.parts.model,
+                self.evaluation,
+                workers=self.workers,
+                device=self.device,
+            )
+        except NonFiniteLossError as error:
+            raise _diverged(str(error), experiment, global_step) from error
+        _check_finite(metrics, experiment, global_step)
+        return metrics
 
 
 def run(
@@ -162,8 +246,9 @@ def run(
     *,
     train: Split,
     evaluation: Split,
-    report: Report,
-    after_step: AfterStep | None = None,
+    report: Report | None = None,
+    checkpoints: Checkpoints | None = None,
+    callbacks: Sequence[Callback] = (),
     resume_from: str | Path | None = None,
     data: str = "",
     workers: Workers = ALONE,
@@ -177,7 +262,8 @@ def run(
         report: receives every epoch's metrics: "epoch" (from 1), "global_step", "<task>/<metric>",
             "<task>/loss" (over the evaluation split), "<task>/train_loss", "rep_mtl/<penalty>" and
             "gradient_norm" (means over the epoch), "policy/<quantity>".
-        after_step: may write checkpoints inside an epoch.
+        checkpoints: stores the run after epochs and inside them; None stores nothing.
+        callbacks: what else happens (`callbacks.py`), in this order.
         resume_from: a checkpoint (folder or URI) of the same experiment; after an epoch or inside
             one.
         data: fingerprint of the samples; a checkpoint of other samples is refused.
@@ -192,131 +278,21 @@ def run(
             `NonFiniteLossError` in mid-run.
         ValueError: anything that the data or the checkpoint gets wrong.
     """
-    device = torch.device(device)
-    tasks = selected_tasks(experiment, train.tasks)
-    steps = num_steps(experiment, train.streams)
-    _check_sizes({"train": train, experiment.data.eval_split: evaluation})
-    size = train.image_size or image_size(experiment.data)
-    description = describe(tasks, size, train.streams[0].normalize)
-    parts = build(experiment, tasks, device=device, workers=workers, size=size)
-    stored: dict[str, Any] = {
-        "experiment": experiment,
-        "parts": parts,
-        "data": data,
-        "description": description,
-    }
-    progress = Progress(seed=experiment.seed)
-    if resume_from is not None:
-        progress = checkpoint.load(resume_from, **stored)
-        _check_place(resume_from, progress, steps)
-    stepper = _stepper(experiment, tasks, parts, workers)
-    while progress.epochs_done < experiment.epochs:
-        epoch = progress.epochs_done
-        values_by_metric = {name: list(values) for name, values in progress.seen.items()}
-        first_global_step = epoch * steps
-        for step in _train_epoch(
-            experiment,
-            stepper,
-            train,
-            progress,
-            values_by_metric,
-            first_global_step=first_global_step,
-            device=device,
-        ):
-            if after_step is not None:
-                global_step = first_global_step + step
-                inside = replace(
-                    progress, step_in_epoch=step, global_step=global_step, seen=values_by_metric
-                )
-                write = partial(checkpoint.save, **stored, progress=inside)
-                after_step(epoch, step, global_step, write)
-        parts.scheduler.step()
-        global_step = first_global_step + steps
-        metrics: dict[str, float] = {"epoch": epoch + 1, "global_step": global_step}
-        metrics |= {n: math.fsum(values) / len(values) for n, values in values_by_metric.items()}
-        metrics.update({f"policy/{name}": value for name, value in parts.policy.metrics().items()})
-        try:
-            metrics |= evaluate_split(
-                experiment, tasks, parts.model, evaluation, workers=workers, device=device
-            )
-        except NonFiniteLossError as error:
-            raise _diverged(str(error), experiment, global_step) from error
-        _check_finite(metrics, experiment, global_step)
-        progress = Progress(
-            epochs_done=epoch + 1,
-            global_step=global_step,
-            seed=experiment.seed,
-            history=[*progress.history, metrics],
-        )
-        report(metrics, partial(checkpoint.save, **stored, progress=progress))
-    return parts, progress
-
-
-def _check_sizes(splits: Mapping[str, Split]) -> None:
-    """Whether all images have one size, read from a first sample where a stream does not know it.
-
-    Raises:
-        ExperimentError: they have several.
-    """
-    streams = {
-        name: [
-            stream
-            if stream.image_size is not None
-            else replace(stream, image_size=_first_size(split.rows[stream.name]))
-            for stream in split.streams
-        ]
-        for name, split in splits.items()
-    }
-    try:
-        check_one_size(streams)
-    except ValueError as error:
-        raise ExperimentError(str(error)) from error
-
-
-def _first_size(rows: Rows) -> tuple[int, int]:
-    _, height, width, _ = rows.fetch(np.array([0]), [IMAGE])[IMAGE].shape
-    return height, width
-
-
-def _train_epoch(
-    experiment: Experiment,
-    stepper: Stepper,
-    train: Split,
-    progress: Progress,
-    values_by_metric: dict[str, list[float]],
-    *,
-    first_global_step: int,
-    device: torch.device,
-) -> Iterator[int]:
-    """Trains the rest of an epoch, and gives the number of its steps that are done after each.
-
-    Args:
-        experiment, stepper, train, progress: of the run.
-        values_by_metric: gets the value of every metric at each step.
-        first_global_step: steps of the run before this epoch.
-        device: of this worker.
-    """
-    if progress.step_in_epoch == 0:
-        stepper.policy.begin_epoch(progress.epochs_done)
-    batches = train_batches(
-        train.streams,
-        train.rows,
-        tasks=[task.name for task in stepper.tasks],
-        batch_size=experiment.batch_size,
-        seed=experiment.seed,
-        epoch=progress.epochs_done,
-        first_step=progress.step_in_epoch,
-        workers=stepper.workers,
-        augment=experiment.data.augment,
-        pairing=experiment.data.pairing,
-        dtype=DTYPES[experiment.precision],
+    training = Training(
+        experiment,
+        train=train,
+        evaluation=evaluation,
+        checkpoints=checkpoints,
+        callbacks=callbacks,
+        resume_from=resume_from,
+        data=data,
+        workers=workers,
+        device=device,
     )
-    for step, batch in enumerate(batches, start=progress.step_in_epoch + 1):
-        values = stepper.step(batch.to(device), global_step=first_global_step + step - 1)
-        for name, value in values.items():
-            values_by_metric.setdefault(name, []).append(value)
-        yield step
-    stepper.policy.end_epoch()
+    for metrics in training.epochs():
+        if report is not None:
+            report(metrics, training.snapshot())
+    return training.parts, training.progress
 
 
 def _check_place(resume_from: str | Path, progress: Progress, steps: int) -> None:
@@ -361,28 +337,6 @@ def evaluate_split(
         workers=workers,
         device=device,
         precision=experiment.precision,
-    )
-
-
-def _stepper(
-    experiment: Experiment, tasks: Sequence[Task], parts: Parts, workers: Workers
-) -> Stepper:
-    regularizer = experiment.regularizer
-    return Stepper(
-        model=parts.model,
-        tasks=tasks,
-        policy=parts.policy,
-        policy_name=experiment.policy.name,
-        optimizer=parts.optimizer,
-        regularizer=RepMTL(
-            regularizer.lambda_tsr, regularizer.lambda_csa, regularizer.temperature, workers=workers
-        ),
-        representation=experiment.model.representation,
-        log_losses=experiment.policy.log_losses,
-        max_gradient_norm=experiment.optimizer.max_gradient_norm,
-        precision=experiment.precision,
-        seed=experiment.seed,
-        workers=workers,
     )
 
 

@@ -7,6 +7,7 @@ controller import this module too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,18 @@ import ray.train
 from repmtl_ray import collectives, node_check
 from repmtl_ray.config import Experiment, ExperimentError, digest
 from repmtl_ray.data.description import DataDescription, describe
-from repmtl_ray.delta import delta_p
+from repmtl_ray.runs.callbacks import AddDeltaP, Callback, StepInfo
 from repmtl_ray.runs.checkpoint_manager import read_marker
 from repmtl_ray.runs.worker_loss import RunPosition
 
 if TYPE_CHECKING:
+    import torch
+
+    from repmtl_ray.collectives import Workers
     from repmtl_ray.data.cache import CheckedSplit
-    from repmtl_ray.runs.loop import Split
+    from repmtl_ray.runs.build import Split
+    from repmtl_ray.runs.checkpoint import Parts
+    from repmtl_ray.runs.fault_tolerance import FaultTolerance
     from repmtl_ray.tasks import Task
 
 
@@ -62,85 +68,46 @@ class CachedData:
         return tuple(dict.fromkeys(notes))
 
 
+class _Position(Callback):
+    """Notes where the first worker is, for whoever prints that a worker was lost."""
+
+    def __init__(self, folder: str) -> None:
+        self._position = RunPosition(folder)
+
+    def on_step_end(self, step: StepInfo) -> None:
+        self._position.note_step(step.global_step)
+
+
+class _ReportToTrain(Callback):
+    """Hands every epoch's metrics to Ray Train, with the checkpoint that was made of it."""
+
+    def __init__(self, checkpointing: FaultTolerance) -> None:
+        self._checkpointing = checkpointing
+
+    def on_epoch_end(self, metrics: Mapping[str, float]) -> None:
+        ray.train.report({**metrics, "checkpoint_path": self._checkpointing.checkpoint})
+
+
 def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
     from ray.train.torch import get_device
 
-    from repmtl_ray.runs import fault_tolerance, final, loop
+    from repmtl_ray.runs.fault_tolerance import FaultTolerance, is_out_of_memory
 
     experiment: Experiment = config["experiment"]
-    data: CachedData = config["data"]
     workers = collectives.current()
-    baseline = config["baseline"]
     problem = node_check.first_problem(
         node_check.problem_on_this_node(config["driver_note"]), workers, get_device()
     )
     if problem:
         return {"error": problem, "notes": []}
-    checkpointing = fault_tolerance.FaultTolerance(
-        config["directory"], config["checkpoints"], workers
-    )
-    position = RunPosition(config["directory"])
-    epochs_now = 0
-
-    def after_step(epochs_done: int, step_in_epoch: int, global_step: int, write: Any) -> None:
-        checkpointing.after_step(epochs_done, step_in_epoch, global_step, write)
-        if workers.rank == 0:
-            position.note_step(global_step)
-
-    def report(metrics: dict[str, float], write: Any) -> None:
-        nonlocal epochs_now
-        epochs_now += 1
-        if baseline is not None:
-            delta = delta_p(metrics, baseline)
-            metrics.update(delta_p_task=delta.task, delta_p_metric=delta.metric)
-        checkpointing.after_epoch(int(metrics["epoch"]), int(metrics["global_step"]), write)
-        ray.train.report({**metrics, "checkpoint_path": checkpointing.checkpoint})
-
-    def go() -> dict[str, Any]:
-        loop.selected_tasks(experiment, data.tasks)
-        resume_from = checkpointing.start()
-        if workers.rank == 0:
-            position.note_start(resume_from)
-        if resume_from is not None:
-            _report_again(read_marker(resume_from).history, resume_from)
-        parts, progress = loop.run(
-            experiment,
-            train=_split(data, data.train),
-            evaluation=_split(data, data.evaluation),
-            report=report,
-            after_step=after_step,
-            resume_from=resume_from,
-            data=data.fingerprint,
-            workers=workers,
-            device=get_device(),
-        )
-        best = checkpointing.best()
-        final_metrics = None
-        if data.final is not None:
-            final_metrics = final.evaluate_best(
-                experiment,
-                parts.model,
-                _split(data, data.final),
-                directory=config["directory"],
-                best=best,
-                workers=workers,
-                device=get_device(),
-            )
-        return {
-            "history": progress.history,
-            "epochs_now": epochs_now,
-            "checkpoint": checkpointing.checkpoint,
-            "best_checkpoint": best,
-            "final": final_metrics,
-        }
-
+    checkpointing = FaultTolerance(config["directory"], config["checkpoints"], workers)
     try:  # what every worker finds alike, and would find again after a restart, is an outcome
-        outcome = go()
+        outcome = _train(config, checkpointing, workers)
     except ExperimentError as error:
         outcome = {"error": str(error)}
     except (MemoryError, RuntimeError) as error:
-        if not fault_tolerance.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         outcome = {"error": checkpointing.out_of_memory(error, experiment)}
         if workers.size > 1:
@@ -148,14 +115,88 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     return {**outcome, "notes": checkpointing.manager.notes}
 
 
-def _report_again(history: list[dict[str, float]], checkpoint: str) -> None:
-    """The last epoch before an interruption: its report may not have been heard."""
-    if history:
-        ray.train.report({**history[-1], "checkpoint_path": checkpoint})
+def _train(
+    config: Mapping[str, Any], checkpointing: FaultTolerance, workers: Workers
+) -> dict[str, Any]:
+    """Goes on where the run stands, to its end."""
+    from ray.train.torch import get_device
+
+    from repmtl_ray.runs import loop
+
+    experiment: Experiment = config["experiment"]
+    data: CachedData = config["data"]
+    loop.selected_tasks(experiment, data.tasks)
+    resume_from = checkpointing.start()
+    callbacks: list[Callback] = []
+    if workers.rank == 0:
+        RunPosition(checkpointing.folder).note_start(resume_from)
+        callbacks.append(_Position(checkpointing.folder))
+    if config["baseline"] is not None:
+        callbacks.append(AddDeltaP(config["baseline"]))
+    num_before = 0
+    if resume_from is not None:
+        history = read_marker(resume_from).history
+        num_before = len(history)
+        if history:  # the last report before an interruption may not have been heard
+            ray.train.report({**history[-1], "checkpoint_path": resume_from})
+    parts, progress = loop.run(
+        experiment,
+        train=split_of(data, data.train),
+        evaluation=split_of(data, data.evaluation),
+        checkpoints=checkpointing,
+        callbacks=[*callbacks, _ReportToTrain(checkpointing)],
+        resume_from=resume_from,
+        data=data.fingerprint,
+        workers=workers,
+        device=get_device(),
+    )
+    best = checkpointing.best()
+    return {
+        "history": progress.history,
+        "epochs_now": len(progress.history) - num_before,
+        "checkpoint": checkpointing.checkpoint,
+        "best_checkpoint": best,
+        "final": evaluate_final(
+            experiment,
+            data,
+            parts,
+            folder=checkpointing.folder,
+            best=best,
+            workers=workers,
+            device=get_device(),
+        ),
+    }
 
 
-def _split(data: CachedData, checked: CheckedSplit) -> Split:
-    from repmtl_ray.runs.loop import Split
+def evaluate_final(
+    experiment: Experiment,
+    data: CachedData,
+    parts: Parts,
+    *,
+    folder: str,
+    best: str,
+    workers: Workers,
+    device: torch.device,
+) -> dict[str, float] | None:
+    """`final.evaluate_best` on the run's official split; None if it has no such split."""
+    from repmtl_ray.runs import final
+
+    if data.final is None:
+        return None
+    return final.evaluate_best(
+        experiment,
+        parts.model,
+        split_of(data, data.final),
+        directory=folder,
+        best=best,
+        workers=workers,
+        device=device,
+    )
+
+
+def split_of(data: CachedData, checked: CheckedSplit) -> Split:
+    """The samples of one split, as the loop takes them."""
+    from repmtl_ray.runs.build import Split
 
     return Split(
         streams=checked.streams,

@@ -133,14 +133,12 @@ def _epoch_seconds(
     experiment: Experiment, train: loop.Split, evaluation: loop.Split, device: torch.device
 ) -> list[float]:
     """Seconds per epoch, without the first epoch."""
+    training = loop.Training(experiment, train=train, evaluation=evaluation, device=device)
     ends: list[float] = []
-
-    def report(metrics: dict[str, float], write: Any) -> None:
+    for _ in training.epochs():
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         ends.append(time.perf_counter())
-
-    loop.run(experiment, train=train, evaluation=evaluation, report=report, device=device)
     return [end - begin for begin, end in itertools.pairwise(ends)]
 
 

@@ -36,7 +36,7 @@ def trained(experiment: Experiment, directory: Path) -> tuple[Any, ...]:
         experiment,
         train=split_of(experiment, "train"),
         evaluation=split_of(experiment, experiment.data.eval_split),
-        report=lambda metrics, write: write(directory),
+        report=lambda metrics, snapshot: snapshot.save(directory),
     )
     return parts, progress
 

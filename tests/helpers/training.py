@@ -5,7 +5,7 @@ Needs the fixture `scenes_cache`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConf
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.sources import open_streams
 from repmtl_ray.runs import loop
-from repmtl_ray.runs.checkpoint import Parts
+from repmtl_ray.runs.checkpoint import Parts, Snapshot
 
 Watch = Callable[[dict[str, float]], None]
 
@@ -45,6 +45,29 @@ def float64_experiment() -> Experiment:
         batch_size=4,
         precision="float64",
     )
+
+
+@dataclass
+class SaveAt:
+    """Writes checkpoints after some steps.
+
+    Args:
+        places: by number of steps done, where.
+        saved: gets those that were written.
+    """
+
+    places: Mapping[int, Path]
+    saved: dict[int, Path] = field(default_factory=dict)
+    folder: str = ""
+
+    def after_step(self, snapshot: Snapshot) -> None:
+        step = snapshot.progress.global_step
+        if step in self.places:
+            snapshot.save(self.places[step])
+            self.saved[step] = self.places[step]
+
+    def after_epoch(self, snapshot: Snapshot) -> None:
+        pass
 
 
 @dataclass
@@ -85,26 +108,20 @@ def run(
     kept: dict[int, Path] = {}
     inside: dict[int, Path] = {}
 
-    def report(metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+    def report(metrics: dict[str, float], snapshot: Snapshot) -> None:
         reported.append(metrics)
         if watch is not None:
             watch(metrics)
         if checkpoints is not None:
             kept[int(metrics["epoch"])] = checkpoints / f"after-{metrics['epoch']}"
-            write(kept[int(metrics["epoch"])])
-
-    def after_step(_epoch: int, _step: int, global_step: int, write: loop.Write) -> None:
-        if global_step in save_at:
-            assert checkpoints is not None
-            inside[global_step] = checkpoints / f"step-{global_step}"
-            write(inside[global_step])
+            snapshot.save(kept[int(metrics["epoch"])])
 
     parts, progress = loop.run(
         experiment,
         train=split(experiment, "train"),
         evaluation=split(experiment, experiment.data.eval_split),
         report=report,
-        after_step=after_step,
+        checkpoints=SaveAt({step: Path(f"{checkpoints}/step-{step}") for step in save_at}, inside),
         resume_from=resume_from,
     )
     return Run(

@@ -300,7 +300,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     tasks = (Segmentation(name="segmentation", num_classes=7), InverseDepth(name="depth"))
     parts = loop.build(experiment, tasks, device=torch.device("cpu"), workers=ALONE)
     progress = checkpoint.Progress()
-    checkpoint.save(folder, experiment=experiment, parts=parts, progress=progress)
+    checkpoint.Snapshot(experiment=experiment, parts=parts, progress=progress).save(folder)
     files = {name: (folder / name).read_bytes() for name in ("state.pt", "experiment.json")}
     return folder, experiment, parts, files
 

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from repmtl_ray import storage
 from repmtl_ray.runs.checkpoint_manager import CheckpointManager
 from repmtl_ray.storage import StorageError
-from tests.helpers.stored_runs import saving
+from tests.helpers.stored_runs import small_contents
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_what_is_not_there_is_no_fault_of_the_storage(tmp_path: Path) -> None:
 def test_a_bucket_keeps_checkpoints_as_a_disk_does(bucket: Any) -> None:
     kept = CheckpointManager("s3://runs/one")
     for epoch in range(1, 5):
-        kept.write(**saving(epoch, errors=[0.2, 0.9, 0.8, 0.7][:epoch]))
+        kept.write(small_contents(epoch, errors=[0.2, 0.9, 0.8, 0.7][:epoch]))
     assert [name[:17] for name in storage.list_names("s3://runs/one")] == [
         "checkpoint_000001",
         "checkpoint_000003",
@@ -107,14 +107,14 @@ def test_a_bucket_that_is_gone_is_a_clear_end_and_what_was_stored_is_whole_when_
     bucket: Any,
 ) -> None:
     kept = CheckpointManager("s3://runs/two")
-    kept.write(**saving(1))
+    kept.write(small_contents(1))
     objects = [entry["Key"] for entry in bucket.list_objects(Bucket="runs")["Contents"]]
     stored = {key: bucket.get_object(Bucket="runs", Key=key)["Body"].read() for key in objects}
     for key in objects:
         bucket.delete_object(Bucket="runs", Key=key)
     bucket.delete_bucket(Bucket="runs")
     with pytest.raises(StorageError, match=r"s3://runs/two.*failed 3 times.*start under the same"):
-        kept.write(**saving(2))
+        kept.write(small_contents(2))
     bucket.create_bucket(Bucket="runs")
     for key, body in stored.items():
         bucket.put_object(Bucket="runs", Key=key, Body=body)

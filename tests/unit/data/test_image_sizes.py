@@ -97,7 +97,7 @@ def test_the_loop_refuses_two_sizes_before_the_first_step(
             experiment,
             train=split("train"),
             evaluation=split("val"),
-            report=lambda metrics, write: pytest.fail("an epoch was trained"),
+            report=lambda metrics, snapshot: pytest.fail("an epoch was trained"),
         )
 
 

@@ -89,7 +89,6 @@ def test_the_last10_setting_trains_a_step_with_penalties(scenes_cache: Path) -> 
         experiment,
         train=split_of(experiment, "train"),
         evaluation=split_of(experiment, "val"),
-        report=lambda *_: None,
     )
     assert progress.history[0]["rep_mtl/csa"] != 0
 

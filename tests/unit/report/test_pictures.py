@@ -255,9 +255,8 @@ def test_the_final_split_is_read_with_the_best_epochs_weights(
     manager = CheckpointManager(str(tmp_path))
     weights = []
 
-    def report(metrics: Any, write: Any) -> None:
-        epoch, step = int(metrics["epoch"]), int(metrics["global_step"])
-        location = manager.write(write, epochs_done=epoch, step_in_epoch=0, global_step=step)
+    def report(metrics: dict[str, float], snapshot: checkpoint.Snapshot) -> None:
+        location = manager.write(snapshot.contents())
         weights.append(checkpoint.read_state(location)["model"])
 
     parts, progress = loop.run(

@@ -19,8 +19,8 @@ from repmtl_ray import storage
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.runs import checkpoint, loop
-from repmtl_ray.runs.checkpoint import DATA_FILE, EXPERIMENT_FILE, MARKER_FILE, STATE_FILE, Progress
-from repmtl_ray.runs.checkpoint_manager import describe
+from repmtl_ray.runs.checkpoint import DATA_FILE, EXPERIMENT_FILE, STATE_FILE, Progress
+from repmtl_ray.runs.checkpoint_manager import MARKER_FILE, describe
 from repmtl_ray.runs.step import ExperimentError
 from tests.helpers.asserts import assert_same
 from tests.helpers.training import run, small_experiment, state_of
@@ -285,7 +285,9 @@ def test_a_checkpoint_of_other_samples_is_refused(
 ) -> None:
     progress = Progress(epochs_done=1, history=trained.history[:1])
     at = saved / "new"
-    checkpoint.save(at, experiment=experiment, parts=trained.parts, progress=progress, data="aa")
+    checkpoint.Snapshot(
+        experiment=experiment, parts=trained.parts, progress=progress, data="aa"
+    ).save(at)
     assert checkpoint.load(at, experiment=experiment, parts=parts, data="aa") == progress
     with pytest.raises(ExperimentError, match=r"other samples \(fingerprint aa, now bb\)"):
         checkpoint.load(at, experiment=experiment, parts=parts, data="bb")
@@ -374,5 +376,7 @@ def test_a_crash_while_saving_leaves_no_checkpoint(
 
     monkeypatch.setattr(storage, "write", crashing)
     with pytest.raises(MemoryError):
-        checkpoint.save(tmp_path, experiment=experiment, parts=trained.parts, progress=Progress())
+        checkpoint.Snapshot(experiment=experiment, parts=trained.parts, progress=Progress()).save(
+            tmp_path
+        )
     refused(experiment, tmp_path, parts, "has no complete.json: .*never completed")

@@ -15,8 +15,9 @@ from repmtl_ray import storage
 from repmtl_ray.config import Experiment
 from repmtl_ray.runs import checkpoint, checkpoint_manager, loop
 from repmtl_ray.runs.checkpoint_manager import MARKER_FILE, CheckpointConfig, CheckpointManager
+from repmtl_ray.runs.step import Stepper
 from tests.helpers.asserts import assert_same
-from tests.helpers.stored_runs import STATE, places, saving
+from tests.helpers.stored_runs import STATE, places, small_contents
 from tests.helpers.training import small_experiment, split, state_of
 
 
@@ -28,8 +29,8 @@ def test_the_last_two_and_the_best_stay(tmp_path: Path) -> None:
     found = CheckpointManager(str(tmp_path))
     errors = [0.9, 0.5, 0.7, 0.6, 0.8]
     for epoch in range(1, 6):
-        found.write(**saving(epoch, errors=errors[:epoch]))
-        found.write(**saving(epoch, 2, errors=errors[:epoch]))
+        found.write(small_contents(epoch, errors=errors[:epoch]))
+        found.write(small_contents(epoch, 2, errors=errors[:epoch]))
     assert places(tmp_path) == [(2, 0), (5, 0), (5, 2)]
     assert found.best().startswith(f"{tmp_path}/checkpoint_000002_00000000")
     assert CheckpointManager(str(tmp_path)).best() == found.best(), "also for a new process"
@@ -56,7 +57,7 @@ def test_a_torn_checkpoint_is_passed_over_by_name(
     tmp_path: Path, file: Any, damage: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     found = CheckpointManager(str(tmp_path))
-    before, last = (found.write(**saving(1, step)) for step in (2, 3))
+    before, last = (found.write(small_contents(1, step)) for step in (2, 3))
     damage(tmp_path / last.rpartition("/")[2] / file)
     with caplog.at_level(logging.WARNING):
         again = CheckpointManager(str(tmp_path))
@@ -68,13 +69,13 @@ def test_a_torn_checkpoint_is_passed_over_by_name(
     assert last in message
     assert f"going on from {before}" in message
     assert message in caplog.text
-    again.write(**saving(1, 3))
+    again.write(small_contents(1, 3))
     assert places(tmp_path) == [(1, 2), (1, 3)], "the torn one is gone, the one before it is not"
     assert CheckpointManager(str(tmp_path)).latest() not in (before, last)
 
 
 def test_without_any_whole_checkpoint_a_run_starts_anew_and_says_so(tmp_path: Path) -> None:
-    last = CheckpointManager(str(tmp_path)).write(**saving(1))
+    last = CheckpointManager(str(tmp_path)).write(small_contents(1))
     (tmp_path / last.rpartition("/")[2] / "state.pt").write_bytes(b"")
     found = CheckpointManager(str(tmp_path))
     assert found.latest() is None
@@ -85,7 +86,7 @@ def test_without_any_whole_checkpoint_a_run_starts_anew_and_says_so(tmp_path: Pa
 def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    CheckpointManager(str(tmp_path)).write(**saving(1))
+    CheckpointManager(str(tmp_path)).write(small_contents(1))
     monkeypatch.setattr(storage, "WAITS_S", ())
 
     def gone(_location: Any) -> None:
@@ -96,22 +97,29 @@ def test_a_storage_that_cannot_be_read_is_not_a_torn_checkpoint(
         CheckpointManager(str(tmp_path)).latest()
 
 
-def test_nothing_stored_is_touched_when_a_write_fails(tmp_path: Path) -> None:
+def test_nothing_stored_is_touched_when_a_write_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = CheckpointManager(str(tmp_path))
-    found.write(**saving(1))
-    found.write(**saving(2))
+    found.write(small_contents(1))
+    found.write(small_contents(2))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    def full(location: Any) -> None:
-        storage.write(f"{location}/state.pt", STATE)
-        raise storage.StorageError("full")
+    write = storage.write
 
-    with pytest.raises(storage.StorageError):
-        found.write(**{**saving(3), "save": full})
+    def full(location: str, data: bytes) -> None:
+        if not location.endswith("state.pt"):
+            raise storage.StorageError("full")
+        write(location, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write", full)
+        with pytest.raises(storage.StorageError):
+            found.write(small_contents(3))
     after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert before.items() <= after.items()
     assert "checkpoint_000002" in CheckpointManager(str(tmp_path)).latest()
-    found.write(**saving(3, 1))
+    found.write(small_contents(3, 1))
     assert places(tmp_path) == [(1, 0), (2, 0), (3, 1)], "what was half written is gone"
 
 
@@ -122,7 +130,7 @@ def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path: Path) -> N
     for step in range(1, 10):
         if by_steps.should_save(step):
             due.append(step)
-            by_steps.write(**saving(0, step))
+            by_steps.write(small_contents(0, step))
     assert due == [3, 6, 9]
     by_time = CheckpointManager(
         str(tmp_path), CheckpointConfig(every_minutes=2), clock=lambda: now[0]
@@ -132,7 +140,7 @@ def test_a_checkpoint_is_due_after_so_many_steps_or_minutes(tmp_path: Path) -> N
     assert not by_time.should_save(2)
     now[0] = 120.0
     assert by_time.should_save(3)
-    by_time.write(**saving(0, 3))
+    by_time.write(small_contents(0, 3))
     assert not by_time.should_save(4)
 
 
@@ -156,36 +164,29 @@ def attempt(
     *,
     die_at: Any = None,
     before_saving: bool = False,
-    seen: Any = None,
 ) -> Any:
     """Goes on from what is there, with a checkpoint after every step, until it is killed."""
     kept = CheckpointManager(str(folder), CheckpointConfig(every_steps=1))
 
-    def after_step(epochs_done: Any, step_in_epoch: Any, global_step: Any, write: Any) -> None:
-        if seen is not None:
-            seen.append((global_step, before_saving and global_step == die_at))
-        if global_step == die_at and before_saving:
-            raise KilledError
-        kept.write(
-            write, epochs_done=epochs_done, step_in_epoch=step_in_epoch, global_step=global_step
-        )
-        if global_step == die_at:
-            raise KilledError
+    class Checkpoints:
+        folder = kept.folder
 
-    def report(metrics: Any, write: Any) -> None:
-        kept.write(
-            write,
-            epochs_done=metrics["epoch"],
-            step_in_epoch=0,
-            global_step=metrics["global_step"],
-        )
+        def after_step(self, snapshot: checkpoint.Snapshot) -> None:
+            global_step = snapshot.progress.global_step
+            if global_step == die_at and before_saving:
+                raise KilledError
+            kept.write(snapshot.contents())
+            if global_step == die_at:
+                raise KilledError
+
+        def after_epoch(self, snapshot: checkpoint.Snapshot) -> None:
+            kept.write(snapshot.contents())
 
     return loop.run(
         experiment,
         train=split(experiment, "train"),
         evaluation=split(experiment, "val"),
-        report=report,
-        after_step=after_step,
+        checkpoints=Checkpoints(),
         resume_from=kept.latest(),
     )
 
@@ -203,13 +204,13 @@ def test_killed_at_every_step_it_is_the_unbroken_run(
         regularizer__lambda_csa=0.1,
     )
     samples = []
-    original = loop.Stepper.step
+    original = Stepper.step
 
     def watched(self: Any, batch: Any, *, global_step: Any) -> Any:
         samples.append((global_step + 1, batch.sample_ids.tolist()))
         return original(self, batch, global_step=global_step)
 
-    monkeypatch.setattr(loop.Stepper, "step", watched)
+    monkeypatch.setattr(Stepper, "step", watched)
     unbroken, progress = attempt(experiment, tmp_path / "unbroken")
     expected = list(samples)
     samples.clear()
@@ -227,7 +228,7 @@ def test_killed_at_every_step_it_is_the_unbroken_run(
 @pytest.mark.usefixtures("scenes_cache")
 def test_checkpoints_of_two_runs_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     first, second = CheckpointManager(str(tmp_path)), CheckpointManager(str(tmp_path))
-    paths = {first.write(**saving(1)), second.write(**saving(1))}
+    paths = {first.write(small_contents(1)), second.write(small_contents(1))}
     assert len(paths) == 2
     for path in paths:
         assert (

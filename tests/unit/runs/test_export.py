@@ -26,7 +26,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     experiment = small_experiment(seed=5)
     tasks = loop.selected_tasks(experiment)
     parts = loop.build(experiment, tasks, device=torch.device("cpu"), workers=ALONE)
-    checkpoint.save(folder, experiment=experiment, parts=parts, progress=checkpoint.Progress())
+    checkpoint.Snapshot(experiment=experiment, parts=parts, progress=checkpoint.Progress()).save(
+        folder
+    )
     return folder, experiment, parts.model.eval()
 
 
@@ -68,7 +70,9 @@ def test_a_model_that_diverged_is_refused_when_it_is_read(
     tasks = loop.selected_tasks(experiment)
     parts = loop.build(experiment, tasks, device=torch.device("cpu"), workers=ALONE)
     parts.model.load_state_dict(tensors)
-    checkpoint.save(tmp_path / "c", experiment=experiment, parts=parts, progress=Progress())
+    checkpoint.Snapshot(experiment=experiment, parts=parts, progress=Progress()).save(
+        tmp_path / "c"
+    )
     with pytest.raises(ValueError, match=message):
         checkpoint.read_model(tmp_path / "c")
     fresh = loop.build(experiment, tasks, device=torch.device("cpu"), workers=ALONE)

@@ -19,7 +19,7 @@ from repmtl_ray.runs import fault_tolerance
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.runs.fault_tolerance import FaultTolerance, is_out_of_memory
 from repmtl_ray.search.asha import ResumableASHA
-from tests.helpers.stored_runs import places, saving
+from tests.helpers.stored_runs import SmallSnapshot, places, small_contents
 
 NEVER = CheckpointConfig(every_minutes=None)
 
@@ -37,8 +37,7 @@ def notice(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def step_of(guard_: Any, step: Any) -> None:
-    given = saving(0, step)
-    guard_.after_step(0, step, step, given["save"])
+    guard_.after_step(SmallSnapshot(small_contents(0, step, step=step)))
 
 
 def test_after_a_notice_every_step_is_saved_until_the_node_goes(
@@ -65,22 +64,24 @@ def test_only_the_first_worker_writes(tmp_path: Path, notice: Any) -> None:
 
 
 def test_a_storage_that_fails_is_left_alone_until_the_epoch_ends_the_run(
-    tmp_path: Path, notice: Any, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, notice: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = FaultTolerance(str(tmp_path), CheckpointConfig(every_steps=1), Workers())
     tries = []
 
-    def full(location: Any) -> None:
+    def full(location: str, data: bytes) -> None:
         tries.append(location)
         raise storage.StorageError("the disk is full")
 
-    for step in (1, 2, 3):
-        kept.after_step(0, step, step, full)
-    assert len(tries) == 1
-    assert "no checkpoint at step 1: the disk is full" in caplog.text
-    with pytest.raises(ExperimentError, match="the disk is full"):
-        kept.after_epoch(1, 4, full)
-    kept.after_epoch(1, 4, saving(1)["save"])
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write", full)
+        for step in (1, 2, 3):
+            step_of(kept, step)
+        assert len(tries) == 1
+        assert "no checkpoint at step 1: the disk is full" in caplog.text
+        with pytest.raises(ExperimentError, match="the disk is full"):
+            kept.after_epoch(SmallSnapshot(small_contents(1)))
+    kept.after_epoch(SmallSnapshot(small_contents(1)))
     assert places(tmp_path) == [(1, 0)]
 
 

@@ -18,7 +18,7 @@ from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.evaluate import evaluate
-from repmtl_ray.runs.step import ExperimentError, NonFiniteLossError
+from repmtl_ray.runs.step import ExperimentError, NonFiniteLossError, Stepper
 from repmtl_ray.search.study import single_task
 from tests.helpers.asserts import assert_same
 from tests.helpers.training import run, small_experiment, split, state_of
@@ -64,14 +64,14 @@ def test_epochs_count_from_one_and_steps_over_all_epochs() -> None:
 
 def test_train_loss_is_the_mean_over_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = loop.Stepper.step
+    original = Stepper.step
 
     def watched(self: Any, batch: Any, *, global_step: Any) -> Any:
         values = original(self, batch, global_step=global_step)
         seen.append(values["depth/train_loss"])
         return values
 
-    monkeypatch.setattr(loop.Stepper, "step", watched)
+    monkeypatch.setattr(Stepper, "step", watched)
     found = run(small_experiment(data__num_train=12, epochs=1))
     assert len(seen) == 3
     assert found.history[0]["depth/train_loss"] == pytest.approx(sum(seen) / 3, rel=1e-12)

@@ -72,7 +72,7 @@ def train(at: Path, **options: Any) -> torch.nn.Module:
         EXPERIMENT,
         train=options.pop("train", split()),
         evaluation=split(),
-        report=lambda metrics, write: write(at),
+        report=lambda metrics, snapshot: snapshot.save(at),
         **options,
     )
     return parts.model.eval()

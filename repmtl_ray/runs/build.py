@@ -1,0 +1,188 @@
+"""What a run is made of before its first step: tasks, samples, model, optimiser, policy.
+
+Owns the checks that need the tasks and the sizes of the data, and the initial state, which is equal
+on every worker. No Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from repmtl_ray import policies
+from repmtl_ray.collectives import Workers
+from repmtl_ray.config import Experiment, ExperimentError, OptimizerConfig
+from repmtl_ray.data.batches import Rows
+from repmtl_ray.data.columns import IMAGE
+from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
+from repmtl_ray.data.sources import Stream, image_size, tasks_of
+from repmtl_ray.data.stream import check_one_size
+from repmtl_ray.models import build_model
+from repmtl_ray.regularizers import RepMTL
+from repmtl_ray.runs.checkpoint import Parts
+from repmtl_ray.runs.step import Stepper
+from repmtl_ray.tasks import Task
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split's streams and the way to their rows.
+
+    Args:
+        streams, rows: the samples.
+        tasks, image_size: of data that `DataConfig` does not describe; None: what it says.
+    """
+
+    streams: Sequence[Stream]
+    rows: Mapping[str, Rows]
+    tasks: tuple[Task, ...] | None = None
+    image_size: tuple[int, int] | None = None
+
+
+def selected_tasks(
+    experiment: Experiment, known: tuple[Task, ...] | None = None
+) -> tuple[Task, ...]:
+    """The tasks that an experiment trains, in the data set's order.
+
+    Args:
+        experiment: what is trained.
+        known: the data set's tasks; None: those that `DataConfig` says.
+
+    Raises:
+        ExperimentError: a task that the data set lacks; a policy or penalty that does not fit their
+            number.
+    """
+    known = tasks_of(experiment.data) if known is None else known
+    names = [task.name for task in known]
+    wanted = experiment.tasks or names
+    for name in wanted:
+        if name not in names:
+            raise ExperimentError(
+                f"tasks: {name!r} is not a task of {experiment.data.name}; it has {', '.join(names)}."
+            )
+    tasks = tuple(task for task in known if task.name in wanted)
+    try:
+        policies.check(
+            experiment.policy,
+            [task.name for task in tasks],
+            max_gradient_norm=experiment.optimizer.max_gradient_norm,
+        )
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    if len(tasks) < 2 and experiment.regularizer.active:
+        raise ExperimentError(
+            f"tasks: {tasks[0].name!r} is the only one, but Rep-MTL's penalties compare tasks; set regularizer.lambda_tsr and "
+            "regularizer.lambda_csa to 0 (single-task training: policy 'stl')."
+        )
+    return tasks
+
+
+def num_steps(experiment: Experiment, streams: Sequence[Stream]) -> int:
+    """Optimiser steps in an epoch.
+
+    Args:
+        experiment: what is trained.
+        streams: all of the training split.
+
+    Raises:
+        ExperimentError: a batch that is larger than the split; rows that cannot be paired.
+    """
+    try:
+        if experiment.data.pairing == "class":
+            check_alignable(streams)
+        return steps_per_epoch(streams, experiment.batch_size)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+
+
+def build(
+    experiment: Experiment,
+    tasks: Sequence[Task],
+    *,
+    device: torch.device,
+    workers: Workers,
+    size: tuple[int, int] | None = None,
+) -> Parts:
+    """Model, optimiser, scheduler and policy as they are before the first step; equal on every
+    worker. `size` is that of the images, where `DataConfig` does not say it."""
+    torch.manual_seed(experiment.seed)
+    model = build_model(
+        experiment.model,
+        tasks,
+        image_size=size or image_size(experiment.data),
+        workers=workers,
+        penalized=experiment.regularizer.active,
+    )
+    model = model.to(device=device, dtype=DTYPES[experiment.precision])
+    workers.broadcast_([*model.parameters(), *model.buffers()])
+    optimizer = _optimizer(experiment.optimizer, model)
+    halve_at = experiment.optimizer.halve_at_epoch
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: 0.5 if halve_at is not None and epoch >= halve_at else 1.0
+    )
+    policy = policies.build(experiment.policy, [task.name for task in tasks], seed=experiment.seed)
+    return Parts(model=model, optimizer=optimizer, scheduler=scheduler, policy=policy)
+
+
+def _optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=rate, weight_decay=decay, momentum=config.momentum
+        )
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(model.parameters(), lr=rate, weight_decay=decay)
+
+
+def check_sizes(splits: Mapping[str, Split]) -> None:
+    """Whether all images have one size, read from a first sample where a stream does not know it.
+
+    Raises:
+        ExperimentError: they have several.
+    """
+    streams = {
+        name: [
+            stream
+            if stream.image_size is not None
+            else replace(stream, image_size=_first_size(split.rows[stream.name]))
+            for stream in split.streams
+        ]
+        for name, split in splits.items()
+    }
+    try:
+        check_one_size(streams)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+
+
+def _first_size(rows: Rows) -> tuple[int, int]:
+    _, height, width, _ = rows.fetch(np.array([0]), [IMAGE])[IMAGE].shape
+    return height, width
+
+
+def build_stepper(
+    experiment: Experiment, tasks: Sequence[Task], parts: Parts, workers: Workers
+) -> Stepper:
+    """What does a step with these parts."""
+    regularizer = experiment.regularizer
+    return Stepper(
+        model=parts.model,
+        tasks=tasks,
+        policy=parts.policy,
+        policy_name=experiment.policy.name,
+        optimizer=parts.optimizer,
+        regularizer=RepMTL(
+            regularizer.lambda_tsr, regularizer.lambda_csa, regularizer.temperature, workers=workers
+        ),
+        representation=experiment.model.representation,
+        log_losses=experiment.policy.log_losses,
+        max_gradient_norm=experiment.optimizer.max_gradient_norm,
+        precision=experiment.precision,
+        seed=experiment.seed,
+        workers=workers,
+    )
