@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from repmtl_ray.data.custom import CustomData
     from repmtl_ray.delta import delta_m, delta_p
     from repmtl_ray.inference import TrainedModel, evaluate, load_model, predict
-    from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
+    from repmtl_ray.regularizers import csa_loss, tsr_loss
+    from repmtl_ray.rep_mtl import RepMTL
     from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
     from repmtl_ray.saliency import task_saliency
     from repmtl_ray.search import SearchResult, tune
@@ -56,8 +57,8 @@ _NAMES = {
         "load_model",
         "predict",
     ),
+    "rep_mtl": ("RepMTL",),
     "regularizers": (
-        "RepMTL",
         "csa_loss",
         "tsr_loss",
     ),

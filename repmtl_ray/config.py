@@ -195,11 +195,18 @@ class RegularizerConfig:
         lambda_tsr, lambda_csa: weights; the paper's centre is 0.9 each.
         temperature: of CSA's softmax; the paper gives none. 0.5 is this project's default
             (docs/methods.md).
+        share: bounds the penalty: its gradient at the representation has this share of the norm of
+            the tasks' gradient there, over the global batch, and the lambdas only weigh TSR against
+            CSA. In (0, 1]; None is the paper (docs/methods.md).
+        through: "all" is the paper: the penalty's gradient reaches encoder and heads. "encoder": it
+            reaches the encoder alone.
     """
 
     lambda_tsr: float = 0.9
     lambda_csa: float = 0.9
     temperature: float = 0.5
+    share: float | None = added(None)
+    through: Literal["all", "encoder"] = added("all")
 
     def __post_init__(self) -> None:
         check_types(self, "regularizer")
@@ -208,6 +215,12 @@ class RegularizerConfig:
         check_range("regularizer.temperature", self.temperature, 0, MAX_FLOAT, above=True)
         # Cosines are divided by the temperature.
         check_range("regularizer.temperature", self.temperature, 1 / MAX_FLOAT, MAX_FLOAT)
+        check_range("regularizer.share", self.share, 0, 1, above=True)
+        if self.share is not None and not self.active:
+            raise ValueError(
+                f"regularizer.share is {self.share} with lambda_tsr 0 and lambda_csa 0: there is no penalty to bound. Set one "
+                "of them above 0, or share to None."
+            )
 
     @property
     def active(self) -> bool:
@@ -285,6 +298,13 @@ class Experiment:
                 f"policy.gradients is 'representation' with model.representation {self.model.representation!r}: "
                 "shared layers behind the representation would follow no policy; take them at the 'parameters', or "
                 "the representation at the 'encoder'."
+            )
+        inside = self.model.representation != "encoder"
+        if self.regularizer.active and self.regularizer.through == "encoder" and inside:
+            raise ValueError(
+                f"regularizer.through is 'encoder' with model.representation {self.model.representation!r}: shared layers "
+                "behind the representation would get no penalty and follow their tasks alone, as heads do. Set through to "
+                "'all', or take the representation at the 'encoder'."
             )
         tasks = self.tasks
         check(

@@ -1,33 +1,24 @@
 """Rep-MTL's two penalties: TSR (equations 4 to 6) and CSA (equations 7 to 9), exact and small.
 
-Owns pure functions of saliency, and `RepMTL`, which adds the penalties to any training loop. Both
-penalties depend on the direction of saliencies and not on their scale. So every function divides by
-the largest entry first, and computes with numbers around 1, in float32 at least, whatever the scale
-and the autocast dtype. Across workers the batch is the global one (collectives.py). No Ray.
+Owns pure functions of saliency, and the scale that bounds a penalty's gradient; `rep_mtl.py` adds
+the penalties to a training loop. Both penalties depend on the direction of saliencies and not on
+their scale. So every function divides by the largest entry first, and computes with numbers around
+1, in float32 at least, whatever the scale and the autocast dtype. Across workers the batch is the
+global one (collectives.py). No Ray.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
-from typing import Any, final
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.conversion import NonFiniteLossError, shown
-from repmtl_ray.saliency import (
-    Losses,
-    channels_first,
-    check_representation,
-    derivative_error,
-    named_losses,
-    named_saliency,
-)
-
-MAX_AXES = 5
-"""Of a representation: batch, channels and up to three position axes."""
+from repmtl_ray.conversion import shown
 
 
 def tsr_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
@@ -99,7 +90,7 @@ def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = A
         negatives.
     """
     _check_saliency(saliency)
-    _check_number("temperature", temperature, positive=True)
+    check_number("temperature", temperature, positive=True)
     num_samples = saliency.shape[1] * workers.size
     if num_samples < 2:
         raise ValueError(
@@ -120,6 +111,38 @@ def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = A
         log_denominator = torch.logsumexp(torch.where(has_negative[:, None], logits, 0.0), dim=1)
         valid = has_affinity & (has_anchor & has_negative)
         return _global_mean(log_denominator - alignment / temperature, valid, workers)
+
+
+@torch.no_grad()
+def scale_for_share(
+    share: float,
+    task_gradient: Iterable[Tensor],
+    penalty_gradient: Iterable[Tensor],
+    *,
+    workers: Workers = ALONE,
+) -> Tensor:
+    """The factor that makes a penalty's gradient a fixed share of the tasks' gradient, in norm.
+
+    Args:
+        share: of the tasks' norm, above 0.
+        task_gradient, penalty_gradient: tensors at the same place, any shapes; own rows if there
+            are several `workers`, whose squares are then added up in one message of two numbers.
+        workers: all whose rows together are the global batch.
+
+    Returns:
+        Scalar, float64, replicated: share * |task_gradient| / |penalty_gradient|, norms over all
+        entries; 0 where the penalty has no gradient.
+    """
+    squares = torch.stack([_squared_norm(task_gradient), _squared_norm(penalty_gradient)])
+    workers.total_([squares])
+    of_tasks, of_penalty = squares.sqrt()
+    exists = of_penalty != 0  # true for NaN, which must show in the result
+    return torch.where(exists, share * of_tasks / torch.where(exists, of_penalty, 1.0), 0.0)
+
+
+def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
+    return torch.stack(norms).square().sum()
 
 
 def _unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +223,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _check_number(name: str, value: Any, *, positive: bool = False) -> float:
+def check_number(name: str, value: Any, *, positive: bool = False) -> float:
     try:
         number = (
             float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
@@ -211,15 +234,6 @@ def _check_number(name: str, value: Any, *, positive: bool = False) -> float:
         bound = "above 0" if positive else "at least 0"
         raise ValueError(f"{name} is {shown(value)}; expected a finite number {bound}.")
     return number
-
-
-def _check_axis(axis: Any) -> int | None:
-    if axis is not None and (type(axis) is not int or axis == 0 or not -MAX_AXES < axis < MAX_AXES):
-        raise ValueError(
-            f"channel_axis is {shown(axis)}; expected 1 for [batch, channels, ...], -1 for [batch, ..., channels], or "
-            "another axis of the representation but 0, which is the batch."
-        )
-    return axis
 
 
 def _check_saliency(saliency: Tensor) -> None:
@@ -236,158 +250,3 @@ def _check_saliency(saliency: Tensor) -> None:
         raise ValueError(
             f"saliency has {saliency.shape[0]} task; Rep-MTL's penalties compare at least 2."
         )
-
-
-@final
-class RepMTL(nn.Module):
-    """Both penalties, weighted, for anybody's training loop; needs neither Ray nor this project's
-    trainer.
-
-    >>> regularizer = RepMTL(lambda_tsr=0.9, lambda_csa=0.9, temperature=0.5)
-    >>> representation = encoder(images)
-    >>> losses = [criterion(head(representation), target) for criterion, head, target in tasks]
-    >>> (sum(losses) + regularizer(losses, representation)).backward()
-
-    It has no parameters. Its settings may be changed between steps and are checked then too.
-
-    Args:
-        lambda_tsr, lambda_csa: weights of the two penalties, at least 0; 0 leaves one out, without
-            its cost or its demands.
-        temperature: of CSA, above 0.
-        channel_axis: of the representation; 1 for [B, C, ...], -1 for tokens [B, N, C] and maps
-            [B, H, W, C]. None is 1, and is refused for a representation with three axes, which
-            may be either.
-        workers: for data-parallel loops whose losses are means over the global batch (see the
-            guide); by default one worker.
-
-    Raises:
-        ValueError: a setting outside its range.
-    """
-
-    lambda_tsr: float
-    lambda_csa: float
-    temperature: float
-    channel_axis: int | None
-    workers: Workers
-
-    def __init__(
-        self,
-        lambda_tsr: float = 0.9,
-        lambda_csa: float = 0.9,
-        temperature: float = 0.5,
-        channel_axis: int | None = None,
-        workers: Workers = ALONE,
-    ) -> None:
-        super().__init__()
-        self.lambda_tsr = lambda_tsr
-        self.lambda_csa = lambda_csa
-        self.temperature = temperature
-        self.channel_axis = channel_axis
-        self.workers = workers
-        self._is_first_call = True
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("lambda_tsr", "lambda_csa", "temperature"):
-            value = _check_number(name, value, positive=name == "temperature")
-        elif name == "channel_axis":
-            value = _check_axis(value)
-        elif name == "workers" and not isinstance(value, Workers):
-            raise ValueError(
-                f"workers is {value!r}; expected repmtl_ray.collectives.current(), or nothing for one process."
-            )
-        super().__setattr__(name, value)
-
-    def forward(self, losses: Losses, representation: Tensor) -> Tensor:
-        """The penalty of equation 10: lambda_tsr * TSR + lambda_csa * CSA.
-
-        The first call also makes a second derivative, so that an operation without one is named
-        here, and compares the losses of all workers. The losses are read on the host, which waits
-        for the device.
-
-        Args:
-            losses: T scalars, in a list or by task; log L_t as in the paper, or L_t. T >= 2.
-            representation: [B, C, *positions] (or as `channel_axis` says), part of the losses'
-                graph.
-
-        Returns:
-            Scalar, differentiable; float32 at least.
-
-        Raises:
-            NonFiniteLossError: a loss that is infinite or not a number.
-            ValueError: see `task_saliency`; an unclear channel axis; losses that are not means over
-                the global batch.
-        """
-        if not isinstance(representation, Tensor):
-            check_representation(representation)
-        dtype = torch.promote_types(representation.dtype, torch.float32)
-        total = representation.new_zeros((), dtype=dtype)
-        if not self.lambda_tsr and not self.lambda_csa:
-            return total
-        check_representation(representation)
-        axis = self._axis_of(representation)
-        by_name = named_losses(losses)
-        self._check_losses(by_name)
-        terms = self.terms(channels_first(named_saliency(by_name, representation), axis))
-        penalty = sum(terms.values(), total)
-        if self._is_first_call and penalty.requires_grad:
-            try:
-                torch.autograd.grad(penalty, representation, retain_graph=True, allow_unused=True)
-            except RuntimeError as error:
-                raise derivative_error(error) from error
-        self._is_first_call = False
-        return penalty
-
-    def terms(self, saliency: Tensor) -> dict[str, Tensor]:
-        """The weighted penalties by name ("tsr", "csa"), those that are on.
-
-        Args:
-            saliency: [tasks, batch, channels, *positions].
-        """
-        terms = {}
-        if self.lambda_tsr:
-            terms["tsr"] = self.lambda_tsr * tsr_loss(saliency, workers=self.workers)
-        if self.lambda_csa:
-            terms["csa"] = self.lambda_csa * csa_loss(
-                saliency, temperature=self.temperature, workers=self.workers
-            )
-        return terms
-
-    def extra_repr(self) -> str:
-        names = ("lambda_tsr", "lambda_csa", "temperature", "channel_axis")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
-
-    def _axis_of(self, representation: Tensor) -> int:
-        """The channel axis of this representation."""
-        shape, axis = tuple(representation.shape), self.channel_axis
-        if axis is None:
-            if len(shape) == 3:
-                raise ValueError(
-                    f"representation has shape {shape}, which is [batch, channels, positions] with channel_axis=1 and tokens "
-                    "[batch, positions, channels] with channel_axis=-1; write `RepMTL(..., channel_axis=-1)` or "
-                    "`RepMTL(..., channel_axis=1)`."
-                )
-            axis = 1
-        if not 2 <= len(shape) <= MAX_AXES or not -len(shape) < axis < len(shape):
-            raise ValueError(
-                f"representation has shape {shape}; expected a batch axis, a channel axis (channel_axis is {axis}) and "
-                f"at most {MAX_AXES - 2} position axes."
-            )
-        return axis
-
-    def _check_losses(self, losses: dict[str, Tensor]) -> None:
-        values = torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
-        by_worker = values[None]
-        if self._is_first_call:
-            by_worker = self.workers.gather(by_worker)
-        for name, of_workers in zip(losses, by_worker.T.tolist(), strict=True):
-            wrong = [value for value in of_workers if not math.isfinite(value)]
-            if wrong:
-                raise NonFiniteLossError(
-                    f"{name} is {wrong[0]}; expected a finite number. Lower the learning rate, or look at this task's "
-                    "labels and predictions (the logarithm of a loss needs a loss above 0)."
-                )
-            if not all(math.isclose(value, of_workers[0], rel_tol=1e-4) for value in of_workers):
-                raise ValueError(
-                    f"{name} differs between workers ({', '.join(f'{value:.6g}' for value in of_workers)}); with `workers`, each "
-                    "loss is the mean over the global batch: write `loss = workers.total(loss_sum) / workers.total(count)`."
-                )

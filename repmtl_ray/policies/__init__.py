@@ -64,7 +64,11 @@ def gradient_places(name: str) -> tuple[str, ...]:
 
 
 def check(
-    config: PolicyConfig, tasks: Sequence[str], *, max_gradient_norm: float | None = None
+    config: PolicyConfig,
+    tasks: Sequence[str],
+    *,
+    max_gradient_norm: float | None = None,
+    share: float | None = None,
 ) -> None:
     """Finds, before any training, whatever would keep a policy from being made or used.
 
@@ -72,9 +76,11 @@ def check(
         config: the policy's part of an experiment.
         tasks: names, in the order of the losses.
         max_gradient_norm: the optimiser's part.
+        share: the regulariser's part.
 
     Raises:
-        ValueError: as `build`, or clipping where there is no gradient to clip.
+        ValueError: as `build`; clipping, or a penalty's share of the gradient, where there is no
+            gradient to clip or to take a share of.
     """
     policy = build(config, tasks)
     if policy.makes_update and max_gradient_norm is not None:
@@ -82,6 +88,12 @@ def check(
             f"optimizer.max_gradient_norm is {max_gradient_norm!r}, but policy {config.name!r} "
             "makes the update itself, from gradients that it brings to one size: there is none to "
             "clip. Set max_gradient_norm to None."
+        )
+    if policy.makes_update and share is not None:
+        raise ValueError(
+            f"regularizer.share is {share!r}, but policy {config.name!r} makes the update itself and gives "
+            "the penalty a step of its own: there is no gradient to take a share of. Set share to "
+            "None, or take another policy."
         )
 
 

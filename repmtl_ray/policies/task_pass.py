@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
+from repmtl_ray.regularizers import scale_for_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,15 @@ class Penalty:
         representation: [*representation.shape].
         downstream: by parameter in `TaskPass.downstream_parameters`.
         heads: by task, by head parameter.
+        share: all of it is scaled by one factor, so that it has this share of the norm of what the
+            policy makes of the task gradients: at the representation, or for policies that combine
+            gradients of parameters at the upstream parameters. None leaves it as it is.
     """
 
     representation: Tensor
     downstream: Sequence[Tensor | None]
     heads: Sequence[Sequence[Tensor | None]]
+    share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +175,7 @@ class TaskPass:
 
     def global_penalty_gradient(self) -> list[Tensor] | None:
         """The penalty's gradient by parameter (`shared`, then heads by task), totalled over
-        workers; None when it is off. One encoder backward."""
+        workers, before `Penalty.share`; None when it is off. One encoder backward."""
         if self.penalty is None:
             return None
         own = self._own_gradients(None, self.gradients, None, None)
@@ -223,9 +228,12 @@ class TaskPass:
             head_weights: [T], replicated.
         """
         shared = self.shared
-        own = self._own_gradients(None, self.gradients, None, head_weights)
-        self.workers.total_(own if self.penalty is not None else own[len(shared) :])
         parts = direction.split([parameter.numel() for parameter in shared])
+        if self.penalty is not None and self.penalty.share is not None:
+            own = self._with_share_of(parts, self.penalty.share, head_weights)
+        else:
+            own = self._own_gradients(None, self.gradients, None, head_weights)
+            self.workers.total_(own if self.penalty is not None else own[len(shared) :])
         for target, part in zip(own, parts, strict=False):
             target.add_(part.view_as(target))
         self._leave(own)
@@ -243,6 +251,28 @@ class TaskPass:
     def _parameters(self) -> list[Parameter]:
         return [*self.shared, *(parameter for head in self.head_parameters for parameter in head)]
 
+    def _with_share_of(
+        self, direction: Sequence[Tensor], share: float, head_weights: Tensor
+    ) -> list[Tensor]:
+        """By parameter, replicated: the bounded penalty's gradient, and for heads the tasks' too.
+
+        Args:
+            direction: by parameter in `shared`, replicated.
+            share: of its norm at the upstream parameters that the penalty has there.
+            head_weights: [T], replicated.
+        """
+        total = self.global_penalty_gradient()
+        assert total is not None
+        num_upstream = len(self.upstream_parameters)
+        scale = scale_for_share(share, direction[:num_upstream], total[:num_upstream])
+        for gradient in total:
+            gradient.mul_(scale)
+        rest = total[len(self.shared) :]
+        for weight, gradients in zip(head_weights, self.global_head_gradients(), strict=True):
+            _add(rest[: len(gradients)], gradients, weight)
+            rest = rest[len(gradients) :]
+        return total
+
     def _own_gradients(
         self,
         cotangent: Tensor | None,
@@ -255,10 +285,14 @@ class TaskPass:
         own = [torch.zeros_like(parameter) for parameter in self._parameters]
         num_before, num_shared = len(self.upstream_parameters), len(self.shared)
         after, rest = own[num_before:num_shared], own[num_shared:]
+        scale: Tensor | None = None
         if penalty is not None:
             at = penalty.representation
+            if penalty.share is not None and cotangent is not None:
+                scale = scale_for_share(penalty.share, [cotangent], [at], workers=self.workers)
+                at = at * scale
             cotangent = at if cotangent is None else cotangent + at
-            _add(after, penalty.downstream)
+            _add(after, penalty.downstream, scale)
         if cotangent is not None:
             _add(own[:num_before], self.encoder_backward(cotangent))
         if after_weights is not None:
@@ -269,7 +303,7 @@ class TaskPass:
             if head_weights is not None:
                 _add(head, self.head_gradients[task], head_weights[task])
             if penalty is not None:
-                _add(head, penalty.heads[task])
+                _add(head, penalty.heads[task], scale)
         return own
 
     def _leave(self, gradients: Sequence[Tensor]) -> None:

@@ -21,7 +21,7 @@ from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
 from repmtl_ray.data.stream import check_one_size
 from repmtl_ray.models import build_model
-from repmtl_ray.regularizers import RepMTL
+from repmtl_ray.rep_mtl import regularizer_of
 from repmtl_ray.runs.checkpoint import Parts
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Task
@@ -71,6 +71,7 @@ def selected_tasks(
             experiment.policy,
             [task.name for task in tasks],
             max_gradient_norm=experiment.optimizer.max_gradient_norm,
+            share=experiment.regularizer.share,
         )
     except ValueError as error:
         raise ExperimentError(str(error)) from error
@@ -169,16 +170,13 @@ def build_stepper(
     experiment: Experiment, tasks: Sequence[Task], parts: Parts, workers: Workers
 ) -> Stepper:
     """What does a step with these parts."""
-    regularizer = experiment.regularizer
     return Stepper(
         model=parts.model,
         tasks=tasks,
         policy=parts.policy,
         policy_name=experiment.policy.name,
         optimizer=parts.optimizer,
-        regularizer=RepMTL(
-            regularizer.lambda_tsr, regularizer.lambda_csa, regularizer.temperature, workers=workers
-        ),
+        regularizer=regularizer_of(experiment.regularizer, workers),
         representation=experiment.model.representation,
         log_losses=experiment.policy.log_losses,
         max_gradient_norm=experiment.optimizer.max_gradient_norm,

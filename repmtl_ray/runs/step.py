@@ -26,7 +26,7 @@ from repmtl_ray.models.batch_norm import frozen_statistics
 from repmtl_ray.models.representation import representation_module
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
-from repmtl_ray.regularizers import RepMTL
+from repmtl_ray.rep_mtl import RepMTL
 from repmtl_ray.runs.finite_checks import check_losses, check_losses_and_gradients, check_norm
 from repmtl_ray.runs.graph_split import (
     GraphSplit,
@@ -35,6 +35,7 @@ from repmtl_ray.runs.graph_split import (
     differentiate_tasks,
     split_graph_at,
 )
+from repmtl_ray.runs.penalty import differentiate_penalty
 from repmtl_ray.saliency import align_task_rows, channels_first
 from repmtl_ray.tasks import Task
 
@@ -123,7 +124,14 @@ class Stepper:
         penalty: Penalty | None = None
         penalty_terms: dict[str, Tensor] = {}
         if penalized:
-            penalty, penalty_terms = self._penalty(batch, split, derivatives)
+            penalty, penalty_terms = differentiate_penalty(
+                self.regularizer,
+                self._saliency(batch, derivatives),
+                split.leaf,
+                downstream=derivatives.downstream_parameters,
+                heads=self._head_parameters,
+                keep_graph=self.policy.needs_sub_batches,
+            )
         # Every worker raises here, or none: the policy and the optimiser have seen nothing yet.
         loss_values = check_losses_and_gradients(
             self._task_names,
@@ -216,32 +224,12 @@ class Stepper:
             counts.append(count)
         return sums, counts
 
-    def _penalty(
-        self, batch: Batch, split: GraphSplit, derivatives: TaskDerivatives
-    ) -> tuple[Penalty, dict[str, Tensor]]:
-        """The penalty's gradient down to the split, and its weighted terms (detached)."""
+    def _saliency(self, batch: Batch, derivatives: TaskDerivatives) -> Tensor:
+        """[tasks, batch, channels, *positions], with sample b of every task in row b."""
         aligned = align_task_rows(
             derivatives.saliency, [batch.rows[task.name] for task in self.tasks]
         )
-        terms = self.regularizer.terms(channels_first(aligned, self.model.channel_axis))
-        heads, downstream = self._head_parameters, derivatives.downstream_parameters
-        at_leaf, *gradients = torch.autograd.grad(
-            torch.stack(list(terms.values())).sum(),
-            [split.leaf, *downstream, *(parameter for head in heads for parameter in head)],
-            allow_unused=True,
-            retain_graph=self.policy.needs_sub_batches,
-        )
-        remaining: Sequence[Tensor | None] = gradients[len(downstream) :]
-        by_head: list[Sequence[Tensor | None]] = []
-        for parameters in heads:
-            by_head.append(remaining[: len(parameters)])
-            remaining = remaining[len(parameters) :]
-        penalty = Penalty(
-            representation=torch.zeros_like(split.leaf) if at_leaf is None else at_leaf,
-            downstream=gradients[: len(downstream)],
-            heads=by_head,
-        )
-        return penalty, {name: term.detach() for name, term in terms.items()}
+        return channels_first(aligned, self.model.channel_axis)
 
     def _task_pass(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import use_global_statistics
 from repmtl_ray.models.heads import build_head
-from repmtl_ray.regularizers import RepMTL
+from repmtl_ray.rep_mtl import RepMTL
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Classification, InverseDepth, Segmentation, Task
 
@@ -129,6 +129,8 @@ def small_stepper(
     *,
     tasks: tuple[Task, ...] = DENSE,
     regularizer: tuple[float, float] = (0.0, 0.0),
+    share: float | None = None,
+    through: Literal["all", "encoder"] = "all",
     representation: str = "encoder",
     head: str = "aspp",
     learning_rate: float = 0.05,
@@ -142,7 +144,9 @@ def small_stepper(
         # Not Adam: it turns the rounding noise of a gradient that is zero (a bias before batch
         # norm) into whole steps.
         optimizer=torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9),
-        regularizer=RepMTL(*regularizer, temperature=0.5, workers=workers),
+        regularizer=RepMTL(
+            *regularizer, temperature=0.5, workers=workers, share=share, through=through
+        ),
         representation=representation,
         log_losses=policy.log_losses,
         max_gradient_norm=None,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
+from repmtl_ray.regularizers import csa_loss, tsr_loss
+from repmtl_ray.rep_mtl import RepMTL
 from tests.helpers.literal import literal_csa, literal_tsr
 
 SHAPES = [(2, 3, 8, 5), (3, 4, 6, 1), (2, 2, 4, 3, 3), (3, 4, 6), (2, 3, 4, 9), (2, 2, 3, 2, 2, 2)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from repmtl_ray.collectives import ALONE, Workers, current
 from repmtl_ray.config import NonFiniteLossError
 from repmtl_ray.models.batch_norm import use_global_statistics
-from repmtl_ray.regularizers import RepMTL, csa_loss, tsr_loss
+from repmtl_ray.regularizers import csa_loss, tsr_loss
+from repmtl_ray.rep_mtl import RepMTL
 from tests.helpers.gloo import Pool
 from tests.helpers.literal import literal_csa, literal_tsr
 
@@ -300,14 +301,16 @@ class Net(nn.Module):
         return representation, [head(representation) for head in self.heads]
 
 
-def parallel_gradients(workers: Workers, with_ddp: bool, log_losses: bool) -> list[Tensor]:
+def parallel_gradients(
+    workers: Workers, with_ddp: bool, log_losses: bool, bound: Mapping[str, Any]
+) -> list[Tensor]:
     """One step's gradients by the guide's recipe, as this worker has them."""
     torch.manual_seed(0)
     net = use_global_statistics(Net().double(), workers)
     images = torch.rand(8, 3, 6, 6, dtype=torch.float64)
     targets = torch.rand(2, 8, 1, 4, 4, dtype=torch.float64)
     own = slice(workers.rank * 8 // workers.size, (workers.rank + 1) * 8 // workers.size)
-    regularizer = RepMTL(workers=workers)
+    regularizer = RepMTL(workers=workers, **bound)
     model = DistributedDataParallel(net) if with_ddp else net
     for _ in range(2):  # the second step has no checks of a first call
         net.zero_grad(set_to_none=True)
@@ -329,11 +332,14 @@ def parallel_gradients(workers: Workers, with_ddp: bool, log_losses: bool) -> li
 
 @pytest.mark.parametrize("log_losses", [True, False])
 @pytest.mark.parametrize("with_ddp", [True, False])
+@pytest.mark.parametrize(
+    "bound", [{}, {"share": 0.2}, {"share": 0.2, "through": "encoder"}], ids=str
+)
 def test_two_processes_have_the_gradients_of_one(
-    with_ddp: bool, log_losses: bool, pool_of: Callable[[int], Pool]
+    bound: dict[str, Any], with_ddp: bool, log_losses: bool, pool_of: Callable[[int], Pool]
 ) -> None:
-    expected = parallel_gradients(ALONE, False, log_losses)
-    for gradients in pool_of(2).run(parallel_gradients, with_ddp, log_losses):
+    expected = parallel_gradients(ALONE, False, log_losses, bound)
+    for gradients in pool_of(2).run(parallel_gradients, with_ddp, log_losses, bound):
         torch.testing.assert_close(gradients, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -359,3 +365,103 @@ def test_losses_that_are_not_global_are_refused_on_every_worker(
     answers = pool_of(2).run(message_with_own_losses, value)
     assert answers[0] == answers[1]
     assert answers[0].startswith(message)
+
+
+def bounded_parts(
+    share: float | None, through: Any, weights: Any = None
+) -> tuple[list[Any], list[Any]]:
+    """Gradients of encoder and heads after `(sum(losses) + regularizer(...)).backward()`."""
+    torch.manual_seed(0)
+    net = Net().double()
+    images = torch.rand(8, 3, 6, 6, dtype=torch.float64)
+    targets = torch.rand(2, 8, 1, 4, 4, dtype=torch.float64)
+    representation, predictions = net(images)
+    losses = [
+        (prediction - target).square().mean().log()
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
+    regularizer = RepMTL(share=share, through=through)
+    factors = [1.0, 1.0] if weights is None else weights
+    objective = sum(w * loss for w, loss in zip(factors, losses, strict=True))
+    (objective + regularizer(losses, representation, weights)).backward()
+    return [p.grad for p in net.encoder.parameters()], [p.grad for p in net.heads.parameters()]
+
+
+def gradients_of_net(weights: Any) -> dict[str, Any]:
+    """g and G at the representation, and both by parameter, by plain autograd."""
+    torch.manual_seed(0)
+    net = Net().double()
+    images = torch.rand(8, 3, 6, 6, dtype=torch.float64)
+    targets = torch.rand(2, 8, 1, 4, 4, dtype=torch.float64)
+    representation, predictions = net(images)
+    losses = [
+        (prediction - target).square().mean().log()
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
+    saliency = torch.stack(
+        [torch.autograd.grad(loss, representation, create_graph=True)[0] for loss in losses]
+    )
+    values = {
+        "tasks": sum(w * loss for w, loss in zip(weights, losses, strict=True)),
+        "penalty": literal_penalty(saliency),
+    }
+    inputs = [representation, *net.encoder.parameters(), *net.heads.parameters()]
+    return {
+        name: torch.autograd.grad(value, inputs, retain_graph=True, allow_unused=True)
+        for name, value in values.items()
+    }
+
+
+@pytest.mark.parametrize("weights", [None, [0.3, 1.7]])
+@pytest.mark.parametrize("through", ["all", "encoder"])
+def test_a_share_in_a_loop_of_ones_own_is_what_two_plain_gradients_make(
+    through: str, weights: list[float] | None
+) -> None:
+    encoder, heads = bounded_parts(0.2, through, weights)
+    expected = gradients_of_net(weights or [1.0, 1.0])
+    tasks, penalty = expected["tasks"], expected["penalty"]
+    scale = 0.2 * tasks[0].norm() / penalty[0].norm()
+    for index, found in enumerate([*encoder, *heads], start=1):
+        reached = index <= len(encoder) or through == "all"
+        of_penalty = penalty[index] if penalty[index] is not None else torch.zeros_like(found)
+        total = tasks[index] + (scale * of_penalty if reached else 0.0)
+        torch.testing.assert_close(found, total, rtol=1e-9, atol=1e-12)
+
+
+def test_through_the_encoder_alone_has_the_printed_size() -> None:
+    encoder, heads = bounded_parts(None, "encoder")
+    printed, _ = bounded_parts(None, "all")
+    expected = gradients_of_net([1.0, 1.0])["tasks"]
+    torch.testing.assert_close(encoder, printed)
+    torch.testing.assert_close(heads, list(expected[1 + len(encoder) :]))
+
+
+def test_weights_of_another_number_than_the_losses_are_refused() -> None:
+    representation = representation_of(4, 6)
+    with pytest.raises(ValueError, match=r"weights have shape \(3,\); .*each of the 2 losses"):
+        RepMTL(share=0.1)(losses_at(representation), representation, [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"share": 0.0}, "share is 0.0; expected a finite number above 0"),
+        ({"share": 1.5}, "share is 1.5; expected a number above 0 and at most 1"),
+        ({"share": "0.1"}, "share is '0.1'"),
+        ({"through": "heads"}, "through is 'heads'; expected 'all' or 'encoder'"),
+        ({"lambda_tsr": 0, "lambda_csa": 0, "share": 0.1}, "there is no penalty to bound"),
+    ],
+)
+def test_a_bound_that_means_nothing_is_refused_when_made(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        RepMTL(**settings)
+
+
+def test_penalties_that_are_turned_off_later_leave_a_share_nothing_to_bound() -> None:
+    regularizer = RepMTL(share=0.1)
+    regularizer.lambda_tsr = regularizer.lambda_csa = 0.0
+    representation = representation_of(4, 6)
+    with pytest.raises(ValueError, match="there is no penalty to bound"):
+        regularizer(losses_at(representation), representation)
