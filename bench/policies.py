@@ -38,7 +38,11 @@ TASKS: tuple[Task, ...] = (
     InverseDepth(name="depth"),
     Normals(name="normal"),
 )
-NEEDED = {"Constant": {"weights": 1.0}, "COSMOS": {"lambda_": 1.0}}
+NEEDED = {
+    "Constant": {"weights": 1.0},
+    "COSMOS": {"lambda_": 1.0},
+    "PIVRG": {"single_task_losses": 1.0},
+}
 AT_REPRESENTATION = "@r"
 WARM_UP = 2
 MEMORY_STEPS = 2

@@ -22,7 +22,7 @@ from repmtl_ray.cli.options import new_parser
 from repmtl_ray.studies.methods import methods
 from repmtl_ray.studies.timing import time_methods, timing_table
 
-NEEDS_MORE = ("stl", "Constant", "COSMOS", "TrimmedMean", "Krum", "IGBv2")
+NEEDS_MORE = ("stl", "Constant", "COSMOS", "PIVRG", "TrimmedMean", "Krum", "IGBv2")
 """Policies that need arguments, other tasks or long warm-ups; not part of "all"."""
 
 

@@ -12,52 +12,61 @@ from typing import Any
 
 from repmtl_ray.conversion import nearest
 
-_MOMENTUM = "momentum_of_weights"  # every policy that reads the Gramian alone takes it
+_EVERY = ("normalize", "max_norm", "head_weights", "update_weights_every", "momentum_of_weights")
+"""Of every policy that reads the Gramian alone, after its own."""
+_EVERY_BUT_CLIPPING = tuple(name for name in _EVERY if name != "max_norm")
+"""Of those that have another default for `max_norm`, which then stands among their own."""
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "Aligned-MTL": ("scale_mode", _MOMENTUM),
-    "CAGrad": ("c", "scale", "norm_eps", _MOMENTUM),
-    "ConFIG": (_MOMENTUM,),
+    "Aligned-MTL": ("scale_mode", *_EVERY),
+    "CAGrad": ("c", "scale", "norm_eps", *_EVERY),
+    "ConFIG": _EVERY,
     "Constant": ("weights",),
     "COSMOS": ("lambda_", "weights"),
     "DB-MTL": ("beta", "beta_sigma"),
-    "DualProj": ("reg_eps", _MOMENTUM),
+    "DualProj": ("reg_eps", *_EVERY),
     "DWA": ("temperature",),
     "EW": (),
-    "ExcessMTL": ("robust_step_size", "n_warmup_steps"),
-    "FairGrad": ("alpha", "max_iters", _MOMENTUM),
+    "ExcessMTL": ("robust_step_size", "n_warmup_steps", "sum_to", "head_weights"),
+    "FairGrad": ("alpha", "max_iters", *_EVERY),
     "FAMO": ("learning_rate", "weight_decay"),
     "GLS": (),
     "GO4Align": ("num_groups", "step_size"),
     "GradDrop": ("leak",),
     "GradNorm": ("alpha", "learning_rate", "initial_losses"),
-    "GradVac": ("beta", "eps", _MOMENTUM),
+    "GradVac": ("beta", "eps", *_EVERY),
     "IGBv2": (
         *("learning_rate", "replay_size", "batch_size"),
         *("random_epochs", "baseline_epoch", "learning_epoch", "learn_every"),
     ),
-    "IMTL": ("learning_rate", _MOMENTUM),
-    "IMTL-G": (_MOMENTUM,),
+    "IMTL": ("learning_rate", *_EVERY),
+    "IMTL-G": _EVERY,
     "IMTL-L": ("learning_rate",),
-    "Krum": ("n_byzantine", "n_selected", _MOMENTUM),
+    "Krum": ("n_byzantine", "n_selected", *_EVERY),
     "Mean": (),
+    "LDC-MTL": ("lambda_", "learning_rate", "normalization"),
     "MetaBalance": ("main", "relax", "beta"),
-    "MGDA": ("normalization", "sum_to", "epsilon", "max_iters", _MOMENTUM),
+    "MGDA": ("normalization", "sum_to", "epsilon", "max_iters", *_EVERY),
     "MoCo": ("beta", "beta_sigma", "gamma", "gamma_sigma", "rho", "projection", "length"),
     "MoDo": ("gamma", "rho"),
     "MTAdam": ("anchor", "beta1", "beta2", "norm_beta", "eps", "ranks"),
-    "Nash-MTL": ("max_norm", "update_weights_every", "optim_niter", _MOMENTUM),
+    "Nash-MTL": ("max_norm", "optim_niter", *_EVERY_BUT_CLIPPING),
     "PBI": ("theta", "weights", "reference"),
-    "PCD": ("primary", "tau", "beta", "eps", _MOMENTUM),
-    "PCGrad": (_MOMENTUM,),
-    "RGW": ("sum_to", _MOMENTUM),
+    "PCD": ("primary", "tau", "beta", "eps", *_EVERY),
+    "PCGrad": _EVERY,
+    "PIVRG": (
+        *("single_task_losses", "bound", "min_temperature", "combined", "max_norm"),
+        *_EVERY_BUT_CLIPPING,
+    ),
+    "RGW": ("sum_to", *_EVERY),
     "RLW": ("sum_to",),
     "SDMGrad": ("lambda_", "learning_rate", "momentum", "num_iterations", "num_parts"),
     "STCH": ("mu", "warmup_epochs", "sum_to"),
     "stl": (),
     "TrimmedMean": ("trim_number",),
-    "UPGrad": ("reg_eps", _MOMENTUM),
+    "UPGrad": ("reg_eps", *_EVERY),
     "UW": ("learning_rate",),
+    "UW-SO": ("temperature",),
 }
 """By policy, the names of its arguments in the order of its constructor."""
 
@@ -81,6 +90,10 @@ OTHER_NAMES: Mapping[str, str] = {
     "imtlhybrid": "'IMTL'",
     "igb": "'IGBv2'",
     "igbv1": "'IGBv2', the learnt form",
+    "softoptimaluncertaintyweighting": "'UW-SO'",
+    "uwo": "'EW' with log_losses on",
+    "psmgd": "'MGDA' with update_weights_every=8 and sum_to=\"tasks\"",
+    "bilb4mtl": "'LDC-MTL'",
     "crmogm": "the argument momentum_of_weights of a gradient policy, for example of 'MGDA'",
 }
 """By the name that another library uses, in small letters and digits alone: the name here."""

@@ -48,6 +48,7 @@ NEEDED_ARGUMENTS: dict[str, Changes] = {
     "Constant": {"weights": [0.7, 1.6]},
     "COSMOS": {"lambda_": 0.5},
     "TrimmedMean": {"trim_number": 0},
+    "PIVRG": {"single_task_losses": 0.4},
     "STCH": {"warmup_epochs": 1},
     "IGBv2": {"random_epochs": 0, "baseline_epoch": 0, "learning_epoch": 1, "learn_every": 1, "batch_size": 4},
 }  # fmt: skip

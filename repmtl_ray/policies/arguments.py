@@ -146,6 +146,10 @@ PerTask = float | Sequence[float] | Mapping[str, float]
 """What a user may give for one number per task; the policy holds a tuple."""
 ScaleOfWeights = Literal["one", "tasks"]
 """Whether weights sum to 1 or to the number of tasks."""
+HeadWeights = Literal["official", "one", "weighted"]
+"""What heads' own gradients are multiplied by: what the official code does, 1, the tasks' weights."""
+Normalization = Literal["none", "l2", "loss", "loss+"]
+"""What task gradients are divided by: nothing, their norms, their losses, or both."""
 
 
 @dataclass(frozen=True)

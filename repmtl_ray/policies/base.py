@@ -104,7 +104,7 @@ class Policy(ABC):
     """Steps that the policy has made."""
     last_weights: Tensor | None = field(default=None, init=False, repr=False)
     """[T] weights of the last step, of a method that has such weights."""
-    head_weights: Tensor | None = field(default=None, init=False, repr=False)
+    last_head_weights: Tensor | None = field(default=None, init=False, repr=False)
     """[T] weights of the heads' own gradients in the last step."""
 
     def __post_init__(self) -> None:
@@ -132,7 +132,7 @@ class Policy(ABC):
             log_losses: whether the gradients are those of the logarithms of the losses.
 
         Returns:
-            [P], the gradient of the shared parameters. `head_weights` then holds [T] weights for
+            [P], the gradient of the shared parameters. `last_head_weights` then holds [T] weights for
             the heads' own gradients.
 
         Raises:
@@ -144,7 +144,7 @@ class Policy(ABC):
         require_step(self.name, self.tasks, gradients, losses, present)
         sizes = [gradients.shape[1]]
         inputs = self._inputs(losses, present, log_losses=log_losses, sizes=sizes)
-        combined, self.head_weights = self._combine(gradients.detach(), inputs)
+        combined, self.last_head_weights = self._combine(gradients.detach(), inputs)
         self.step += 1
         return combined
 
@@ -255,8 +255,8 @@ class LossPolicy(Policy):
 
     @final
     def backward(self, task_pass: TaskPass) -> None:
-        self.head_weights = self._weights(self._inputs_of(task_pass), task_pass.plain_losses)
-        task_pass.finish_with_weights(self.head_weights)
+        self.last_head_weights = self._weights(self._inputs_of(task_pass), task_pass.plain_losses)
+        task_pass.finish_with_weights(self.last_head_weights)
         self.step += 1
 
     @final

@@ -87,3 +87,19 @@ def require_step(
                 f"policy {policy!r}: the argument {name} has shape {tuple(values.shape)}; expected "
                 f"({len(tasks)},), one number {expected}."
             )
+
+
+def refuse_loss_with_logs(
+    policy: str, argument: str, normalization: str, *, log_losses: bool
+) -> None:
+    """Refuses gradients of log L that are to be divided by L once more.
+
+    Raises:
+        ValueError: names the policy, the argument and what to take in its place.
+    """
+    if log_losses and normalization in ("loss", "loss+"):
+        raise ValueError(
+            f"policy.arguments.{argument} of policy {policy!r} is {normalization!r} with "
+            "log_losses on: the gradient of log L is that of L divided by L already; take 'none' "
+            "or 'l2', or turn log_losses off."
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.arguments import NonNegativeInt, Positive
+from repmtl_ray.policies.arguments import HeadWeights, NonNegativeInt, Positive, ScaleOfWeights
 from repmtl_ray.policies.base import StepInputs, weight_metrics
 from repmtl_ray.policies.jacobian import JacobianPolicy
 
@@ -16,25 +16,34 @@ from repmtl_ray.policies.jacobian import JacobianPolicy
 class ExcessMTL(JacobianPolicy):
     """Weights grow with each task's excess risk, estimated by its gradients and their past squares.
 
-    Weights lie on the simplex; absent tasks keep theirs, and the present ones share the rest. A
-    zero gradient has no excess risk: its task's weight falls. It does not work at the
-    representation, because it estimates the curvature at parameters.
+    Absent tasks keep their weights, and the present ones share the rest. A zero gradient has no
+    excess risk: its task's weight falls. It does not work at the representation, because it
+    estimates the curvature at parameters.
 
     Args:
         robust_step_size: of the exponentiated step.
         n_warmup_steps: a task's first steps, with weights at rest, whose mean excess risk is its
-            baseline; with 0 the first step's is, and counts unscaled. The paper takes 3 epochs'
-            steps.
+            baseline: 1 as in the official code, where the first step's is; the paper takes 3
+            epochs' steps. With 0, as by default in TorchJD, the first step's excess risk is the
+            baseline and also moves the weights, unscaled.
+        sum_to: what the weights sum to: "tasks", as in the official code, or "one", as in TorchJD.
+        head_weights: "official" and "weighted": the weights of the tasks, as in the official code;
+            "one", as in TorchJD.
 
     Source:
-        He et al., "Robust multi-task learning with excess risks", ICML 2024, equations 6, 7 and 9,
-        as in TorchJD, but baselines and their counts are kept per task: TorchJD would give an absent
-        task a baseline of zero. State: the [T, N] sums of squares (T times the shared parameters),
+        He et al., "Robust multi-task learning with excess risks", ICML 2024, equations 6, 7 and 9;
+        the defaults are the official code's, and LibMTL's. TorchJD's form is robust_step_size=1.0,
+        n_warmup_steps=0, sum_to="one", head_weights="one": with it a single step at the usual size
+        of gradients can leave all the weight on one task. Deviations: baselines and their counts
+        are kept per task (TorchJD would give an absent task a baseline of zero); 1e-7 is added to a
+        baseline that divides. State: the [T, N] sums of squares (T times the shared parameters),
         weights, baselines, counts.
     """
 
-    robust_step_size: Positive = 1.0
-    n_warmup_steps: NonNegativeInt = 0
+    robust_step_size: Positive = 0.01
+    n_warmup_steps: NonNegativeInt = 1
+    sum_to: ScaleOfWeights = "tasks"
+    head_weights: HeadWeights = "official"
 
     name = "ExcessMTL"
     state_names = ("squares", "log_weights", "baselines", "num_seen")
@@ -60,7 +69,14 @@ class ExcessMTL(JacobianPolicy):
         log_total = torch.logsumexp(self.log_weights[tasks], dim=0)
         self.log_weights[tasks] = (self.log_weights[tasks] + growth).log_softmax(dim=0) + log_total
         shares = self.log_weights[tasks].softmax(dim=0)
-        return shares.to(jacobian) @ jacobian
+        weights = shares * (len(tasks) if self.sum_to == "tasks" else 1)
+        self.last_weights = self._spread(weights, tasks, absent=0.0)
+        return weights.to(jacobian) @ jacobian
+
+    def _weights_of_heads(self, inputs: StepInputs) -> Tensor:
+        if self.head_weights == "one" or self.last_weights is None:
+            return super()._weights_of_heads(inputs)
+        return self.last_weights
 
     def _excess_risk(self, jacobian: Tensor, tasks: Tensor) -> Tensor:
         """[P] equation 6, after adding the squared gradients to the sums."""

@@ -59,8 +59,8 @@ class GradDrop(JacobianPolicy):
         combined = torch.zeros_like(signs)
         for saliency, leak, is_kept in zip(task_pass.saliency, leaks, passes, strict=True):
             combined += saliency * (leak + (1 - leak) * is_kept).to(saliency)
-        self.head_weights = self._weights_of_heads(inputs)
-        task_pass.finish_at_representation(combined, self.head_weights)
+        self.last_head_weights = self._weights_of_heads(inputs)
+        task_pass.finish_at_representation(combined, self.last_head_weights)
         self.step += 1
 
     def direction(self, jacobian: Tensor, inputs: StepInputs) -> Tensor:

@@ -64,8 +64,8 @@ class GradNorm(Policy):
 
     def backward(self, task_pass: TaskPass) -> None:
         gradients = task_pass.last_layer_jacobian()
-        self.head_weights = self._weights(gradients, self._inputs_of(task_pass))
-        task_pass.finish_with_weights(self.head_weights)
+        self.last_head_weights = self._weights(gradients, self._inputs_of(task_pass))
+        task_pass.finish_with_weights(self.last_head_weights)
         self.step += 1
 
     def _combine(self, gradients: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:

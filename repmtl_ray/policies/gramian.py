@@ -1,7 +1,9 @@
 """Policies that see task gradients through their inner products alone.
 
 Owns the way from a pass to the Gramian of the present tasks' gradients, from weights to finished
-gradients, the fall-back when a solver fails, and the momentum of weights. Owns no method.
+gradients, the fall-back when a solver fails, and what may be varied in every such method:
+normalised gradients, clipping, the heads' weights, the steps between two solutions, the momentum of
+weights. Owns no method.
 """
 
 from __future__ import annotations
@@ -15,9 +17,20 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.arguments import Decay
+from repmtl_ray.policies.arguments import (
+    Decay,
+    HeadWeights,
+    NonNegative,
+    Normalization,
+    PositiveInt,
+)
 from repmtl_ray.policies.base import Policy, StepInputs
-from repmtl_ray.policies.checks import require_finite_gradients
+from repmtl_ray.policies.checks import (
+    SMALLEST_LOSS,
+    refuse_loss_with_logs,
+    require_finite_gradients,
+    require_losses,
+)
 from repmtl_ray.policies.state import read_state, write_state
 from repmtl_ray.policies.task_pass import TaskPass
 
@@ -48,32 +61,50 @@ class GramianPolicy(Policy):
     The Gramian is in float64 and of the present tasks only; an absent task has weight 0. Where the
     method's weights do not depend on the common scale of all gradients (`scale_free`), it is
     divided by its trace first, so that no absolute epsilon in a solver matters. If all gradients are
-    zero, the weights are zero too, and nothing is learnt. Heads follow their own task's gradient with
-    weight 1, as in LibMTL and TorchJD (nash-mtl's code weighs heads too).
+    zero, the weights are zero too, and nothing is learnt.
 
     Args:
         at_representation: combine the gradients there, at the cost of one encoder backward in all.
+        normalize: what each task gradient is divided by before the method sees and combines it:
+            nothing, its "l2" norm, its "loss", or their product "loss+".
+        max_norm: of the combined gradient (where gradients are combined), which is shortened to it;
+            0 does not.
+        head_weights: what a head's own gradient is multiplied by: "one"; "weighted", the weight of
+            its task before `max_norm` shortens; "official", what the method's official code does.
+        update_weights_every: PSMGD: steps between two solutions. In between the weights stay, and a
+            step costs one encoder backward. A task that is met for the first time makes the policy
+            solve at once.
         momentum_of_weights: CR-MOGM: weights are this share of the last step's plus the rest of
             the method's; 0 is off. A task's first weights are the method's own.
 
     Source:
-        CR-MOGM: Zhou et al., NeurIPS 2022, algorithm 1, with a constant coefficient. It is an
-        argument and not a policy, because it changes nothing else of the method that it smooths:
-        tables keep one name per method, and a search space can vary it like any number.
+        CR-MOGM: Zhou et al., NeurIPS 2022, algorithm 1, with a constant coefficient. PSMGD: Xu et
+        al., arXiv:2412.10961, whose code is MGDA with sum_to "tasks" and 8 steps; its smoothing and
+        clipping have no effect on the update. Both are arguments and no policies, because they
+        change nothing else of the method: tables keep one name per method, and a search space can
+        vary them like any number.
     """
 
     at_representation: bool = False
+    normalize: Normalization = "none"
+    max_norm: NonNegative = 0.0
+    head_weights: HeadWeights = "official"
+    update_weights_every: PositiveInt = 1
     momentum_of_weights: Decay = 0.0
 
     allows_representation = True
     scale_free: ClassVar[bool] = True
     solver: ClassVar[str] = ""
     """What may fail; such a step takes the weights of `_fall_back` and is counted."""
+    weighs_heads: ClassVar[bool] = False
+    """Whether the official code multiplies the heads' gradients by the weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.smoothed_weights = torch.full((len(self.tasks),), torch.nan, dtype=torch.float64)
+        unknown = torch.full((len(self.tasks),), torch.nan, dtype=torch.float64)
+        self.smoothed_weights, self.kept_weights = unknown, unknown.clone()
         self.solver_failures = 0
+        self._shortening = 1.0  # of this step, by `max_norm`
 
     @abstractmethod
     def gramian_weights(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
@@ -84,6 +115,9 @@ class GramianPolicy(Policy):
             inputs: of the same tasks.
         """
 
+    def check_loss_scale(self, *, log_losses: bool) -> None:
+        refuse_loss_with_logs(self.name, "normalize", self.normalize, log_losses=log_losses)
+
     @final
     def backward(self, task_pass: TaskPass) -> None:
         inputs = self._inputs_of(task_pass)
@@ -91,13 +125,29 @@ class GramianPolicy(Policy):
             gradients = task_pass.representation_jacobian()
             gramian = gramian_of(gradients)
             task_pass.workers.total_([gramian])
-            combined, self.head_weights = self._combine_by(gramian, gradients, inputs)
+            combined, self.last_head_weights = self._combine_by(gramian, gradients, inputs)
             cotangent = combined.view_as(task_pass.saliency[0])
-            task_pass.finish_at_representation(cotangent, self.head_weights)
+            task_pass.finish_at_representation(cotangent, self.last_head_weights)
+        elif self._keeps_weights(inputs):
+            self._backward_with_kept_weights(task_pass, inputs)
         else:
-            combined, self.head_weights = self._combine(task_pass.jacobian(), inputs)
-            task_pass.finish_with_direction(combined, self.head_weights)
+            combined, self.last_head_weights = self._combine(task_pass.jacobian(), inputs)
+            task_pass.finish_with_direction(combined, self.last_head_weights)
         self.step += 1
+
+    def _backward_with_kept_weights(self, task_pass: TaskPass, inputs: StepInputs) -> None:
+        self._observe(inputs)
+        weights = self._spread(self.kept_weights[inputs.tasks], inputs.tasks, absent=0.0)
+        if self.max_norm == 0:
+            self._set_weights(weights, norm=0.0)
+            self.last_head_weights = self._weights_of_heads(inputs)
+            task_pass.finish_with_weights(weights, head_weights=self.last_head_weights)
+            return
+        direction = task_pass.direction(weights)
+        norm = float(torch.linalg.vector_norm(direction, dtype=torch.float64))
+        self._set_weights(weights, norm=norm)
+        self.last_head_weights = self._weights_of_heads(inputs)
+        task_pass.finish_with_direction(direction * self._shortening, self.last_head_weights)
 
     @final
     def _combine(self, gradients: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
@@ -110,21 +160,70 @@ class GramianPolicy(Policy):
         gramian, tasks = gramian.cpu(), inputs.tasks
         is_finite = gramian.diagonal().isfinite()
         require_finite_gradients(self.name, self.tasks, self.step + 1, is_finite)
-        gramian = self._compared(gramian[tasks][:, tasks], inputs)
-        self.last_weights = torch.zeros(len(self.tasks), dtype=torch.float64)
-        trace = gramian.trace()
-        if trace > 0:
-            weights = self._solved(gramian / trace if self.scale_free else gramian, inputs)
-            self.last_weights[tasks] = self._smoothed(weights, tasks)
+        gramian = gramian[tasks][:, tasks]
+        if self._keeps_weights(inputs):
+            self._observe(inputs)
+            weights = self.kept_weights[tasks]
+        else:
+            sizes = self._sizes(self.normalize, gramian, inputs)
+            self._observe(inputs)
+            compared = self._compared(gramian / torch.outer(sizes, sizes), inputs)
+            trace = compared.trace()
+            weights = torch.zeros(len(tasks), dtype=torch.float64)
+            if trace > 0:
+                solved = self._solved(compared / trace if self.scale_free else compared, inputs)
+                weights = self._smoothed(solved, tasks) / sizes
+            if self.update_weights_every > 1:
+                self.kept_weights[tasks] = weights
+        norm = (weights @ gramian @ weights).clamp(min=0).sqrt()
+        self._set_weights(self._spread(weights, tasks, absent=0.0), norm=float(norm))
+        assert self.last_weights is not None
         return self.last_weights.to(gradients) @ gradients, self._weights_of_heads(inputs)
+
+    def _keeps_weights(self, inputs: StepInputs) -> bool:
+        """Whether this step takes the weights of the last solution; the same on every worker."""
+        if self.step % self.update_weights_every == 0:
+            return False
+        return not bool(self.kept_weights[inputs.tasks].isnan().any())
+
+    def _set_weights(self, weights: Tensor, *, norm: float) -> None:
+        """Sets the step's [T] weights, shortened if the combined gradient is longer than
+        allowed."""
+        self._shortening = self.max_norm / norm if 0 < self.max_norm < norm else 1.0
+        self.last_weights = weights * self._shortening
+
+    def _observe(self, inputs: StepInputs) -> None:
+        """What a method learns from the losses of every step, also of one that keeps its weights."""
+
+    def _sizes(self, normalization: str, gramian: Tensor, inputs: StepInputs) -> Tensor:
+        """[P] what the task gradients are divided by; 1 in place of a norm of 0."""
+        sizes = torch.ones(len(gramian), dtype=torch.float64)
+        if normalization in ("l2", "loss+"):
+            norms = gramian.diagonal().sqrt()
+            sizes = torch.where(norms > 0, norms, 1.0)
+        if normalization in ("loss", "loss+"):
+            names = [self.tasks[task] for task in inputs.tasks.tolist()]
+            require_losses(self.name, names, self.step + 1, inputs.losses, positive=True)
+            sizes = sizes * inputs.losses.clamp(min=SMALLEST_LOSS)
+        return sizes
 
     def _compared(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
         """[P, P]: the Gramian of the gradients that the method compares, if it does not compare the
         tasks' own."""
         return gramian
 
+    @final
     def _weights_of_heads(self, inputs: StepInputs) -> Tensor:
         """[T] weights of the heads' own gradients."""
+        assert self.last_weights is not None
+        if self.head_weights == "one":
+            return torch.ones(len(self.tasks), dtype=torch.float64)
+        if self.head_weights == "weighted" or self.weighs_heads:
+            return self.last_weights / self._shortening
+        return self._official_head_weights(inputs)
+
+    def _official_head_weights(self, inputs: StepInputs) -> Tensor:
+        """[T] those of the official code, if it does not take the weights of the tasks."""
         return torch.ones(len(self.tasks), dtype=torch.float64)
 
     def _fall_back(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
@@ -173,7 +272,8 @@ class GramianPolicy(Policy):
     def _names(self) -> tuple[str, ...]:
         failures = ("solver_failures",) if self.solver else ()
         momentum = ("smoothed_weights",) if self.momentum_of_weights else ()
-        return (*self.state_names, *failures, *momentum)
+        kept = ("kept_weights",) if self.update_weights_every > 1 else ()
+        return (*self.state_names, *failures, *momentum, *kept)
 
     def _state(self) -> dict[str, Any]:
         return read_state(self, self._names)

@@ -40,10 +40,12 @@ class IMTL(GramianPolicy):
         self.scales = TaskAdam(len(self.tasks), learning_rate=self.learning_rate)
         self._factors = torch.ones(0, dtype=torch.float64)  # [P], of this step's task gradients
 
-    def _compared(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
+    def _observe(self, inputs: StepInputs) -> None:
         factors = self.scales.values.exp()[inputs.tasks]
         self.scales.step(factors * inputs.losses - 1, inputs.tasks)
         self._factors = factors * inputs.to_plain
+
+    def _compared(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
         return gramian * torch.outer(self._factors, self._factors)
 
     def gramian_weights(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
@@ -51,5 +53,5 @@ class IMTL(GramianPolicy):
 
         return self._factors * IMTLGWeighting()(gramian)
 
-    def _weights_of_heads(self, inputs: StepInputs) -> Tensor:
+    def _official_head_weights(self, inputs: StepInputs) -> Tensor:
         return self._spread(self._factors, inputs.tasks, absent=1.0)

@@ -32,10 +32,10 @@ class JacobianPolicy(Policy):
         """
 
     def backward(self, task_pass: TaskPass) -> None:
-        direction, self.head_weights = self._combine(
+        direction, self.last_head_weights = self._combine(
             task_pass.jacobian(), self._inputs_of(task_pass)
         )
-        task_pass.finish_with_direction(direction, self.head_weights)
+        task_pass.finish_with_direction(direction, self.last_head_weights)
         self.step += 1
 
     def _combine(self, gradients: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.arguments import Positive, PositiveInt, ScaleOfWeights
+from repmtl_ray.policies.arguments import Normalization, Positive, PositiveInt, ScaleOfWeights
 from repmtl_ray.policies.base import StepInputs
-from repmtl_ray.policies.checks import SMALLEST_LOSS
+from repmtl_ray.policies.checks import refuse_loss_with_logs
 from repmtl_ray.policies.gramian import GramianPolicy
 
 
@@ -24,39 +23,33 @@ class MGDA(GramianPolicy):
     Args:
         normalization: what each gradient is divided by while weights are sought: nothing, its "l2"
             norm, its "loss", or their product "loss+". The weights then apply to the gradients
-            themselves.
+            themselves, unlike with `normalize`.
         sum_to: "one", as in the paper, or "tasks": T times that, as nash-mtl has it.
         epsilon: Frank-Wolfe stops at a step below it.
         max_iters: of Frank-Wolfe.
 
     Source:
         Désidéri 2012; Sener and Koltun, NeurIPS 2018, algorithm 2, normalisations from its code; at
-        the representation it is their MGDA-UB. State: none.
+        the representation it is their MGDA-UB. Heads train on the weighted losses, as in the
+        official code (isl-org) and in nash-mtl; in LibMTL with weight 1. State: none.
     """
 
-    normalization: Literal["none", "l2", "loss", "loss+"] = "none"
+    normalization: Normalization = "none"
     sum_to: ScaleOfWeights = "one"
     epsilon: Positive = 1e-3
     max_iters: PositiveInt = 100
 
     name = "MGDA"
 
+    weighs_heads = True
+
     def check_loss_scale(self, *, log_losses: bool) -> None:
-        if log_losses and self.normalization in ("loss", "loss+"):
-            raise ValueError(
-                f"policy.arguments.normalization of policy {self.name!r} is "
-                f"{self.normalization!r} with log_losses on: the gradient of log L is that of L "
-                "divided by L already; take 'none' or 'l2', or turn log_losses off."
-            )
+        super().check_loss_scale(log_losses=log_losses)
+        refuse_loss_with_logs(self.name, "normalization", self.normalization, log_losses=log_losses)
 
     def _compared(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
-        size = torch.ones(len(gramian), dtype=torch.float64)
-        if self.normalization in ("l2", "loss+"):
-            norms = gramian.diagonal().sqrt()
-            size = torch.where(norms > 0, norms, 1.0)
-        if self.normalization in ("loss", "loss+"):
-            size = size * inputs.losses.clamp(min=SMALLEST_LOSS)
-        return gramian / torch.outer(size, size)
+        sizes = self._sizes(self.normalization, gramian, inputs)
+        return gramian / torch.outer(sizes, sizes)
 
     def gramian_weights(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
         from torchjd.aggregation import MGDAWeighting

@@ -23,8 +23,6 @@ class NashMTL(GramianPolicy):
     alpha is 1 / its norm.
 
     Args:
-        max_norm: of the combined gradient, which is shortened to it; 0 does not.
-        update_weights_every: steps between two solutions; in between, alpha stays.
         optim_niter: convex problems per step.
 
     Source:
@@ -33,15 +31,16 @@ class NashMTL(GramianPolicy):
         equation allows exactly (the code mixes raw and normalised scale: at gradient norms of 10 it
         misses the solution, at 1e-6 it finds none); where the problems that start at the previous
         alpha end without a solution (one step in 30, T = 3), they start once more at 1; if that
-        fails too, the step counts as failed (the code hides it); heads have weight 1 (the code
-        weighs them too). State: alpha, failures, step.
+        fails too, the step counts as failed (the code hides it). The combined gradient is shortened
+        to `max_norm`; heads train on the weighted losses, not shortened, as in the code and in
+        LibMTL. State: alpha, failures, step.
     """
 
     max_norm: NonNegative = 1.0
-    update_weights_every: PositiveInt = 1
     optim_niter: PositiveInt = 20
 
     name = "Nash-MTL"
+    weighs_heads = True
     solver = "ECOS"
     scale_free = False
     state_names = ("alpha",)
@@ -53,18 +52,13 @@ class NashMTL(GramianPolicy):
 
     def gramian_weights(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
         has_gradient = gramian.diagonal() > 0
-        if self.step % self.update_weights_every == 0:
-            self._solve(gramian[has_gradient][:, has_gradient], inputs.tasks[has_gradient])
-        return self._shortened(gramian, inputs.tasks)
+        self._solve(gramian[has_gradient][:, has_gradient], inputs.tasks[has_gradient])
+        return self._fall_back(gramian, inputs)
 
     def _fall_back(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
-        return self._shortened(gramian, inputs.tasks)
-
-    def _shortened(self, gramian: Tensor, tasks: Tensor) -> Tensor:
-        """[P] alpha as it stands, times what brings the combined gradient to `max_norm`."""
-        alpha = torch.where(gramian.diagonal() > 0, self.alpha[tasks].nan_to_num(nan=1.0), 0.0)
-        norm = (alpha @ gramian @ alpha).clamp(min=0).sqrt()
-        return alpha * self.max_norm / norm if 0 < self.max_norm < norm else alpha
+        """[P] alpha as it stands, of the tasks that have a gradient."""
+        alpha = self.alpha[inputs.tasks].nan_to_num(nan=1.0)
+        return torch.where(gramian.diagonal() > 0, alpha, 0.0)
 
     def _solve(self, gramian: Tensor, tasks: Tensor) -> None:
         """Moves alpha of the tasks with a gradient; raises if the last convex problem failed."""

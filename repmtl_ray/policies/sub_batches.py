@@ -71,10 +71,10 @@ class SubBatchPolicy(Policy):
             shares, weights = self.shares_and_weights(products, shares_among(self.shares, tasks))
             self.shares = with_shares(self.shares, shares, tasks)
             self.last_weights[tasks] = weights
-        self.head_weights = torch.ones(len(self.tasks), dtype=torch.float64)
+        self.last_head_weights = torch.ones(len(self.tasks), dtype=torch.float64)
         task_pass.finish_with_weights(
             self.last_weights,
-            head_weights=self.head_weights,
+            head_weights=self.last_head_weights,
             gradients=sub_batches[2] if self.num_sub_batches == 3 else None,
         )
         self.step += 1

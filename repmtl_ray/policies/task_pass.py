@@ -139,6 +139,21 @@ class TaskPass:
         self.workers.total_([jacobian])
         return jacobian
 
+    def direction(self, weights: Tensor) -> Tensor:
+        """[P]: the gradient of sum_t weights[t] * losses[t] at all shared parameters, global; one
+        encoder backward.
+
+        Args:
+            weights: [T], replicated.
+        """
+        after = [torch.zeros_like(parameter) for parameter in self.downstream_parameters]
+        for weight, gradients in zip(weights, self.downstream_gradients, strict=True):
+            _add(after, gradients, weight)
+        parts = [*self.encoder_backward(_combine(weights, self.saliency)), *after]
+        direction = torch.cat([part.reshape(-1) for part in parts])
+        self.workers.total_([direction])
+        return direction
+
     def last_layer_jacobian(self) -> Tensor:
         """[T, size]: every task's gradient at the weight of the last shared layer, global.
 

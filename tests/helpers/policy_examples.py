@@ -18,11 +18,13 @@ LOSS_POLICIES = [
     "GO4Align",
     "IGBv2",
     "IMTL-L",
+    "LDC-MTL",
     "Mean",
     "PBI",
     "RLW",
     "STCH",
     "UW",
+    "UW-SO",
 ]
 JACOBIAN_POLICIES = ["ExcessMTL", "GradDrop", "TrimmedMean"]
 GRAMIAN_POLICIES = [
@@ -49,13 +51,19 @@ OWN_GRADIENT_POLICIES = [
     "MetaBalance",
     "MoCo",
     "MoDo",
+    "PIVRG",
     "SDMGrad",
 ]
 """Their references are transcriptions (test_transcriptions.py), not TorchJD's aggregators."""
+EVERY_GRAMIAN_POLICY = [*GRAMIAN_POLICIES, "IMTL", "PIVRG"]
 GRADIENT_POLICIES = [*GRAMIAN_POLICIES, *JACOBIAN_POLICIES, *OWN_GRADIENT_POLICIES]
 NAMES = sorted([*LOSS_POLICIES, *GRADIENT_POLICIES, "stl"])
 MULTI_TASK = [name for name in NAMES if name != "stl"]
-NEEDED = {"Constant": {"weights": 0.7}, "COSMOS": {"lambda_": 1.5}}
+NEEDED = {
+    "Constant": {"weights": 0.7},
+    "COSMOS": {"lambda_": 1.5},
+    "PIVRG": {"single_task_losses": 0.5},
+}
 BUSY_AGENT = {
     "random_epochs": 1,
     "baseline_epoch": 0,

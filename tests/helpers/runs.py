@@ -36,6 +36,7 @@ BATCH_SIZE = 4
 NEEDED_ARGUMENTS: dict[str, dict[str, Any]] = {
     "Constant": {"weights": [0.7, 1.6]},
     "COSMOS": {"lambda_": 0.5},
+    "PIVRG": {"single_task_losses": 0.5},
     "TrimmedMean": {"trim_number": 0},
     "IGBv2": {
         "random_epochs": 1,

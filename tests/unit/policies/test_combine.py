@@ -52,8 +52,8 @@ def test_combine_makes_the_update_of_this_projects_loop(name: str, log_losses: b
     expected = updates(policy, by_combine=False, absent_at=3, log_losses=log_losses)
     combined = updates(other, by_combine=True, absent_at=3, log_losses=log_losses)
     torch.testing.assert_close(combined, expected)
-    assert policy.head_weights is not None
-    torch.testing.assert_close(other.head_weights, policy.head_weights)
+    assert policy.last_head_weights is not None
+    torch.testing.assert_close(other.last_head_weights, policy.last_head_weights)
     assert str(policy.state_dict()) == str(other.state_dict())
 
 
@@ -127,7 +127,7 @@ def test_a_training_loop_of_ones_own_minimises_two_tasks() -> None:
             for loss in losses
         ]
         combined = policy.combine(torch.stack(rows), torch.stack(losses))
-        for weight, loss, parameters in zip(policy.head_weights, losses, own, strict=True):
+        for weight, loss, parameters in zip(policy.last_head_weights, losses, own, strict=True):
             for parameter, part in zip(
                 parameters, torch.autograd.grad(loss, parameters, retain_graph=True), strict=True
             ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 import zlib
@@ -15,6 +16,7 @@ from torchjd import aggregation
 from tests.helpers.asserts import assert_finite
 from tests.helpers.passes import pass_of, toy_pass
 from tests.helpers.policy_examples import (
+    EVERY_GRAMIAN_POLICY,
     GRADIENT_POLICIES,
     GRAMIAN_POLICIES,
     JACOBIAN_POLICIES,
@@ -48,7 +50,17 @@ REFERENCES = {
     "TrimmedMean": lambda: aggregation.TrimmedMean(1),
     "ExcessMTL": aggregation.ExcessMTL,
 }
-FULL = {"Nash-MTL": {"optim_niter": 20}}
+FULL: dict[str, dict[str, Any]] = {
+    "Nash-MTL": {"optim_niter": 20, "head_weights": "one"},
+    "MGDA": {"head_weights": "one"},
+    "ExcessMTL": {
+        "robust_step_size": 1.0,
+        "n_warmup_steps": 0,
+        "sum_to": "one",
+        "head_weights": "one",
+    },
+}
+"""TorchJD's own form: the heads have weight 1."""
 TOLERANCE = {"FairGrad": 2e-4, "Nash-MTL": 1e-5, "GradVac": 1e-6}
 """Least squares and the convex problems stop elsewhere at another scale; epsilons are relative."""
 
@@ -261,7 +273,8 @@ def test_pcd_follows_the_primary_task() -> None:
 
 
 def test_excess_mtl_warms_up_as_torchjds() -> None:
-    policy, aggregator = make("ExcessMTL", n_warmup_steps=2), aggregation.ExcessMTL(1.0, 2)
+    arguments = {**FULL["ExcessMTL"], "n_warmup_steps": 2}
+    policy, aggregator = make("ExcessMTL", **arguments), aggregation.ExcessMTL(1.0, 2)
     for step in range(5):
         toy = toy_pass(3, seed=step)
         policy.backward(toy.task_pass)
@@ -340,3 +353,102 @@ def test_nash_mtl_keeps_alpha_between_updates_and_shortens_to_its_norm() -> None
     assert torch.equal(alphas[0], alphas[1])
     assert torch.equal(alphas[0], alphas[2])
     assert not torch.equal(alphas[0], alphas[3])
+
+
+HEADS = {
+    "MGDA": {"sum_to": "tasks"},
+    "Nash-MTL": {"max_norm": 0.1},
+    "ExcessMTL": {"robust_step_size": 1.0},
+}
+"""The policies whose official code trains heads on the weighted losses."""
+
+
+@pytest.mark.parametrize("name", [*HEADS, "FairGrad"])
+def test_heads_follow_the_weights_that_are_asked_for(name: str) -> None:
+    for head_weights in ("official", "one", "weighted"):
+        policy = make(name, head_weights=head_weights, **HEADS.get(name, {}))
+        if name == "ExcessMTL" and head_weights == "weighted":
+            continue
+        for step in range(3):
+            toy = toy_pass(3, seed=step)
+            policy.backward(toy.task_pass)
+        is_weighted = head_weights == "weighted" or (head_weights == "official" and name in HEADS)
+        weights = policy.last_weights if is_weighted else torch.ones(3)
+        if is_weighted and name == "Nash-MTL":  # the shared gradient alone is shortened
+            weights = policy.alpha
+            assert float(toy.finished_shared().norm()) == pytest.approx(0.1)
+        total = sum(w * loss for w, loss in zip(weights, toy.losses, strict=True))
+        for parameter, expected in zip(
+            toy.parameters[len(toy.shared) :],
+            toy.gradients_of(total)[len(toy.shared) :],
+            strict=True,
+        ):
+            torch.testing.assert_close(parameter.grad, expected)
+
+
+@pytest.mark.parametrize("name", EVERY_GRAMIAN_POLICY)
+def test_kept_weights_cost_one_backward_and_combine_the_new_gradients(name: str) -> None:
+    policy, calls = make(name, update_weights_every=2), 0
+    for step in range(4):
+        toy = toy_pass(3, seed=step, with_downstream=True)
+        backward = toy.task_pass.encoder_backward
+
+        def counted(*arguments: Any, _backward: Any = backward) -> Any:
+            nonlocal calls
+            calls += 1
+            return _backward(*arguments)
+
+        before, calls = policy.kept_weights.clone(), 0
+        policy.backward(dataclasses.replace(toy.task_pass, encoder_backward=counted))
+        solves = step % 2 == 0
+        assert calls == (3 if solves else 1)
+        assert solves or torch.equal(policy.kept_weights, before)
+        expected = policy.kept_weights @ toy.task_pass.jacobian()
+        if policy.max_norm:
+            expected = expected * (policy.max_norm / expected.norm()).clamp(max=1)
+        torch.testing.assert_close(toy.finished_shared(), expected)
+
+
+def test_a_task_that_was_absent_when_the_weights_were_found_makes_the_policy_solve() -> None:
+    policy = make("UPGrad", update_weights_every=3)
+    for step, absent in enumerate([[2], [2], [], [], []]):
+        toy = toy_pass(3, seed=step, absent=absent)
+        before = policy.kept_weights.clone()
+        policy.backward(toy.task_pass)
+        changed = not torch.equal(policy.kept_weights.nan_to_num(), before.nan_to_num())
+        assert changed == (step in (0, 2, 3))
+        assert not bool(policy.last_weights.isnan().any())
+
+
+@pytest.mark.parametrize("normalize", ["l2", "loss", "loss+"])
+@pytest.mark.parametrize("name", ["UPGrad", "PCGrad", "FairGrad"])
+def test_normalised_gradients_are_compared_and_combined(name: str, normalize: str) -> None:
+    jacobian = toy_pass(3).task_pass.jacobian()
+    losses = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64)
+    size = {"l2": jacobian.norm(dim=1), "loss": losses, "loss+": losses * jacobian.norm(dim=1)}
+    combined = make(name, normalize=normalize).combine(jacobian, losses)
+    expected = make(name).combine(jacobian / size[normalize][:, None], losses)
+    torch.testing.assert_close(combined, expected)
+
+
+def test_what_is_normalised_by_a_loss_needs_one_and_no_logarithm() -> None:
+    with pytest.raises(ValueError, match="policy 'UPGrad': the loss of task 'b' is -1"):
+        make("UPGrad", normalize="loss").combine(torch.eye(3), torch.tensor([1.0, -1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"arguments\.normalize .* 'loss\+' with log_losses on"):
+        make("UPGrad", normalize="loss+", log_losses=True)
+
+
+@pytest.mark.parametrize("gradients", ["parameters", "representation"])
+def test_a_combined_gradient_is_shortened_and_never_lengthened(gradients: str) -> None:
+    free = make("UPGrad", gradients=gradients)
+    toy = toy_pass(3)
+    free.backward(toy.task_pass)
+    rows = toy.task_pass.jacobian()
+    if gradients == "representation":
+        rows = toy.task_pass.representation_jacobian()
+    length = float((free.last_weights @ rows).norm())
+    for max_norm, factor in ((0.5 * length, 0.5), (2 * length, 1.0)):
+        clipped, other = make("UPGrad", gradients=gradients, max_norm=max_norm), toy_pass(3)
+        clipped.backward(other.task_pass)
+        torch.testing.assert_close(other.finished_shared(), factor * toy.finished_shared())
+        assert_heads_have_weight_one(other)

@@ -21,6 +21,7 @@ DEPENDS_ON_ORDER = {
     "RLW": "draws a number for each task in turn",
     "RGW": "draws a number for each task in turn",
     "IGBv2": "draws a number for each task in turn, and its networks know tasks by place",
+    "LDC-MTL": "compares neighbours",
     "PCGrad": "draws the order of projections",
     "GradVac": "draws the order of corrections",
     "Krum": "of three gradients two are each other's nearest: a tie, which the first one wins",
@@ -33,6 +34,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "MTAdam": {"anchor": "b", "ranks": {"a": 0.5, "b": 2.0, "c": 1.0}},
     "MetaBalance": {"main": "b"},
     "PCD": {"primary": "b"},
+    "PIVRG": {"single_task_losses": {"a": 0.5, "b": 2.0, "c": 1.0}},
     "STCH": {"warmup_epochs": 0},
 }
 

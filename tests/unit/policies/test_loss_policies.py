@@ -29,7 +29,10 @@ class Literal:
         self.name = name
         self.number = torch.zeros(3, dtype=torch.float64, requires_grad=True)  # s, or FAMO's w
         decay = 1e-3 if name == "FAMO" else 0.0
-        self.adam = torch.optim.Adam([self.number], lr=0.025, weight_decay=decay)
+        rate = 0.025
+        if name == "LDC-MTL":
+            self.number, rate = torch.ones_like(self.number, requires_grad=True), 1e-3
+        self.adam = torch.optim.Adam([self.number], lr=rate, weight_decay=decay)
         self.epochs = []  # by epoch, the losses of its batches
 
     def total(self, losses: Any, trained: Any, policy: Any, step: Any) -> Any:
@@ -54,6 +57,14 @@ class Literal:
                 return sum(
                     losses[t] / (2 * self.number[t].exp()) + self.number[t] / 2 for t in range(3)
                 )
+            case "UW-SO":
+                inverse = (1 / losses.detach() - (1 / losses.detach()).max()).exp()
+                return (inverse / inverse.sum() * losses).sum()
+            case "LDC-MTL":
+                s = 1 / (1 + (-self.number).exp())
+                parts = [s[t] * losses[t] for t in range(3)]
+                gaps = (parts[0] - parts[1]).abs() + (parts[1] - parts[2]).abs()
+                return sum(parts) / s.sum().detach() + 0.01 * gaps
             case "IMTL-L":
                 return sum(self.number[t].exp() * losses[t] - self.number[t] for t in range(3))
             case "DWA":
@@ -101,7 +112,7 @@ class Literal:
 
     def after(self, losses: Any, second: Any) -> None:
         """What the method learns from a step."""
-        if self.name in ("UW", "IMTL-L"):
+        if self.name in ("UW", "IMTL-L", "LDC-MTL"):
             self.adam.step()
         if self.name == "FAMO":
             fall = (losses.detach() + 1e-8).log() - (second + 1e-8).log()
@@ -124,7 +135,7 @@ def test_gradients_are_those_of_the_formula(name: str, log_losses: bool) -> None
         policy.backward(toy.task_pass)
         trained = toy.losses.log() if log_losses else toy.losses
         total = literal.total(toy.losses, trained, policy, step)
-        if name in ("UW", "IMTL-L"):
+        if name in ("UW", "IMTL-L", "LDC-MTL"):
             (literal.number.grad,) = torch.autograd.grad(total, literal.number, retain_graph=True)
         for got, expected in zip(toy.finished(), toy.gradients_of(total), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
@@ -248,3 +259,47 @@ def test_what_is_learnt_of_an_absent_task_does_not_move(name: str) -> None:
     after = policy.scales.values
     assert after[1] == before[1]
     assert (after[[0, 2]] != before[[0, 2]]).all()
+
+
+def test_uw_so_of_two_losses_is_as_computed_by_hand() -> None:
+    losses = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    for temperature, first, total in ((1.0, 0.817574, 0.773638), (4.0, 0.592667, None)):
+        policy = make("UW-SO", 2, temperature=temperature)
+        combined = policy.combine(torch.eye(2, dtype=torch.float64), losses)
+        assert combined.tolist() == pytest.approx([first, 1 - first], abs=1e-6)
+        assert total is None or float(combined @ losses) == pytest.approx(total, abs=1e-6)
+
+
+def test_ldc_mtl_of_two_losses_is_as_computed_by_hand() -> None:
+    """Total 1.507311 at a = 1, and its slopes in a, which the first step of Adam follows."""
+    policy = make("LDC-MTL", 2)
+    losses = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    weights = policy.combine(torch.eye(2, dtype=torch.float64), losses)
+    assert float(weights @ losses) == pytest.approx(1.507311, abs=1e-6)
+    moments = policy.state_dict()["adam"]
+    slopes = [float(moments[task]["exp_avg"]) / 0.1 for task in range(2)]
+    assert slopes == pytest.approx([0.272874, 0.132505], abs=1e-6)
+
+
+@pytest.mark.parametrize("normalization", ["first", "log"])
+def test_ldc_mtl_normalises_losses_as_its_scripts(normalization: str) -> None:
+    """The scripts of NYUv2 (first batch of training) and QM9 (first batch of every epoch)."""
+    policy = make("LDC-MTL", normalization=normalization, lambda_=0.05)
+    a = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    adam, first = torch.optim.Adam([a], lr=1e-3), torch.zeros(0)
+    for step in range(STEPS):
+        if step % BATCHES_AN_EPOCH == 0:
+            policy.begin_epoch(step // BATCHES_AN_EPOCH)
+        toy = toy_pass(3, seed=step)
+        policy.backward(toy.task_pass)
+        if step == 0 or (normalization == "log" and step % BATCHES_AN_EPOCH == 0):
+            first = toy.losses.detach()
+        is_log = normalization == "log"
+        scaled = (toy.losses / first).log() if is_log else toy.losses / (first / first.min())
+        parts = a.sigmoid() * scaled
+        total = parts.sum() / a.sigmoid().sum().detach()
+        total = total + 0.05 * sum((parts[t] - parts[t + 1]).abs() for t in range(2))
+        (a.grad,) = torch.autograd.grad(total, a, retain_graph=True)
+        for got, expected in zip(toy.finished(), toy.gradients_of(total), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+        adam.step()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from repmtl_ray import policies, policy_names
 from repmtl_ray.config import PolicyConfig
 from repmtl_ray.policies.arguments import arguments_of
+from repmtl_ray.policies.gramian import GramianPolicy
 from repmtl_ray.policies.task_adam import TaskAdam
 from tests.helpers.asserts import (
     assert_absent_task_is_left_out,
@@ -27,7 +28,7 @@ from tests.helpers.passes import drive, task_names, toy_pass
 from tests.helpers.paths import ROOT
 from tests.helpers.policy_examples import (
     BUSY_AGENT,
-    GRAMIAN_POLICIES,
+    EVERY_GRAMIAN_POLICY,
     MULTI_TASK,
     NAMES,
     OWN_GRADIENT_POLICIES,
@@ -50,6 +51,9 @@ RESUMED = [
     ("STCH", {"warmup_epochs": 0, "sum_to": "one"}),
     ("ExcessMTL", {"n_warmup_steps": 2}),
     ("Nash-MTL", {"update_weights_every": 2}),
+    ("MGDA", {"update_weights_every": 3}),
+    ("IMTL", {"update_weights_every": 2}),
+    ("LDC-MTL", {"normalization": "log"}),
     *((name, {"momentum_of_weights": 0.9}) for name in ("MGDA", "UPGrad", "GradVac", "RGW")),
 ]
 
@@ -62,7 +66,7 @@ def test_a_policy_resumes_bit_by_bit(name: str, arguments: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *["UW", "FAMO", "STCH", "PCD", "Nash-MTL", "GradVac", "GO4Align", "IGBv2"],
+        *["UW", "FAMO", "STCH", "PCD", "Nash-MTL", "GradVac", "GO4Align", "IGBv2", "LDC-MTL"],
         *OWN_GRADIENT_POLICIES,
     ],
 )
@@ -87,7 +91,7 @@ def test_the_penalty_is_added(
     assert_penalty_is_added(lambda: make(name), 3)
 
 
-@pytest.mark.parametrize("name", [*GRAMIAN_POLICIES, "IMTL", "GradDrop"])
+@pytest.mark.parametrize("name", [*EVERY_GRAMIAN_POLICY, "GradDrop"])
 def test_the_penalty_is_added_at_the_representation(name: str) -> None:
     assert_penalty_is_added(lambda: make(name, gradients="representation"), 3)
 
@@ -172,7 +176,7 @@ REFUSED = [
         {"name": "CAGrad", "arguments": {"C": 1}},
         3,
         r"policy.arguments.C is 1, but policy 'CAGrad' takes no argument 'C'; did you mean 'c'\? "
-        r"Allowed: c, scale, norm_eps, momentum_of_weights\.",
+        r"Allowed: c, scale, norm_eps, normalize, .*momentum_of_weights\.",
     ),
     ({"name": "EW", "arguments": {"c": 1}}, 3, "Allowed: none"),
     (
@@ -196,6 +200,15 @@ REFUSED = [
         "one of 'none', 'l2', 'loss', 'loss\\+'",
     ),
     ({"name": "MGDA", "arguments": {"normalization": "loss"}}, 3, "'loss' with log_losses on"),
+    ({"name": "PSMGD"}, 3, "here it is 'MGDA' with update_weights_every=8"),
+    ({"name": "PIVRG"}, 3, "policy.arguments.single_task_losses is missing; policy 'PIVRG' needs"),
+    ({"name": "PIVRG", "arguments": {"single_task_losses": [1, 0, 1]}}, 3, "task.*> 0"),
+    (
+        {"name": "FairGrad", "arguments": {"head_weights": "two"}},
+        3,
+        "'official', 'one', 'weighted'",
+    ),
+    ({"name": "UPGrad", "arguments": {"update_weights_every": 0}}, 3, "an integer >= 1"),
     ({"name": "Constant"}, 3, "policy.arguments.weights is missing; policy 'Constant' needs it"),
     (
         {"name": "Constant", "arguments": {"weights": [1, 2]}},
@@ -327,7 +340,7 @@ def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults() -> 
     rows = {row[0].removeprefix("| "): " | ".join(row[1:]) for row in reversed(cells)}
     for name in policies.names():
         for key, argument in arguments_of(policies.class_of(name)).items():
-            if key != "momentum_of_weights":  # named once for all
+            if argument != arguments_of(GramianPolicy).get(key):  # those are named once for all
                 assert f"{key}={argument.default!r}" in rows[name], name
 
 
