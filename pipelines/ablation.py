@@ -1,48 +1,11 @@
-"""The paper's table 4 with fair credit: log losses x TSR x CSA, eight cells.
+"""The paper's table 4 with fair credit.
 
-    python pipelines/ablation.py scenes                    rendered street scenes
-    python pipelines/ablation.py cityscapes --data DIR --protocol libmtl --gpus-per-worker 1
+`python pipelines/ablation.py --help` explains it.
 
-In the paper, the cell without penalties trains on plain losses and the other cells train on their
-logarithms. Here the logarithm is a factor of its own, so that its gain is not counted as the gain of
-the penalties. Besides the table, the recipe prints by how much each factor changes delta_p, and writes
-it to factors.csv: over all cells, alone, and together with the other two. Where these differ, the
-factors depend on each other. Options and results are those of pipelines/benchmark.py. The first form
-takes 8 x 3 runs and 6 single-task runs of 35 to 55 s, two at a time, on 2 cores.
+The same as `repmtl-ray ablation` of an installed package (repmtl_ray/cli/commands/ablation.py).
 """
 
-from __future__ import annotations
-
-import csv
-from pathlib import Path
-
 from repmtl_ray import cli
-from repmtl_ray.cli import benchmark as cli_benchmark
-from repmtl_ray.report.records import factor_effects
-from repmtl_ray.report.table import aligned
-from repmtl_ray.studies.methods import ablation
-
-FACTORS = ("log", "TSR", "CSA")
-
-
-def main() -> None:
-    arguments = cli_benchmark.parser(__doc__).parse_args()
-    _, summary = cli_benchmark.run(arguments, ablation(), stem="ablation")
-    effects = factor_effects(summary, FACTORS)
-    file = Path(arguments.out) / "factors.csv"
-    if effects is None:
-        file.unlink(missing_ok=True)  # of an earlier run
-        print("points of delta_p by factor: n/a (a cell is missing)")
-        return
-    header = ["points of delta_p", "on average", "alone", "beside the others"]
-    rows = [
-        [name, *(f"{value:+.2f}" for value in (effect.average, effect.alone, effect.beside_all))]
-        for name, effect in effects.items()
-    ]
-    print(aligned(header, rows))
-    with file.open("w", newline="") as opened:
-        csv.writer(opened).writerows([["factor", *header[1:]], *rows])
-
 
 if __name__ == "__main__":
-    cli.main(main)
+    cli.main("ablation")

@@ -24,7 +24,6 @@ from repmtl_ray.config import (
     RegularizerConfig,
     nearest,
 )
-from repmtl_ray.delta import delta_p, directions
 
 NAMES = ("libmtl", "last10", "holdout")
 LAST = 10
@@ -173,6 +172,8 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
         the first epoch (accuracy) is compared with its first other value, where LibMTL divides by
         zero.
     """
+    from repmtl_ray.delta import delta_p, directions  # loads torch
+
     if not history:
         raise ValueError("a run without any epoch has no result.")
     names = directions(history[0])
@@ -195,6 +196,8 @@ def select(protocol: str, history: Sequence[Mapping[str, float]]) -> Selection:
     Raises:
         ValueError: an unknown protocol, no epoch, or too few for the protocol.
     """
+    from repmtl_ray.delta import directions  # loads torch
+
     check_name(protocol)
     if protocol == "last10":
         check_epochs(protocol, len(history))

@@ -1,28 +1,68 @@
-"""What all recipes in `pipelines/` share: how they end, and where they write.
+"""The command line: how a command starts and ends, and where it writes.
 
-Owns the exit codes. The options are in `options.py`; what searches and benchmarks have in common is in
-`search.py` and `benchmark.py`.
+Owns the exit codes. One command is one module of `commands/`; the console command `repmtl-ray` is in
+`console.py`; the options that commands share are in `options.py`, `search.py` and `comparison.py`. No
+module here loads torch or Ray before a command runs, so that its help comes at once.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repmtl_ray import storage
 from repmtl_ray.cli import interruption
 from repmtl_ray.config import Experiment, from_dict
 
+if TYPE_CHECKING:
+    from repmtl_ray.cli.options import Parser
 
-def main(run: Callable[[], object]) -> None:
-    """Runs a recipe; a user's mistake ends it with one line and exit code 2, an interruption with
-    the command that continues it and exit code 130."""
+
+def main(command: str, words: Sequence[str] | None = None) -> None:
+    """Runs one command to its end.
+
+    Args:
+        command: as `commands.COMMANDS` names it, for example "tune cityscapes".
+        words: its options; None takes those of the process.
+    """
+    from repmtl_ray.cli import commands
+
+    arguments = parser_of(command).parse_args(words)
+    run = functools.partial(commands.module(command).run, arguments)
+    run_to_end(run, debug=arguments.debug)
+
+
+def parser_of(command: str) -> Parser:
+    """The options of a command, with its module's docstring as the description."""
+    from repmtl_ray.cli import commands
+    from repmtl_ray.cli.invocation import invocation, spoken
+    from repmtl_ray.cli.options import new_parser
+
+    module = commands.module(command)
+    parser = new_parser(spoken(module.__doc__ or "", *commands.COMMANDS), prog=invocation(command))
+    module.add_options(parser)
+    return parser
+
+
+def run_to_end(run: Callable[[], object], *, debug: bool = False) -> None:
+    """Calls a function; a user's mistake ends the process with one line and exit code 2, an
+    interruption with the command that continues it and exit code 130.
+
+    Args:
+        run: the command.
+        debug: print the trace of a mistake, too.
+    """
     try:
         with interruption.handled():
             run()
     except ValueError as error:
+        if debug:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

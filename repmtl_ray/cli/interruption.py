@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and a closed terminal in a recipe: stop, say how to continue, exit code 130.
+"""Ctrl-C, SIGTERM and a closed terminal in a command: stop, say how to continue, exit code 130.
 
-Owns the recipes' signal handlers. The first signal raises KeyboardInterrupt in the main thread, which
+Owns the commands' signal handlers. The first signal raises KeyboardInterrupt in the main thread, which
 leaves every folder with its status and without its lock; a second signal kills what still runs at
 once. If the process has not ended after `GRACE_S`, a thread ends it.
 """
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from repmtl_ray import run_lock
+from repmtl_ray.cli.invocation import program_words
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -114,11 +115,11 @@ def command(arguments: Sequence[str], kind: str, directory: str) -> str:
         directory: of the run or the study; its last part is the name.
     """
     option = {"run": "--name", "search": "--resume", "benchmark": "--resume"}.get(kind)
-    words = list(arguments)
+    words = list(arguments[1:])
     if option is not None:
         for old in ("--name", "--resume"):
             while old in words:
                 del words[words.index(old) : words.index(old) + 2]
             words = [word for word in words if not word.startswith(f"{old}=")]
         words += [option, directory.partition("?")[0].rsplit("/", 1)[-1]]
-    return shlex.join(["python", *words])
+    return shlex.join([*program_words(arguments[0]), *words])

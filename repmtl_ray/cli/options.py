@@ -1,4 +1,4 @@
-"""The command-line options that recipes share, and what they mean.
+"""The command-line options that commands share, and what they mean.
 
 Every group of options is added by one function and read by another.
 """
@@ -9,12 +9,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from repmtl_ray import storage
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import ModelConfig
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
+
+if TYPE_CHECKING:
+    from repmtl_ray.cluster import Placement
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,13 +28,18 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def new_parser(description: str | None) -> Parser:
-    """A parser that shows a recipe's docstring as it is written."""
-    return Parser(
+def new_parser(description: str | None, prog: str | None = None) -> Parser:
+    """A parser that shows a command's docstring as it is written, with the option that all have."""
+    parser = Parser(
+        prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--debug", action="store_true", help="show where in the code an error was raised"
+    )
+    return parser
 
 
 def add_training_options(group: argparse._ActionsContainer) -> None:
@@ -107,7 +114,7 @@ def add_placement_options(parser: argparse.ArgumentParser, unit: str) -> argpars
     """Where runs go (read by `placement_of`) and when they are saved (read by `checkpoints_of`).
 
     Args:
-        parser: of the recipe.
+        parser: of the command.
         unit: what a run is called: "run" or "trial".
 
     Returns:
@@ -183,6 +190,8 @@ def study_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def placement_of(arguments: argparse.Namespace) -> Placement:
     """What the placement options say."""
+    from repmtl_ray.cluster import Placement
+
     return Placement(
         num_workers=arguments.workers,
         cpus_per_worker=arguments.cpus_per_worker,

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from repmtl_ray.cli.invocation import invocation
 from repmtl_ray.config import digest, to_dict
 from repmtl_ray.report.heatmap import delta_p_heatmap
 from repmtl_ray.report.html_report import Pictures, search_report
@@ -44,7 +45,7 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
     else:
         (out / "best.json").write_text(json.dumps(to_dict(result.best), indent=2) + "\n")
         print(
-            f"best       {out / 'best.json'} ({digest(result.best)}); run it again: python pipelines/train.py {out / 'best.json'}"
+            f"best       {out / 'best.json'} ({digest(result.best)}); run it again: {invocation('train')} {out / 'best.json'}"
         )
     best = result.table.iloc[0]
     shown = {} if result.best is None else {f"the best trial, {best['policy']}": best["checkpoint"]}

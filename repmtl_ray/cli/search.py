@@ -1,6 +1,6 @@
 """The command line of a search: its options, the space and the references, and the search itself.
 
-Owns what `pipelines/tune_cityscapes.py` and `tune_office31.py` share; the recipes own their data sets'
+Owns what the commands `tune cityscapes` and `tune office31` share; the commands own their data sets'
 experiments.
 """
 
@@ -10,21 +10,20 @@ import argparse
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repmtl_ray import cli
 from repmtl_ray.cli.options import (
     add_study_options,
     add_training_options,
     assignments,
-    new_parser,
     study_options,
     training_changes,
 )
-from repmtl_ray.cli.results import write_results
 from repmtl_ray.config import Experiment, replace
-from repmtl_ray.search import SearchResult, tune
-from repmtl_ray.search.space import flatten, has_value
+
+if TYPE_CHECKING:
+    from repmtl_ray.search import SearchResult
 
 EW_PLAIN = {
     "policy.name": "EW",
@@ -38,9 +37,8 @@ REFERENCES = (EW_PLAIN, EW_LOG)
 penalties' merit."""
 
 
-def search_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every search recipe has."""
-    parser = new_parser(description)
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every search has; read by `run_search`."""
     what = parser.add_argument_group("what is searched")
     what.add_argument(
         "--samples",
@@ -76,7 +74,6 @@ def search_parser(description: str | None) -> argparse.ArgumentParser:
     training.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     add_training_options(training)
     add_study_options(parser, "search", "trial")
-    return parser
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -96,12 +93,15 @@ def run_search(
     """Searches, prints the table, and writes the results.
 
     Args:
-        experiment: with the recipe's options applied; `--set` is, here, as the last word.
-        arguments: from `search_parser`.
+        experiment: with the command's options applied; `--set` is, here, as the last word.
+        arguments: of `add_search_options`.
         space, samples: the preset's, where the options say nothing; a grid is run once.
         metrics: columns of the table.
         data_title: names the data in table and figure.
     """
+    from repmtl_ray.cli.results import write_results
+    from repmtl_ray.search import tune
+
     param_space = search_space(arguments.space or space, arguments.policies)
     experiment = replace(experiment, assignments(arguments.set))
     out = cli.folder(arguments.out)
@@ -120,6 +120,8 @@ def run_search(
 
 def _num_samples(chosen: int | None, preset: int, param_space: Mapping[str, Any]) -> int:
     """A preset says how many points are drawn from ranges; it does not multiply a grid."""
+    from repmtl_ray.search.space import flatten
+
     if chosen is not None:
         return chosen
     return (
@@ -172,6 +174,8 @@ def references_for(param_space: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     A space that is a grid, or that has not all their values, has none.
     """
+    from repmtl_ray.search.space import flatten, has_value
+
     space = flatten(param_space)
     if any(isinstance(domain, Mapping) for domain in space.values()):
         return []

@@ -10,18 +10,18 @@ import argparse
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines import benchmark as recipe
 from repmtl_ray import protocols
-from repmtl_ray.cli import benchmark as cli_benchmark
+from repmtl_ray.cli import comparison
+from repmtl_ray.cli.options import new_parser
 from repmtl_ray.studies.benchmark import benchmark
 from repmtl_ray.studies.methods import method
 from tests.helpers.benchmark_options import SMALL
+from tests.helpers.commands import call
 from tests.helpers.local_mode import study_here
 
 pytestmark = pytest.mark.ray
@@ -30,7 +30,9 @@ METHODS = {"EW": method("EW"), "wild": {**method("EW"), "optimizer.learning_rate
 
 def arguments_for(folder: Path, *more: Any) -> argparse.Namespace:
     options = ["scenes", *SMALL, "--storage", str(folder), "--out", str(folder / "out"), *more]
-    return cli_benchmark.parser("").parse_args(options)
+    parser = new_parser(None)
+    comparison.add_comparison_options(parser)
+    return parser.parse_args(options)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def done(folder: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         study_here(patch)
         arguments = arguments_for(folder, "--name", "one")
-        return cli_benchmark.run(arguments, METHODS, stem="benchmark")
+        return comparison.run(arguments, METHODS, stem="benchmark")
 
 
 def test_a_method_that_fails_does_not_take_the_others_with_it(done: Any, folder: Path) -> None:
@@ -90,14 +92,13 @@ def test_tables_and_a_report_with_pictures_are_left(done: Any, folder: Path) -> 
 
 
 def test_a_finished_benchmark_resumes_without_training(
-    done: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    done: Any, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = folder / "one/records"
     before = {path.name: path.stat().st_mtime_ns for path in records.iterdir()}
     options = ["scenes", *SMALL, "--storage", folder, "--out", folder / "again"]
     options += ["--resume", "one", "--methods", "EW"]
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, options)])
-    recipe.main()
+    call("benchmark", *options)
     assert {path.name: path.stat().st_mtime_ns for path in records.iterdir()} == before
     printed = capsys.readouterr().out
     assert "EW, seed 0: from " in printed
@@ -133,7 +134,7 @@ def test_the_single_task_rows_serve_the_next_benchmark_of_the_same_protocol(
 def test_what_cannot_work_is_refused_before_training(
     done: Any, folder: Path, options: dict[str, Any], message: str
 ) -> None:
-    experiment = cli_benchmark.experiment_of(arguments_for(folder))
+    experiment = comparison.experiment_of(arguments_for(folder))
     with pytest.raises(ValueError, match=message):
         benchmark(
             experiment,

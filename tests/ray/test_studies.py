@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines import ablation, sensitivity
+from repmtl_ray.cli.commands import ablation
 from tests.helpers.benchmark_options import SMALL
+from tests.helpers.commands import call
 from tests.helpers.local_mode import study_here
 
 pytestmark = pytest.mark.ray
@@ -30,27 +30,24 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("studies")
 
 
-def rows_of(
-    recipe: Any, storage: Path, monkeypatch: pytest.MonkeyPatch, *more: Any
-) -> dict[str, Any]:
+def rows_of(command: str, storage: Path, *more: Any) -> dict[str, Any]:
     """By method, the row of the table that a command left."""
-    out = storage / recipe.__name__
+    out = storage / command
     options = ["scenes", *SMALL, "--storage", storage, "--out", out, "--pictures", 0, *more]
-    monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, options)])
-    recipe.main()
+    call(command, *options)
     (table,) = set(out.glob("*.csv")) - {out / "factors.csv"}
     assert (out / "report.html").exists()
     return {row["method"]: row for row in csv.DictReader(table.read_text().splitlines())}
 
 
 def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
-    storage: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Path,
 ) -> None:
-    rows = rows_of(ablation, storage, monkeypatch)
+    rows = rows_of("ablation", storage)
     delta = {name: float(row["delta_p_task"]) for name, row in rows.items() if name != "stl"}
     assert len(delta) == 8
     assert len(set(delta.values())) == 8, "two cells trained alike"
-    with (storage / ablation.__name__ / "factors.csv").open() as file:
+    with (storage / "ablation" / "factors.csv").open() as file:
         effects = {row["factor"]: row for row in csv.DictReader(file)}
     assert list(effects) == list(ablation.FACTORS)
     for factor, effect in effects.items():
@@ -66,9 +63,9 @@ def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
 
 
 def test_a_sensitivity_study_trains_its_values_against_the_same_single_tasks(
-    storage: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = rows_of(sensitivity, storage, monkeypatch, "--vary", "csa", "--values", "0.1", "1.9")
+    rows = rows_of("sensitivity", storage, "--vary", "csa", "--values", "0.1", "1.9")
     assert len({row["delta_p_task"] for row in rows.values()}) == 3
     printed = capsys.readouterr().out
     assert len(re.findall(r"^single-task \w+: from ", printed, re.MULTILINE)) == 2

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from repmtl_ray import config
+from repmtl_ray.cli import commands, console
 from repmtl_ray.cluster import Placement
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
-from tests.helpers.documents import options_of
+from tests.helpers.documents import options_of, options_of_command
 from tests.helpers.paths import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -115,6 +116,12 @@ def test_commands_name_recipes_and_options_that_exist(snippet: Any) -> None:
         if recipe:
             unknown = set(re.findall(r"(--[a-z][a-z-]+)", recipe[2])) - options_of(ROOT / recipe[1])
             assert not unknown, f"{snippet}: {recipe[1]} has no {sorted(unknown)}"
+        typed = re.search(r"(?:python -m repmtl_ray|repmtl-ray)((?: [\w./=*-]+)*)", command)
+        if typed and typed[1].split()[:1] not in ([], ["--help"], ["--version"]):
+            name, words = console.split(typed[1].split())
+            unknown = set(re.findall(r"(--[a-z][a-z-]+)", " ".join(words)))
+            unknown -= options_of_command(name) | {"--help"}
+            assert not unknown, f"{snippet}: {name} has no {sorted(unknown)}"
         module = re.search(r"python -m (bench[\w.]*)", command)
         if module:
             assert (ROOT / (module[1].replace(".", "/") + ".py")).exists(), f"{snippet}: {command}"
@@ -123,9 +130,9 @@ def test_commands_name_recipes_and_options_that_exist(snippet: Any) -> None:
             assert f"\n{target[1]}:" in (ROOT / "Makefile").read_text(), f"{snippet}: {command}"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "pipelines").glob("*.py")))
-def test_the_guide_explains_every_option(name: str) -> None:
-    options = options_of(ROOT / "pipelines" / f"{name}.py")
+@pytest.mark.parametrize("command", commands.COMMANDS)
+def test_the_guide_explains_every_option(command: str) -> None:
+    options = options_of_command(command)
     missing = {option for option in options if f"{option}`" not in GUIDE.read_text()} - {
         option for option in options if f"{option} " in GUIDE.read_text()
     }

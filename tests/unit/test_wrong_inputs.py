@@ -1,12 +1,11 @@
 """Wrong types and values for every public argument, found by introspection: one ValueError, or they are taken.
 
-A new argument of a function, a new field of a configuration and a new option of a recipe are tried without a
+A new argument of a function, a new field of a configuration and a new option of a command are tried without a
 change of this file. Nothing is trained: the functions that would are replaced by one that stops.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import io
@@ -34,6 +33,7 @@ from repmtl_ray import (
     prepared_run,
     tune,
 )
+from repmtl_ray.cli import commands
 from repmtl_ray.config import (
     DataConfig,
     Experiment,
@@ -47,7 +47,6 @@ from repmtl_ray.config import (
 )
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.tasks import TASK_CLASSES, Depth
-from tests.helpers.paths import ROOT
 
 NESTED: list[Any] = []
 for _ in range(50):
@@ -208,7 +207,6 @@ def test_wrong_arguments_of_a_function(function: Any, capsys: Any) -> None:
     report(found, capsys, function.__name__)
 
 
-RECIPES = sorted(path.stem for path in (ROOT / "pipelines").glob("*.py"))
 POSITIONAL: dict[str, list[str]] = {
     "ablation": ["scenes"],
     "benchmark": ["scenes"],
@@ -218,24 +216,22 @@ POSITIONAL: dict[str, list[str]] = {
     "export": ["checkpoint", "--out", "model.safetensors"],
     "pictures": ["checkpoint"],
     "powerlaw": ["checkpoint"],
-    "inspect_data": ["store"],
-    "prepare_data": ["cityscapes", "--out", "shards"],
-    "tune_office31": ["--data", "office"],
-    "plan_cluster": ["--epoch-seconds", "10"],
+    "inspect": ["store"],
+    "prepare": ["cityscapes", "--out", "shards"],
+    "tune office31": ["--data", "office"],
+    "plan": ["--epoch-seconds", "10"],
 }
 WORK = (
-    "fit",
-    "tune",
-    "benchmark",
-    "prepare",
-    "time_methods",
-    "look",
-    "of_checkpoint",
-    "simulate",
-    "measure_epoch",
-    "open_streams",
+    "train.fit",
+    "search.tune",
+    "studies.benchmark.benchmark",
+    "data.prepare.prepare",
+    "studies.timing.time_methods",
+    "cli.commands.plan.simulate",
+    "planning.timing.measure_epoch",
+    "cli.commands.prepare.open_streams",
 )
-"""What recipes call once their options are read."""
+"""What commands call once their options are read."""
 WRONG_TEXTS = [
     *("", " ", "word", "-1", "0", "1", "2.5", "1e999", "nan", "-inf", "9" * 400, "a\0b", "\udcff"),
     *(
@@ -264,34 +260,12 @@ WRONG_TEXTS = [
 ]
 
 
-class Seen(Exception):  # noqa: N818
-    """Carries a recipe's parser out of it."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        super().__init__()
-        self.parser = parser
-
-
-def parser_of(module: Any) -> argparse.ArgumentParser:
-    def parse_args(self: argparse.ArgumentParser, *_: Any, **__: Any) -> Any:
-        raise Seen(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-        try:
-            module.main()
-        except Seen as seen:
-            return seen.parser
-    raise AssertionError("the recipe has no parser")
-
-
-def run_recipe(module: Any, arguments: list[str]) -> BaseException | None:
+def run_command(command: str, arguments: list[str]) -> BaseException | None:
     """What went otherwise than: accepted, or one error line and exit code 2."""
     shown = io.StringIO()
-    sys.argv = ["recipe.py", *arguments]
     try:
         with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(io.StringIO()):
-            cli.main(module.main)
+            cli.main(command, arguments)
     except Reached:
         return None
     except SystemExit as end:
@@ -305,27 +279,21 @@ def run_recipe(module: Any, arguments: list[str]) -> BaseException | None:
 
 
 @pytest.fixture
-def stopped_recipes(monkeypatch: pytest.MonkeyPatch, no_work: None) -> None:
+def stopped_commands(monkeypatch: pytest.MonkeyPatch, no_work: None) -> None:
     assert no_work is None
-    monkeypatch.setattr(sys, "argv", ["recipe.py"])
-    monkeypatch.syspath_prepend(str(ROOT / "pipelines"))  # as where a recipe is started
-    names = [f"repmtl_ray.cli.{path.stem}" for path in (ROOT / "repmtl_ray/cli").glob("[a-z]*.py")]
-    names += ["repmtl_ray.planning.command", *(f"pipelines.{name}" for name in RECIPES)]
-    modules = [cli, *map(importlib.import_module, names)]
-    for module in modules:
-        for name in WORK:
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, stop)
+    monkeypatch.setattr(sys, "argv", ["repmtl-ray"])
+    for path in WORK:
+        module, _, name = path.rpartition(".")
+        monkeypatch.setattr(importlib.import_module(f"repmtl_ray.{module}"), name, stop)
     Path("best.json").write_text(json.dumps(to_dict(SCENES)))
 
 
-@pytest.mark.usefixtures("stopped_recipes")
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_wrong_options_of_a_recipe(recipe: str, capsys: Any) -> None:
-    module = importlib.import_module(f"pipelines.{recipe}")
-    right = POSITIONAL.get(recipe, [])
+@pytest.mark.usefixtures("stopped_commands")
+@pytest.mark.parametrize("command", commands.COMMANDS)
+def test_wrong_options_of_a_command(command: str, capsys: Any) -> None:
+    right = POSITIONAL.get(command, [])
     found: dict[str, BaseException | None] = {}
-    actions = [action for action in parser_of(module)._actions if action.dest != "help"]
+    actions = [action for action in cli.parser_of(command)._actions if action.dest != "help"]
     assert actions
     for action in actions:
         for text in WRONG_TEXTS:
@@ -333,10 +301,10 @@ def test_wrong_options_of_a_recipe(recipe: str, capsys: Any) -> None:
             given = [f"{option[0]}={text}"] if option and action.nargs != 0 else [*option, text]
             arguments = [*right, *given] if option else [text, *right[1:]]
             label = f"{action.dest} is {text[:20]!r}"
-            found[label] = run_recipe(module, arguments)
-    found["an option that there is not"] = run_recipe(module, [*right, "--no-such-option"])
-    found["nothing"] = run_recipe(module, [])
-    report(found, capsys, recipe)
+            found[label] = run_command(command, arguments)
+    found["an option that there is not"] = run_command(command, [*right, "--no-such-option"])
+    found["nothing"] = run_command(command, [])
+    report(found, capsys, command)
 
 
 def test_wrong_temperatures_of_the_pure_loss() -> None:

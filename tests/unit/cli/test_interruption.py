@@ -50,7 +50,7 @@ def main():
         print("ready", flush=True)
         {work}
 
-cli.main(main)
+cli.run_to_end(main)
 """
 SLEEP = "time.sleep(60)"
 DEAF = """

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from repmtl_ray.cli import benchmark as cli_benchmark
+from repmtl_ray.cli import comparison
 from repmtl_ray.cli.options import add_study_options, assignments, new_parser, study_options
 from repmtl_ray.config import ModelConfig
 
@@ -34,10 +34,12 @@ def test_values_are_json_or_text() -> None:
 
 
 def test_another_head_takes_the_presets_settings_of_its_head_back() -> None:
+    parser = new_parser(None)
+    comparison.add_data_options(parser)
     words = ["scenes", "--set", "model.head=linear"]
-    experiment = cli_benchmark.experiment_of(cli_benchmark.parser(None).parse_args(words))
+    experiment = comparison.experiment_of(parser.parse_args(words))
     assert experiment.model.head == "linear"
     assert experiment.model.head_channels == ModelConfig().head_channels
     words += ["--set", "model.head_channels=16"]
     with pytest.raises(ValueError, match="not used with head 'linear'"):
-        cli_benchmark.experiment_of(cli_benchmark.parser(None).parse_args(words))
+        comparison.experiment_of(parser.parse_args(words))

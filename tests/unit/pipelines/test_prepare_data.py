@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import prepare_data
+from repmtl_ray.cli.commands import prepare
 from repmtl_ray.config import DataConfig
 from repmtl_ray.data.stream import MissingSplitError
 from tests.helpers import forms
@@ -32,10 +32,10 @@ def test_a_test_split_that_the_data_have_not_is_mentioned(
 ) -> None:
     name, make = DENSE[form]
     data = DataConfig(name=name, path=str(make(tmp_path)))
-    assert list(prepare_data._open(data, None)) == ["train", "val"]
+    assert list(prepare._open(data, None)) == ["train", "val"]
     assert "without a test split: " in capsys.readouterr().out
     with pytest.raises(MissingSplitError):
-        prepare_data._open(data, ["test"])
+        prepare._open(data, ["test"])
 
 
 def test_test_lists_that_nobody_made_are_mentioned(
@@ -44,7 +44,7 @@ def test_test_lists_that_nobody_made_are_mentioned(
     data = office(tmp_path)
     for path in (tmp_path / "splits").glob("*_test.txt"):
         path.unlink()
-    assert list(prepare_data._open(data, None)) == ["train", "val"]
+    assert list(prepare._open(data, None)) == ["train", "val"]
     assert "amazon_test.txt is missing" in capsys.readouterr().out
 
 
@@ -52,4 +52,4 @@ def test_a_test_split_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     data = office(tmp_path)
     (tmp_path / "dslr/images/pen/frame_0001.jpg").unlink()
     with pytest.raises(ValueError, match=r"dslr_test\.txt line 2 names .*which is not in"):
-        prepare_data._open(data, None)
+        prepare._open(data, None)

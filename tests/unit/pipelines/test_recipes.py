@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import types
@@ -13,10 +14,9 @@ from typing import Any
 import pytest
 from ray.tune.search.sample import Domain
 
-from pipelines import train as train_recipe
-from pipelines import tune_cityscapes, tune_office31
-from repmtl_ray import cli, cluster
+from repmtl_ray import cluster
 from repmtl_ray.cli import search as cli_search
+from repmtl_ray.cli.commands import tune_cityscapes, tune_office31
 from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, from_dict, replace, to_dict
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
@@ -75,19 +75,20 @@ def test_every_recipe_explains_itself(explanations: Any, recipe: Any) -> None:
         assert "default:" in shown
 
 
-def run_recipe(monkeypatch: pytest.MonkeyPatch, recipe: Any, *arguments: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, arguments)])
-    cli.main(recipe.main)
+def run_recipe(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: Any) -> None:
+    recipe = ROOT / "pipelines" / f"{command.replace(' ', '_')}.py"
+    monkeypatch.setattr(sys, "argv", [str(recipe), *map(str, arguments)])
+    runpy.run_path(str(recipe), run_name="__main__")
 
 
 def error_of(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    recipe: Any,
+    command: str,
     *arguments: Any,
 ) -> Any:
     with pytest.raises(SystemExit) as ended:
-        run_recipe(monkeypatch, recipe, *arguments)
+        run_recipe(monkeypatch, command, *arguments)
     assert ended.value.code == 2
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
@@ -114,14 +115,14 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> Any:
         history = [{"epoch": 1, "depth/abs_error": 0.1234567, "policy/weight/depth": 1.0}]
         return SimpleNamespace(history=history, checkpoint="/runs/checkpoint_1")
 
-    monkeypatch.setattr(train_recipe, "fit", fit)
+    monkeypatch.setattr("repmtl_ray.train.fit", fit)
     return calls
 
 
 def test_the_train_recipe_trains_what_the_file_says(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fitted: Any, best_json: Any
 ) -> None:
-    run_recipe(monkeypatch, train_recipe, best_json)
+    run_recipe(monkeypatch, "train", best_json)
     experiment, options = fitted[0]
     assert experiment == replace(BASE, {"policy": {"name": "CAGrad", "arguments": {"c": 1}}})
     usual = {
@@ -143,7 +144,7 @@ def test_the_train_recipes_options(
     options = [part for setting in settings for part in ("--set", setting)]
     run_recipe(
         monkeypatch,
-        train_recipe,
+        "train",
         best_json,
         *options,
         *("--workers", "2:4", "--name", "n", "--storage", "s"),
@@ -179,7 +180,7 @@ def test_wrong_options_of_the_train_recipe(
     options: list[str],
     message: str,
 ) -> None:
-    assert message in error_of(monkeypatch, capsys, train_recipe, best_json, *options)
+    assert message in error_of(monkeypatch, capsys, "train", best_json, *options)
     assert not fitted
 
 
@@ -205,7 +206,7 @@ def test_wrong_files_of_the_train_recipe(
     path = tmp_path / "best.json"
     if content is not None:
         path.write_text(content)
-    shown = error_of(monkeypatch, capsys, train_recipe, path)
+    shown = error_of(monkeypatch, capsys, "train", path)
     assert message in shown
     assert str(path) in shown
     assert not fitted
@@ -226,7 +227,7 @@ def searches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
             experiment=experiment,
         )
 
-    monkeypatch.setattr(cli_search, "tune", tune)
+    monkeypatch.setattr("repmtl_ray.search.tune", tune)
     monkeypatch.chdir(tmp_path)
     return calls
 
@@ -237,7 +238,7 @@ def test_the_demonstration_searches_rendered_scenes(
     searches: Any,
     tmp_path: Path,
 ) -> None:
-    run_recipe(monkeypatch, tune_cityscapes)
+    run_recipe(monkeypatch, "tune cityscapes")
     experiment, space, options = searches[0]
     assert experiment == tune_cityscapes.demonstration()
     assert {TSR, CSA, TAU, POLICY} <= set(space)
@@ -256,7 +257,7 @@ def test_the_demonstration_searches_rendered_scenes(
 def test_the_papers_setting_takes_the_folder(
     monkeypatch: pytest.MonkeyPatch, searches: Any
 ) -> None:
-    run_recipe(monkeypatch, tune_cityscapes, "--data", "/data", "--gpus-per-worker", 1)
+    run_recipe(monkeypatch, "tune cityscapes", "--data", "/data", "--gpus-per-worker", 1)
     experiment, _, options = searches[0]
     assert experiment.data.path == "/data"
     assert (experiment.model.encoder, experiment.epochs, experiment.batch_size) == (
@@ -277,7 +278,7 @@ def test_options_reach_experiment_space_and_search(
         "--cpus-per-worker 2 --gpus-per-worker 1 --max-concurrent 1 --storage s --resume old --out out "
         "--num-train 16 --num-val 5 --height 32 --width 48 --augment"
     )
-    run_recipe(monkeypatch, tune_cityscapes, *text.split())
+    run_recipe(monkeypatch, "tune cityscapes", *text.split())
     experiment, space, options = searches[0]
     expected = {
         "epochs": 3,
@@ -315,7 +316,7 @@ def test_office_searches_its_domains(
     arguments = (
         "--data /office --domains amazon webcam --eval-split test --preset paper --pretrained"
     )
-    run_recipe(monkeypatch, tune_office31, *arguments.split())
+    run_recipe(monkeypatch, "tune office31", *arguments.split())
     experiment, _, _ = searches[0]
     assert experiment.data.domains == ("amazon", "webcam")
     assert (experiment.data.path, experiment.data.eval_split) == ("/office", "test")
@@ -328,7 +329,7 @@ def test_office_home_has_its_own_domains(
 ) -> None:
     run_recipe(
         monkeypatch,
-        tune_office31,
+        "tune office31",
         *["--data", "/d", "--dataset", "office_home", "--pairing", "class"],
     )
     data = searches[0][0].data
@@ -359,7 +360,7 @@ def test_wrong_options_of_a_search_recipe(
     message: str,
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
-    assert message in error_of(monkeypatch, capsys, tune_cityscapes, *options)
+    assert message in error_of(monkeypatch, capsys, "tune cityscapes", *options)
     assert not searches
 
 
@@ -368,7 +369,7 @@ def test_samples_of_zero_are_refused_and_not_replaced(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cluster, "connect", lambda: pytest.fail("Ray was started"))
-    message = error_of(monkeypatch, capsys, tune_cityscapes, "--samples", 0)
+    message = error_of(monkeypatch, capsys, "tune cityscapes", "--samples", 0)
     assert "num_samples is 0; expected at least 1" in message
 
 
@@ -376,7 +377,7 @@ def test_any_value_of_the_experiment_can_be_set(
     monkeypatch: pytest.MonkeyPatch, searches: Any
 ) -> None:
     options = ["--set", "regularizer.lambda_tsr=0.25", "--set", "data.augment=true"]
-    run_recipe(monkeypatch, tune_cityscapes, *options, "--set", "optimizer.name=sgd")
+    run_recipe(monkeypatch, "tune cityscapes", *options, "--set", "optimizer.name=sgd")
     experiment = searches[0][0]
     assert (experiment.regularizer.lambda_tsr, experiment.data.augment) == (0.25, True)
     assert experiment.optimizer.name == "sgd"
@@ -393,7 +394,7 @@ def test_any_value_of_the_experiment_can_be_set(
 def test_a_grid_is_run_once_unless_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, searches: Any, options: list[str], expected: int
 ) -> None:
-    run_recipe(monkeypatch, tune_cityscapes, *options)
+    run_recipe(monkeypatch, "tune cityscapes", *options)
     assert searches[0][2]["num_samples"] == expected
 
 
@@ -403,7 +404,7 @@ def test_a_space_of_ones_own_is_found_by_its_module(
     module: Any = types.ModuleType("my_spaces")
     module.mine = lambda: {TSR: 0.5}
     monkeypatch.setitem(sys.modules, "my_spaces", module)
-    run_recipe(monkeypatch, tune_cityscapes, "--space", "my_spaces:mine")
+    run_recipe(monkeypatch, "tune cityscapes", "--space", "my_spaces:mine")
     assert searches[0][1] == {TSR: 0.5}
     assert searches[0][2]["references"] == []
 

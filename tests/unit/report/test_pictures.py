@@ -6,7 +6,6 @@ import csv
 import itertools
 import math
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import pictures as pictures_recipe
-from pipelines import powerlaw as powerlaw_recipe
-from pipelines import timing as timing_recipe
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, ModelConfig, RegularizerConfig, replace
 from repmtl_ray.protocols import best_epoch
@@ -34,6 +30,7 @@ from repmtl_ray.runs.evaluate import evaluate
 from repmtl_ray.studies import powerlaw, timing
 from repmtl_ray.studies.methods import methods
 from tests.helpers.checkpoints import described_otherwise, small_experiment, split_of, trained
+from tests.helpers.commands import call
 from tests.helpers.layouts import make_office
 
 
@@ -111,20 +108,14 @@ def test_saliency_is_that_of_the_losses_the_run_trained_on(saved: Any, tmp_path:
     np.testing.assert_allclose(ratio, wanted, rtol=1e-3)
 
 
-def run_recipe(monkeypatch: pytest.MonkeyPatch, recipe: Any, *arguments: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
-    recipe.main()
-
-
 def test_the_pictures_recipe_leaves_pngs_and_a_tensorboard_log(
-    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run_recipe(
-        monkeypatch,
-        pictures_recipe,
+    call(
+        "pictures",
         *(saved, "--out", tmp_path / "p", "--images", 2, "--tensorboard", tmp_path / "log"),
     )
     names = {"predictions", "saliency", "affinity"}
@@ -191,10 +182,10 @@ def test_a_matrix_of_known_exponent_has_it(exponent: float, well_trained: str) -
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
 def test_the_exponents_recipe_has_the_encoder_and_every_head(
-    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    saved: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("weightwatcher")
-    run_recipe(monkeypatch, powerlaw_recipe, saved, "--out", tmp_path)
+    call("powerlaw", saved, "--out", tmp_path)
     printed = capsys.readouterr().out
     assert all(part in printed for part in ("encoder", "segmentation", "depth"))
     rows = list(csv.DictReader((tmp_path / "powerlaw.csv").read_text().splitlines()))
@@ -203,14 +194,12 @@ def test_the_exponents_recipe_has_the_encoder_and_every_head(
     assert "n/a" in printed, "a head of one pixel's channels is too small for a fit"
 
 
-def test_exponents_of_different_models_are_not_compared(
-    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exponents_of_different_models_are_not_compared(saved: Any, tmp_path: Path) -> None:
     described_otherwise(saved, tmp_path / "other", "model", encoder="test_resnet")
     with pytest.raises(
         ValueError, match=r"another configuration.*encoder was .*, is .*test_resnet"
     ):
-        run_recipe(monkeypatch, powerlaw_recipe, saved, tmp_path / "other", "--out", tmp_path)
+        call("powerlaw", saved, tmp_path / "other", "--out", tmp_path)
 
 
 def test_times_are_ratios_to_ew_and_a_failed_method_says_why(scenes_cache: Path) -> None:
@@ -229,7 +218,6 @@ def test_times_are_ratios_to_ew_and_a_failed_method_says_why(scenes_cache: Path)
 def test_the_timing_recipe_writes_its_table(
     scenes_cache: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     small = [
@@ -237,7 +225,7 @@ def test_the_timing_recipe_writes_its_table(
         *("--set", "data.num_val=3", "--batch-size", "4"),
     ]
     out = ["--out", tmp_path, "--rounds", 1, "--methods", "UW"]
-    run_recipe(monkeypatch, timing_recipe, "scenes", *small, *out)
+    call("timing", "scenes", *small, *out)
     rows = list(csv.DictReader((tmp_path / "timing.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == ["EW", "UW"]
     assert float(rows[1]["ratio_to_ew"]) == pytest.approx(

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import csv
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines import ablation as ablation_recipe
-from pipelines import benchmark as benchmark_recipe
-from pipelines import sensitivity as sensitivity_recipe
-from repmtl_ray.cli import benchmark as cli_benchmark
 from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.report.records import data_source
 from repmtl_ray.search.run_records import commit_of_code
 from repmtl_ray.studies.benchmark import BenchmarkResult
 from repmtl_ray.studies.methods import ablation
+from tests.helpers.commands import call
 from tests.helpers.records import record, single
 
 GAIN = {"log": 2.0, "TSR": 1.0, "CSA": -0.5}
@@ -45,23 +41,17 @@ def compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         base = [run for seed in seeds for run in single(seed, (50, 80, 0.03, 0.3))]
         return BenchmarkResult(records=records, baseline=base, failures={}, directory="/s/name")
 
-    monkeypatch.setattr(cli_benchmark, "benchmark", benchmark)
+    monkeypatch.setattr("repmtl_ray.studies.benchmark.benchmark", benchmark)
     monkeypatch.chdir(tmp_path)
     return calls
 
 
-def run(monkeypatch: pytest.MonkeyPatch, recipe: Any, *arguments: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["recipe", *map(str, arguments)])
-    recipe.main()
-
-
 def test_the_ablation_books_every_gain_on_its_factor(
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     compared: Any,
     tmp_path: Path,
 ) -> None:
-    run(monkeypatch, ablation_recipe, "scenes", "--pictures", 0)
+    call("ablation", "scenes", "--pictures", 0)
     rows = list(csv.DictReader((tmp_path / "results/ablation.csv").read_text().splitlines()))
     assert len(rows) == 1 + 8
     printed = capsys.readouterr().out
@@ -80,47 +70,38 @@ def test_a_missing_cell_leaves_no_factors(
     cells.pop("EW + TSR")
     (tmp_path / "results").mkdir()
     (tmp_path / "results/factors.csv").write_text("of an earlier run")
-    monkeypatch.setattr(ablation_recipe, "ablation", lambda: cells)
-    run(monkeypatch, ablation_recipe, "scenes", "--pictures", 0)
+    monkeypatch.setattr("repmtl_ray.cli.commands.ablation.ablation", lambda: cells)
+    call("ablation", "scenes", "--pictures", 0)
     assert "points of delta_p by factor: n/a (a cell is missing)" in capsys.readouterr().out
     assert not (tmp_path / "results/factors.csv").exists()
 
 
-def test_the_sensitivity_study_varies_one_value_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, compared: Any, tmp_path: Path
-) -> None:
-    run(monkeypatch, sensitivity_recipe, "scenes", "--seeds", 1, "--pictures", 0)
+def test_the_sensitivity_study_varies_one_value_at_a_time(compared: Any, tmp_path: Path) -> None:
+    call("sensitivity", "scenes", "--seeds", 1, "--pictures", 0)
     _, cells, seeds, _ = compared[0]
     assert (len(cells), seeds) == (10 + 10 + 9, [0])
-    run(
-        monkeypatch, sensitivity_recipe, "scenes", "--pictures", 0, "--vary", "csa", "--values", 0.3
-    )
+    call("sensitivity", "scenes", "--pictures", 0, "--vary", "csa", "--values", 0.3)
     assert [changes["regularizer.lambda_csa"] for changes in compared[1][1].values()] == [0.3]
     with pytest.raises(ValueError, match="--values needs one study"):
-        run(monkeypatch, sensitivity_recipe, "scenes", "--values", 0.3)
+        call("sensitivity", "scenes", "--values", 0.3)
 
 
 def test_a_checkpoint_that_is_not_here_costs_the_pictures_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     compared: Any,
     tmp_path: Path,
 ) -> None:
-    run(monkeypatch, benchmark_recipe, "scenes", "--methods", "EW", "Rep-MTL")
+    call("benchmark", "scenes", "--methods", "EW", "Rep-MTL")
     assert "pictures   none of EW, seed 0" in capsys.readouterr().err
     assert "What the model sees" not in (tmp_path / "results/report.html").read_text()
 
 
-def test_presets_protocols_and_options_make_the_experiment(
-    monkeypatch: pytest.MonkeyPatch, compared: Any
-) -> None:
+def test_presets_protocols_and_options_make_the_experiment(compared: Any) -> None:
     quiet = ("--pictures", 0, "--methods", "EW", "--no-published")
-    run(monkeypatch, benchmark_recipe, "cityscapes", "--data", "/d", *quiet)
-    run(monkeypatch, benchmark_recipe, "scenes", "--protocol", "last10", *quiet)
-    run(monkeypatch, benchmark_recipe, "office_31", "--data", "/d", "--weights", "/w.pth", *quiet)
-    run(
-        monkeypatch, benchmark_recipe, "scenes", "--epochs", 3, "--set", "precision=float64", *quiet
-    )
+    call("benchmark", "cityscapes", "--data", "/d", *quiet)
+    call("benchmark", "scenes", "--protocol", "last10", *quiet)
+    call("benchmark", "office_31", "--data", "/d", "--weights", "/w.pth", *quiet)
+    call("benchmark", "scenes", "--epochs", 3, "--set", "precision=float64", *quiet)
     paper, last, office, small = (call[0] for call in compared)
     assert (paper.model.encoder, paper.epochs, paper.model.pretrained) == ("resnet50", 200, True)
     assert (last.protocol, last.epochs, last.data.augment) == ("last10", 10, True)
@@ -147,17 +128,15 @@ def test_presets_protocols_and_options_make_the_experiment(
     ],
 )
 def test_wrong_options_are_refused_with_their_remedy(
-    monkeypatch: pytest.MonkeyPatch, compared: Any, arguments: tuple[Any, ...], message: str
+    compared: Any, arguments: tuple[Any, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run(monkeypatch, benchmark_recipe, *arguments)
+        call("benchmark", *arguments)
     assert not compared
 
 
-def test_the_source_says_that_rendered_data_is_not_the_real_one(
-    monkeypatch: pytest.MonkeyPatch, compared: Any
-) -> None:
-    run(monkeypatch, benchmark_recipe, "scenes", "--pictures", 0, "--methods", "EW")
+def test_the_source_says_that_rendered_data_is_not_the_real_one(compared: Any) -> None:
+    call("benchmark", "scenes", "--pictures", 0, "--methods", "EW")
     source = data_source(compared[0][0].data)
     assert source == (
         "rendered street scenes (not cityscapes), 192 to train and 64 to evaluate on, at 64 x 128"

@@ -1,41 +1,52 @@
-"""The command line of `pipelines/plan_cluster.py`: its options, what it prints and what it writes."""
+"""What a search will take on a cluster, before it is paid for: machines, hours and cost.
+
+    repmtl-ray plan                                      the demonstration's experiment, measured here
+    repmtl-ray plan --preset paper --epoch-seconds 95 --trials 1000 --scheduler asha \\
+        --machines 1 2 4 8 --slots 8 --price 4.6 --head-price 0.2         eight machines of eight GPUs
+    repmtl-ray plan --calibrate RUNS/small RUNS/other    times of finished searches
+
+The time of an epoch is measured here (a few steps on rendered scenes of the experiment's size), or
+given, or read from a finished search. You give the prices of your provider. The command simulates the
+search on clusters of several sizes and prints a table. With --out it also writes plan.csv and
+plan.png. With several searches after --calibrate, the first one gives the times, and each of the
+others is compared with its simulation. It takes seconds, or as long as a dozen training steps, and
+starts neither Ray nor a machine.
+"""
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repmtl_ray import cli
-from repmtl_ray.cli.options import new_parser
+from repmtl_ray.cli.commands.tune_cityscapes import demonstration, paper
 from repmtl_ray.config import Experiment
-from repmtl_ray.planning.figure import draw_plan
 from repmtl_ray.planning.simulation import ClusterPlan, Estimate, SearchPlan, simulate
-from repmtl_ray.planning.timing import (
-    EpochTiming,
-    SearchTiming,
-    measure_epoch,
-    read_search_timing,
-)
 from repmtl_ray.report.table import aligned
+
+if TYPE_CHECKING:
+    from repmtl_ray.planning.timing import EpochTiming, SearchTiming
+
+PRESETS = {"demo": demonstration, "paper": lambda: paper(None)}
 
 HEAD_GIB, DRIVER_GIB = 4, 0.6
 """Memory of the head: what Ray needs, and an estimate per running trial (driver and controller)."""
 
 
-def make_parser(description: str | None, presets: Sequence[str]) -> argparse.ArgumentParser:
-    """The options; the first preset is the default."""
-    parser = new_parser(description)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The search, the times and the cluster."""
     search = parser.add_argument_group("the search")
     search.add_argument(
         "--experiment", metavar="FILE", help="JSON as a search leaves it (best.json)"
     )
     search.add_argument(
         "--preset",
-        choices=presets,
-        default=presets[0],
-        help="of tune_cityscapes.py, without --experiment (default: %(default)s)",
+        choices=list(PRESETS),
+        default="demo",
+        help="of `tune cityscapes`, without --experiment (default: %(default)s)",
     )
     search.add_argument("--trials", type=int, default=100, help="default: %(default)s")
     search.add_argument("--epochs", type=int, help="per trial (default: the experiment's)")
@@ -58,7 +69,6 @@ def make_parser(description: str | None, presets: Sequence[str]) -> argparse.Arg
     _add_cluster_options(parser.add_argument_group("the cluster"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", metavar="DIR", help="folder for plan.csv and plan.png")
-    return parser
 
 
 def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
@@ -85,10 +95,13 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, presets: Mapping[str, Callable[[], Experiment]]) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Takes the times, simulates every cluster, prints a table and writes the files of `--out`."""
+    from repmtl_ray.planning.figure import draw_plan
+    from repmtl_ray.planning.timing import measure_epoch, read_search_timing
+
     file = arguments.experiment
-    experiment = cli.read_experiment(Path(file)) if file else presets[arguments.preset]()
+    experiment = cli.read_experiment(Path(file)) if file else PRESETS[arguments.preset]()
     timings = [read_search_timing(directory) for directory in arguments.calibrate or []]
     epoch = None
     if arguments.epoch_seconds is None and not timings:

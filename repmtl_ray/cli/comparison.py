@@ -1,7 +1,7 @@
-"""What the recipes that compare methods share: options, the experiment, what they leave behind.
+"""What the commands that compare methods share: options, the experiment, what they leave behind.
 
-Owns the command line of `pipelines/benchmark.py`, `ablation.py` and `sensitivity.py`; which methods
-there are is in `studies/methods.py`.
+Owns the command line of `benchmark`, `ablation` and `sensitivity`; which methods there are is in
+`studies/methods.py`.
 """
 
 from __future__ import annotations
@@ -10,25 +10,22 @@ import argparse
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repmtl_ray import cli, protocols
-from repmtl_ray.cli import results as cli_results
 from repmtl_ray.cli.options import (
     add_study_options,
     add_training_options,
     assignments,
-    new_parser,
     study_options,
     training_changes,
 )
 from repmtl_ray.config import DataConfig, Experiment, nearest, replace
-from repmtl_ray.report import benchmark_table
-from repmtl_ray.report.html_report import benchmark_report
-from repmtl_ray.report.records import Summary, summarise
-from repmtl_ray.report.runs import benchmark_runs, conclusion
-from repmtl_ray.studies.benchmark import BenchmarkResult, benchmark
 from repmtl_ray.studies.methods import REP_MTL, Changes
+
+if TYPE_CHECKING:
+    from repmtl_ray.report.records import Summary
+    from repmtl_ray.studies.benchmark import BenchmarkResult
 
 DATA: dict[str, dict[str, Any]] = {
     "scenes": {"name": "cityscapes", "num_train": 192, "num_val": 64},
@@ -69,11 +66,10 @@ SMALL_OFFICE = {
 METHODS = ("EW", "EW-log", "UW", "GLS", "DB-MTL", "FairGrad", "Nash-MTL", "Rep-MTL")
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every comparison has."""
-    made = new_parser(description)
-    data_options(made)
-    what = made.add_argument_group("what is compared")
+def add_comparison_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every comparison has; read by `run`."""
+    add_data_options(parser)
+    what = parser.add_argument_group("what is compared")
     what.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="runs a method (default: %(default)s)"
     )
@@ -95,14 +91,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         metavar="N",
         help="images through the best checkpoint in the report; 0 for none (default: %(default)s)",
     )
-    add_study_options(made, "benchmark", "run")
-    return made
+    add_study_options(parser, "benchmark", "run")
 
 
-def data_options(made: argparse.ArgumentParser) -> None:
-    """The data set, the protocol and how runs train."""
-    made.add_argument("data_name", metavar="NAME", help=", ".join(DATA))
-    data = made.add_argument_group("data and training")
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The data set, the protocol and how runs train; read by `experiment_of`."""
+    parser.add_argument("data_name", metavar="NAME", help=", ".join(DATA))
+    data = parser.add_argument_group("data and training")
     data.add_argument(
         "--data", metavar="DIR", help=f"its folder ({', '.join(RENDERED)}: rendered, no folder)"
     )
@@ -157,13 +152,19 @@ def run(
     """Trains, prints the table, and writes everything into `--out`.
 
     Args:
-        arguments: from `parser`.
+        arguments: of `add_comparison_options`.
         methods: by name, what each changes.
         stem: of the files' names.
 
     Returns:
         The records and the summary that was written.
     """
+    from repmtl_ray.cli import results
+    from repmtl_ray.report.html_report import benchmark_report
+    from repmtl_ray.report.records import summarise
+    from repmtl_ray.report.runs import benchmark_runs, conclusion
+    from repmtl_ray.studies.benchmark import benchmark
+
     if arguments.seeds < 1:
         raise ValueError(f"--seeds is {arguments.seeds}; expected at least 1.")
     experiment = experiment_of(arguments)
@@ -191,7 +192,7 @@ def run(
         summary,
         result.records,
         title=f"{stem}: {arguments.data_name}".capitalize(),
-        pictures=cli_results.pictures_of(_shown_checkpoints(summary, result), arguments.pictures),
+        pictures=results.pictures_of(_shown_checkpoints(summary, result), arguments.pictures),
     )
     (out / "report.html").write_text(report, encoding="utf-8")
     print(f"report     {out / 'report.html'}")
@@ -212,6 +213,8 @@ def _shown_checkpoints(summary: Summary, result: BenchmarkResult) -> dict[str, s
 
 def write_tables(summary: Summary, out: Path, stem: str) -> None:
     """Prints the table and writes <stem>.csv, .md and .tex."""
+    from repmtl_ray.report import benchmark_table
+
     print(f"\n{benchmark_table.terminal(summary)}\n")
     for suffix, form in {
         "csv": benchmark_table.comma_separated,

@@ -1,0 +1,39 @@
+"""The commands by name: one module each, with its docstring as help, `add_options` and `run`.
+
+Owns which commands there are, and in what groups they are listed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+GROUPS: dict[str, dict[str, str]] = {
+    "train": {
+        "tune cityscapes": "search coefficients, temperature and policy on street images",
+        "tune office31": "the same on Office-31 or Office-Home",
+        "train": "train one experiment from its file, as a search leaves it",
+    },
+    "compare": {
+        "benchmark": "methods over seeds by one published protocol",
+        "ablation": "log losses x TSR x CSA, eight cells",
+        "sensitivity": "how Rep-MTL depends on its coefficients and the learning rate",
+        "timing": "time per epoch as a ratio to equal weights",
+    },
+    "data and cluster": {
+        "prepare": "check a data set, and convert it to shards on disk or in a bucket",
+        "inspect": "what a shard store holds, as a table and a picture",
+        "plan": "machines, hours and cost of a search, before it is paid for",
+    },
+    "use what was trained": {
+        "pictures": "predictions, saliency and affinities of a checkpoint",
+        "powerlaw": "power-law exponents of a checkpoint's layers",
+        "export": "the model of a checkpoint as one safetensors file",
+    },
+}
+COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
+
+
+def module(command: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f"{__name__}.{command.replace(' ', '_')}")
