@@ -42,8 +42,8 @@ import torch
 
 from bench import faults, nodes
 from repmtl_ray import cluster, train
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
+from repmtl_ray.placement import Placement
 from repmtl_ray.runs.checkpoint import read_state
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.train import FitResult, fit

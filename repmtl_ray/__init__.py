@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repmtl_ray import policies, protocols, tasks
-    from repmtl_ray.cluster import Placement
     from repmtl_ray.config import (
         DataConfig,
         Experiment,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from repmtl_ray.data.custom import CustomData
     from repmtl_ray.delta import delta_m, delta_p
     from repmtl_ray.inference import TrainedModel, evaluate, load_model, predict
+    from repmtl_ray.placement import Placement
     from repmtl_ray.regularizers import csa_loss, tsr_loss
     from repmtl_ray.rep_mtl import RepMTL
     from repmtl_ray.runs.checkpoint_manager import CheckpointConfig

@@ -7,7 +7,6 @@ what is said of a cluster that cannot be joined or does not grow. Imports Ray, n
 from __future__ import annotations
 
 import logging
-import math
 import os
 import socket
 import time
@@ -20,7 +19,6 @@ import ray
 import yaml
 
 from repmtl_ray import ray_compat
-from repmtl_ray.conversion import check, check_types
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +42,6 @@ HEAD = "node:__internal_head__"
 CLUSTER_FILE = "REPMTL_RAY_CLUSTER_FILE"
 REACH_S = 5.0
 """A head that does not take a connection for so long is out of reach."""
-MAX_WORKERS = 65_536
 FAILURE_SHOWN_S = 600.0
 """For how long a machine that could not be started is spoken of."""
 
@@ -267,116 +264,3 @@ def waiting_for() -> str:
         for kind, details in failed.items()
     ]
     return "; ".join(said)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where a run's workers go; no result depends on it.
-
-    Args:
-        num_workers: data-parallel processes; each takes an equal part of every global batch. Two
-            numbers, least and most: as many as the cluster has room for, which may change in
-            mid-run.
-        cpus_per_worker: logical CPUs that Ray reserves for each.
-        gpus_per_worker: 0 trains on the CPU. A fraction (0.25) lets several trials share a GPU, for
-            models too small to fill one; each needs its part of the GPU's memory, which nobody
-            enforces.
-    """
-
-    num_workers: int | tuple[int, int] = 1
-    cpus_per_worker: float = 1
-    gpus_per_worker: float = 0
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check(self.most <= MAX_WORKERS, "num_workers", self.num_workers, f"at most {MAX_WORKERS}")
-        for name in ("cpus_per_worker", "gpus_per_worker"):
-            value = getattr(self, name)
-            check(value <= MAX_WORKERS, name, value, f"a finite number, at most {MAX_WORKERS}")
-        if not 1 <= self.least <= self.most:
-            raise ValueError(
-                f"num_workers is {self.num_workers}; expected at least 1, or (least, most) in this order."
-            )
-        if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
-            raise ValueError(
-                f"a worker asks for {self.cpus_per_worker:g} CPUs and {self.gpus_per_worker:g} GPUs; expected more than 0 and at "
-                "least 0."
-            )
-        if self.gpus_per_worker > 1 and self.gpus_per_worker != int(self.gpus_per_worker):
-            raise ValueError(
-                f"gpus_per_worker is {self.gpus_per_worker:g}; expected a whole number, or a part of one GPU."
-            )
-        if 0 < self.gpus_per_worker < 1 and self.num_workers != 1:
-            raise ValueError(
-                f"gpus_per_worker is {self.gpus_per_worker:g} with {self.num_workers} workers; workers of one run cannot share a "
-                "GPU (NCCL refuses): take one worker, or a whole GPU for each."
-            )
-
-    @property
-    def least(self) -> int:
-        """Workers that a run needs."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
-
-    @property
-    def most(self) -> int:
-        """Workers that a run takes where there is room."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
-
-    def check_divides(self, batch_size: int) -> None:
-        """Refuses numbers of workers that cannot share a global batch equally.
-
-        Raises:
-            ValueError: names those that cannot, and what can be done.
-        """
-        sizes = range(self.least, self.most + 1)
-        unequal = [size for size in sizes if batch_size % size]
-        if not unequal:
-            return
-        if len(sizes) == 1:
-            step, which = self.least, f"{self.least}"
-        else:
-            step, which = math.lcm(*sizes), f"{self.least} to {self.most}"
-        below = batch_size - batch_size % step
-        near = " or ".join(str(size) for size in (below, below + step) if size)
-        also = (
-            f"; {', '.join(map(str, unequal))} do not divide it"
-            if len(sizes) > len(unequal)
-            else ""
-        )
-        raise ValueError(
-            f"batch_size is {batch_size} over {which} workers; the global batch must divide evenly{also}: take {near}"
-            f"{'' if len(sizes) == 1 else ', or a narrower range'}."
-        )
-
-    def check_fits(self) -> None:
-        """Refuses a request that the cluster can never serve.
-
-        Raises:
-            ValueError: names what was asked for and what there is, nodes to come included.
-        """
-        if self.concurrent() >= 1:
-            return
-        has = reachable()
-        raise ValueError(
-            f"{self.least} workers with {self.cpus_per_worker:g} CPUs and "
-            f"{self.gpus_per_worker:g} GPUs each do not fit this cluster of {has.cpus:g} CPUs and "
-            f"{has.gpus:g} GPUs; lower the number of workers or what each asks for."
-        )
-
-    def concurrent(self) -> int:
-        """How many such runs the cluster can hold at once, nodes to come included."""
-        workers = max(self.workers_on(nodes()), self.workers_on(allowed_nodes()))
-        return max(workers // self.most, int(workers >= self.least))
-
-    def workers_on(self, nodes: Iterable[Available]) -> int:
-        """How many workers fit on these nodes; each needs all it asks for on one of them."""
-        return sum(self._workers_on(node) for node in nodes)
-
-    def _workers_on(self, has: Available) -> int:
-        fits = _times(has.cpus, self.cpus_per_worker)
-        return min(fits, _times(has.gpus, self.gpus_per_worker)) if self.gpus_per_worker else fits
-
-
-def _times(has: float, part: float) -> int:
-    """How often a part goes into what there is; ten tenths make a whole, as Ray counts."""
-    return int(has / part + 1e-6)

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from repmtl_ray import cluster
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment
 from repmtl_ray.conversion import shown
+from repmtl_ray.placement import Placement
 from repmtl_ray.run_folder import OwnData
 from repmtl_ray.runs.worker import CachedData
 

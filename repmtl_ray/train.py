@@ -22,12 +22,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from repmtl_ray import node_check, ray_compat
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import (
     Experiment,
     ExperimentError,
 )
 from repmtl_ray.conversion import shown
+from repmtl_ray.placement import Placement
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt
 from repmtl_ray.prepared_run import check_settings, expect, prepare_run, read_samples
 from repmtl_ray.run_folder import check_owner, checked_place, claim
@@ -163,6 +163,7 @@ def train(
     done = finished(folder, experiment, data)
     if done is not None:
         return done
+    placement = placement.decided(runs=1, reads_storage=data.reads_storage)
     use_gpu = placement.gpus_per_worker > 0
     resources = {"CPU": placement.cpus_per_worker}
     if use_gpu:
@@ -173,6 +174,7 @@ def train(
             "experiment": experiment,
             "data": data,
             "baseline": None if baseline is None else dict(baseline),
+            "data_actors": placement.data_cpus or 0,
             "directory": folder,
             "checkpoints": checkpoints or CheckpointConfig(),
             "driver_note": node_check.write_driver_note(folder),

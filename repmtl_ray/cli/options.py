@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from repmtl_ray import storage
 from repmtl_ray.config import ModelConfig
+from repmtl_ray.placement import Placement
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 
 if TYPE_CHECKING:
@@ -131,6 +132,19 @@ def add_placement_options(parser: argparse.ArgumentParser, unit: str) -> argpars
     where.add_argument("--cpus-per-worker", type=float, default=1, help="default: %(default)s")
     where.add_argument("--gpus-per-worker", type=float, default=0, help="default: %(default)s")
     where.add_argument(
+        "--data-actors",
+        choices=("auto", "ray", "worker"),
+        default="auto",
+        help="who reads and augments: data actors on free CPUs of any node (ray), the workers' own threads (worker), or "
+        "actors where they can pay (default: %(default)s)",
+    )
+    where.add_argument(
+        "--data-cpus",
+        type=int,
+        metavar="N",
+        help="data actors per worker, with one CPU each (default: the CPUs that are free, at most 4)",
+    )
+    where.add_argument(
         "--storage", help=f"folder or URI that all nodes share (default: {storage.DEFAULT_STORAGE})"
     )
     where.add_argument(
@@ -196,6 +210,8 @@ def placement_of(arguments: argparse.Namespace) -> Placement:
         num_workers=arguments.workers,
         cpus_per_worker=arguments.cpus_per_worker,
         gpus_per_worker=arguments.gpus_per_worker,
+        data=arguments.data_actors,
+        data_cpus=arguments.data_cpus,
     )
 
 

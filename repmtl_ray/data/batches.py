@@ -24,7 +24,17 @@ from repmtl_ray.data.plan import EvalBatches, EvalPlan, Part, Rows, TrainBatches
 from repmtl_ray.data.sampler import Indices
 from repmtl_ray.data.stream import Sample, Stream
 
-__all__ = ["Loader", "LocalRows", "Rows", "eval_batches", "prefetched", "select", "train_batches"]
+__all__ = [
+    "Loader",
+    "LocalRows",
+    "Rows",
+    "eval_batches",
+    "planned_batches",
+    "planned_eval_batches",
+    "prefetched",
+    "select",
+    "train_batches",
+]
 
 T = TypeVar("T")
 
@@ -82,7 +92,6 @@ def train_batches(
     dtype: torch.dtype,
     pairing: Literal["position", "class"] = "position",
     prefetch: int = 2,
-    loader: Loader | None = None,
 ) -> Iterator[Batch]:
     """One worker's slices of an epoch's global batches.
 
@@ -94,7 +103,6 @@ def train_batches(
         dtype: of images, depths and normals.
         prefetch: batches made ahead of use, at least 1, by one background thread; it ends with the
             iterator, and its errors come out of it.
-        loader: who makes the batches; None: threads of this process.
 
     Raises:
         ValueError: at once: a batch that does not divide over the workers or is larger than the
@@ -109,6 +117,31 @@ def train_batches(
         augment=augment,
         pairing=pairing,
     )
+    return planned_batches(
+        plan, rows, epoch=epoch, first_step=first_step, dtype=dtype, prefetch=prefetch
+    )
+
+
+def planned_batches(
+    plan: TrainPlan,
+    rows: Mapping[str, Rows],
+    *,
+    epoch: int,
+    first_step: int = 0,
+    dtype: torch.dtype,
+    prefetch: int = 2,
+    loader: Loader | None = None,
+) -> Iterator[Batch]:
+    """The rest of an epoch of a plan.
+
+    Args:
+        plan: what the batches hold.
+        rows, epoch, first_step, dtype, prefetch: as for `train_batches`.
+        loader: who makes the batches; None: threads of this process.
+
+    Raises:
+        ValueError: later: what `rows` raises.
+    """
     if loader is not None:
         return loader.train(plan, epoch=epoch, first_step=first_step, dtype=dtype)
     batches = TrainBatches(plan, rows)
@@ -135,15 +168,12 @@ def eval_batches(
     workers: Workers,
     dtype: torch.dtype,
     prefetch: int = 2,
-    epoch: int = 0,
-    loader: Loader | None = None,
 ) -> Iterator[Batch]:
     """One worker's share of a split, in order; all shares together have every sample once.
 
     Args:
         streams, tasks, batch_size, workers: as for `EvalPlan`.
-        rows, dtype, prefetch, loader: as for `train_batches`.
-        epoch: after which the split is read, from 0; the batches do not depend on it.
+        rows, dtype, prefetch: as for `train_batches`.
 
     Raises:
         ValueError: an unknown task at once; later: what `rows` raises.
@@ -151,6 +181,28 @@ def eval_batches(
     plan = EvalPlan(
         streams=tuple(streams), tasks=tuple(tasks), batch_size=batch_size, workers=workers
     )
+    return planned_eval_batches(plan, rows, dtype=dtype, prefetch=prefetch)
+
+
+def planned_eval_batches(
+    plan: EvalPlan,
+    rows: Mapping[str, Rows],
+    *,
+    epoch: int = 0,
+    dtype: torch.dtype,
+    prefetch: int = 2,
+    loader: Loader | None = None,
+) -> Iterator[Batch]:
+    """The batches of an evaluation's plan.
+
+    Args:
+        plan: what the batches hold.
+        rows, dtype, prefetch, loader: as for `planned_batches`.
+        epoch: after which the split is read, from 0; the batches do not depend on it.
+
+    Raises:
+        ValueError: later: what `rows` raises.
+    """
     if loader is not None:
         return loader.evaluate(plan, epoch=epoch, dtype=dtype)
     batches = EvalBatches(plan, rows)

@@ -26,6 +26,7 @@ from repmtl_ray.data.collate import Packed, pack, unpack
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch
 from repmtl_ray.data.sampler import Indices, Sampler, samplers_of, steps_per_epoch
 from repmtl_ray.data.stream import Kind, Stream
+from repmtl_ray.storage import StorageError
 
 
 class Rows(Protocol):
@@ -45,6 +46,10 @@ class Rows(Protocol):
         Returns:
             By column; arrays that the caller may write to.
         """
+
+
+class DataError(ValueError):
+    """A sample that is not as it should be, found while a batch is made; a restart finds it again."""
 
 
 class Part(NamedTuple):
@@ -153,7 +158,8 @@ class TrainBatches:
         """This worker's samples of one step, as stored.
 
         Raises:
-            ValueError: what `rows` raises.
+            DataError: a sample that is not as it should be.
+            StorageError: a storage that does not answer.
         """
         plan, samplers = self.plan, self._samplers(epoch)
         parts = []
@@ -161,7 +167,7 @@ class TrainBatches:
             first = step * plan.batch_size + plan.workers.rank * plan.num_own
             indices, laps = samplers[stream.name](first, plan.num_own)
             key = zlib.crc32(stream.name.encode())
-            samples = self._rows[stream.name].fetch(indices, _columns(stream, plan.tasks))
+            samples = _fetch(self._rows, stream, indices, plan.tasks)
             parts.append(Part(stream, samples, [(plan.seed, epoch, int(lap), key) for lap in laps]))
         return parts
 
@@ -254,16 +260,28 @@ class EvalBatches:
         """One batch's samples, ready to travel.
 
         Raises:
-            ValueError: what `rows` raises.
+            DataError: a sample that is not as it should be.
+            StorageError: a storage that does not answer.
         """
         stream, first, end = self._slices[number]
         tasks = self.plan.tasks
-        samples = self._rows[stream.name].fetch(np.arange(first, end), _columns(stream, tasks))
+        samples = _fetch(self._rows, stream, np.arange(first, end), tasks)
         return [PackedPart(stream, pack(stream, samples, tasks))]
 
     def unpack(self, parts: Sequence[PackedPart], dtype: torch.dtype) -> Batch:
         """The batch; `dtype` is that of images, depths and normals."""
         return unpack(parts, self.plan.tasks, dtype)
+
+
+def _fetch(
+    rows: Mapping[str, Rows], stream: Stream, indices: Indices, tasks: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    try:
+        return rows[stream.name].fetch(indices, _columns(stream, tasks))
+    except StorageError:  # the next attempt may read what this one could not
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _columns(stream: Stream, tasks: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ alternative, `streaming_split` of one dataset for all workers, hands blocks to w
 row could not be meant for one worker; it also ends with any worker, where here the others go on. One
 execution lasts for all epochs, because a new one costs the start of its actors.
 
-Owns the way of batches between processes. Whether a run uses it is decided in `cluster.Placement`.
+Owns the way of batches between processes. Whether a run uses it is decided in `placement.Placement`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions, Execution
 from repmtl_ray.data.batches import prefetched
 from repmtl_ray.data.cache import CheckedSplit, quiet
 from repmtl_ray.data.columns import Batch
-from repmtl_ray.data.plan import EvalBatches, EvalPlan, PackedPart, TrainBatches, TrainPlan
+from repmtl_ray.data.plan import (
+    DataError,
+    EvalBatches,
+    EvalPlan,
+    PackedPart,
+    TrainBatches,
+    TrainPlan,
+)
 from repmtl_ray.data.stream import Stream
 
 TASK_BYTES = 24 * 2**20
@@ -132,6 +139,7 @@ class DataActor:
             evaluation, {s.name: splits[1].rows(s) for s in evaluation.selected}
         )
         self._num_epoch = batches.num_epoch
+        self._memory = out_of_memory(batches)
 
     def __call__(self, row: dict[str, NDArray[np.int64]]) -> pyarrow.Table:
         first, count = int(row["first"][0]), int(row["count"][0])
@@ -139,8 +147,11 @@ class DataActor:
         for number in range(first, first + count):
             try:
                 tables.append(_packed_table(number, self._make(number)))
-            except ValueError as error:  # as data: an exception of Ray's would hide its message
+            except DataError as error:  # as data: an exception of Ray's would hide its message
                 tables.append(_error_table(number, str(error)))
+                break
+            except MemoryError:
+                tables.append(_error_table(number, self._memory))
                 break
         return pyarrow.concat_tables(tables)
 
@@ -149,6 +160,16 @@ class DataActor:
         if is_train:
             return self._train.pack(self._train.read(epoch, number))
         return self._eval.pack(number)
+
+
+def out_of_memory(batches: RunBatches) -> str:
+    """What to tell a user whose data actor had not enough memory."""
+    plan = batches.train
+    return (
+        f"a data actor ran out of memory while it made a batch of {plan.num_own} samples of each of {len(plan.selected)} "
+        f"streams, {batches.batch_bytes / 2**20:.1f} MiB; take a smaller batch_size or more workers, fewer data actors a "
+        "node (data_cpus), or nodes with more memory."
+    )
 
 
 def _packed_table(number: int, parts: list[PackedPart]) -> pyarrow.Table:
@@ -179,7 +200,7 @@ def _packed_batches(table: pyarrow.Table) -> Iterator[tuple[int, list[dict[str, 
     """The numbers of the batches of a table, and their arrays by part, which share its memory.
 
     Raises:
-        ValueError: the message of the data actor that could not make the batch.
+        DataError: the message of the data actor that could not make the batch.
     """
     described = table.drop_columns(["data"]).to_pylist()
     data = (value for chunk in table.column("data").chunks for value in chunk)
@@ -189,7 +210,7 @@ def _packed_batches(table: pyarrow.Table) -> Iterator[tuple[int, list[dict[str, 
         parts: list[dict[str, NDArray[Any]]] = []
         for row, value in rows:
             if row["column"] == _ERROR:
-                raise ValueError(value.as_py().decode())
+                raise DataError(value.as_py().decode())
             if row["part"] == len(parts):
                 parts.append({})
             flat = np.frombuffer(value.as_buffer(), np.dtype(row["dtype"]))
@@ -262,8 +283,10 @@ class RayLoader:
                         packed = _with_streams((evaluation.stream_of(place.number),), parts)
                         yield number, evaluation.unpack(packed, dtype)
                     first, failures = number + 1, 0
-            except ray.exceptions.RayError:
+            except ray.exceptions.RayError as error:
                 failures += 1
+                if _is_out_of_memory(error):
+                    raise DataError(out_of_memory(self._batches)) from error
                 if failures == MAX_FAILURES:
                     raise
 
@@ -308,3 +331,10 @@ def _with_streams(
     streams: Sequence[Stream], parts: Sequence[Mapping[str, NDArray[Any]]]
 ) -> list[PackedPart]:
     return [PackedPart(stream, dict(part)) for stream, part in zip(streams, parts, strict=True)]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether Ray's memory monitor, or the kernel, ended a data actor."""
+    return isinstance(error, ray.exceptions.OutOfMemoryError) or (
+        isinstance(error, ray.exceptions.ActorDiedError) and "OOM" in str(error)
+    )

@@ -15,8 +15,9 @@ import torch
 from repmtl_ray import policies
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment, ExperimentError, OptimizerConfig
-from repmtl_ray.data.batches import Rows
+from repmtl_ray.data.batches import Loader, Rows
 from repmtl_ray.data.columns import IMAGE
+from repmtl_ray.data.plan import EvalPlan, TrainPlan
 from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
 from repmtl_ray.data.stream import check_one_size
@@ -36,12 +37,47 @@ class Split:
     Args:
         streams, rows: the samples.
         tasks, image_size: of data that `DataConfig` does not describe; None: what it says.
+        loader: who makes the batches of these samples; None: threads of this process.
     """
 
     streams: Sequence[Stream]
     rows: Mapping[str, Rows]
     tasks: tuple[Task, ...] | None = None
     image_size: tuple[int, int] | None = None
+    loader: Loader | None = None
+
+
+def train_plan(
+    experiment: Experiment, tasks: Sequence[Task], streams: Sequence[Stream], workers: Workers
+) -> TrainPlan:
+    """What this worker's training batches hold.
+
+    Args:
+        experiment, tasks: what is trained.
+        streams: all of the training split.
+        workers: of the run, as this one sees them.
+    """
+    return TrainPlan(
+        streams=tuple(streams),
+        tasks=tuple(task.name for task in tasks),
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        workers=workers,
+        augment=experiment.data.augment,
+        pairing=experiment.data.pairing,
+    )
+
+
+def eval_plan(
+    experiment: Experiment, tasks: Sequence[Task], streams: Sequence[Stream], workers: Workers
+) -> EvalPlan:
+    """What this worker's batches of an evaluation hold; arguments as for `train_plan`."""
+    return EvalPlan(
+        streams=tuple(streams),
+        tasks=tuple(task.name for task in tasks),
+        batch_size=max(1, experiment.batch_size // workers.size),
+        workers=workers,
+    )
 
 
 def selected_tasks(

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 NO_DEADLINE_S = 120.0
 """How long a notice of preemption without a deadline is taken seriously; Ray's own default."""
-OUT_OF_MEMORY = "out-of-memory.txt"
+FAULT = "fault.txt"
 REASONS_BYTES = 900  # what Ray's broadcast is made for
 
 
@@ -110,19 +110,26 @@ class FaultTolerance:
         return found
 
     def out_of_memory(self, error: BaseException, experiment: Experiment) -> str:
-        """What to tell a user; written down for the workers of the next attempt."""
+        """What to tell a user; noted as by `fault`."""
         first = str(error).strip().partition("\n")[0][:300]
         message = (
             f"out of memory with batch_size {experiment.batch_size} over {self.workers.size} workers ({first or 'no details'}); "
             "take a smaller batch or model, or more workers."
         )
+        return self.fault(message)
+
+    def fault(self, message: str) -> str:
+        """A fault that one worker found and that every restart would find again.
+
+        Written down for the workers of the next attempt, which all end with it.
+        """
         if self.workers.size > 1:
-            storage.write(f"{self.folder}/{OUT_OF_MEMORY}", message.encode())
+            storage.write(f"{self.folder}/{FAULT}", message.encode())
         return message
 
     def _earlier_fault(self) -> str | None:
         """Told once: who starts the run again wants it tried again."""
-        note = f"{self.folder}/{OUT_OF_MEMORY}"
+        note = f"{self.folder}/{FAULT}"
         try:
             message = storage.read(note).decode()
         except FileNotFoundError:

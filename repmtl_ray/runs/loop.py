@@ -19,7 +19,7 @@ import torch
 
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import Experiment, ExperimentError, NonFiniteLossError
-from repmtl_ray.data.batches import eval_batches, train_batches
+from repmtl_ray.data.batches import planned_batches, planned_eval_batches
 from repmtl_ray.data.description import describe
 from repmtl_ray.data.sources import image_size
 from repmtl_ray.models import MultiTaskModel
@@ -30,8 +30,10 @@ from repmtl_ray.runs.build import (
     build,
     build_stepper,
     check_sizes,
+    eval_plan,
     num_steps,
     selected_tasks,
+    train_plan,
 )
 from repmtl_ray.runs.callbacks import Callback, RunContext, StepInfo
 from repmtl_ray.runs.checkpoint import Parts, Progress, Snapshot
@@ -186,18 +188,13 @@ class Training:
         first_global_step = progress.epochs_done * self.steps_per_epoch
         if progress.step_in_epoch == 0:
             stepper.policy.begin_epoch(progress.epochs_done)
-        batches = train_batches(
-            self.train.streams,
+        batches = planned_batches(
+            train_plan(experiment, self.tasks, self.train.streams, self.workers),
             self.train.rows,
-            tasks=[task.name for task in self.tasks],
-            batch_size=experiment.batch_size,
-            seed=experiment.seed,
             epoch=progress.epochs_done,
             first_step=progress.step_in_epoch,
-            workers=self.workers,
-            augment=experiment.data.augment,
-            pairing=experiment.data.pairing,
             dtype=DTYPES[experiment.precision],
+            loader=self.train.loader,
         )
         begin_s = time.perf_counter()
         for step, batch in enumerate(batches, start=progress.step_in_epoch + 1):
@@ -232,6 +229,7 @@ class Training:
                 self.tasks,
                 self.parts.model,
                 self.evaluation,
+                epoch=self.progress.epochs_done,
                 workers=self.workers,
                 device=self.device,
             )
@@ -318,17 +316,18 @@ def evaluate_split(
     model: MultiTaskModel,
     split: Split,
     *,
+    epoch: int = 0,
     workers: Workers,
     device: torch.device,
 ) -> dict[str, float]:
-    """One pass over a split in the experiment's precision and batches; as `evaluate`."""
-    batches = eval_batches(
-        split.streams,
+    """One pass over a split, after an epoch (from 0), in the experiment's precision and batches; as
+    `evaluate`."""
+    batches = planned_eval_batches(
+        eval_plan(experiment, tasks, split.streams, workers),
         split.rows,
-        tasks=[task.name for task in tasks],
-        batch_size=max(1, experiment.batch_size // workers.size),
-        workers=workers,
+        epoch=epoch,
         dtype=DTYPES[experiment.precision],
+        loader=split.loader,
     )
     return evaluate(
         model,

@@ -7,7 +7,8 @@ controller import this module too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from repmtl_ray.collectives import Workers
+    from repmtl_ray.data.batches import Loader
     from repmtl_ray.data.cache import CheckedSplit
     from repmtl_ray.runs.build import Split
     from repmtl_ray.runs.checkpoint import Parts
@@ -61,6 +63,13 @@ class CachedData:
         return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}{described}"
 
     @property
+    def reads_storage(self) -> bool:
+        """Whether samples of a split that every epoch needs are read from storage each time."""
+        from repmtl_ray.data.cache import UncachedSplit
+
+        return any(isinstance(split, UncachedSplit) for split in (self.train, self.evaluation))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of results must know of the samples, one sentence each."""
         splits = (split for split in (self.train, self.evaluation, self.final) if split is not None)
@@ -92,6 +101,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
     from ray.train.torch import get_device
 
+    from repmtl_ray.data.plan import DataError
     from repmtl_ray.runs.fault_tolerance import FaultTolerance, is_out_of_memory
 
     experiment: Experiment = config["experiment"]
@@ -106,6 +116,10 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         outcome = _train(config, checkpointing, workers)
     except ExperimentError as error:
         outcome = {"error": str(error)}
+    except DataError as error:
+        outcome = {"error": checkpointing.fault(str(error))}
+        if workers.size > 1:
+            raise  # as below
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -139,17 +153,18 @@ def _train(
         num_before = len(history)
         if history:  # the last report before an interruption may not have been heard
             ray.train.report({**history[-1], "checkpoint_path": resume_from})
-    parts, progress = loop.run(
-        experiment,
-        train=split_of(data, data.train),
-        evaluation=split_of(data, data.evaluation),
-        checkpoints=checkpointing,
-        callbacks=[*callbacks, _ReportToTrain(checkpointing)],
-        resume_from=resume_from,
-        data=data.fingerprint,
-        workers=workers,
-        device=get_device(),
-    )
+    with _loader(experiment, data, workers, num_actors=config["data_actors"]) as loader:
+        parts, progress = loop.run(
+            experiment,
+            train=split_of(data, data.train, loader),
+            evaluation=split_of(data, data.evaluation, loader),
+            checkpoints=checkpointing,
+            callbacks=[*callbacks, _ReportToTrain(checkpointing)],
+            resume_from=resume_from,
+            data=data.fingerprint,
+            workers=workers,
+            device=get_device(),
+        )
     best = checkpointing.best()
     return {
         "history": progress.history,
@@ -194,7 +209,32 @@ def evaluate_final(
     )
 
 
-def split_of(data: CachedData, checked: CheckedSplit) -> Split:
+@contextlib.contextmanager
+def _loader(
+    experiment: Experiment, data: CachedData, workers: Workers, *, num_actors: int
+) -> Iterator[Loader | None]:
+    """This worker's data actors; None if its own threads make the batches."""
+    if num_actors == 0:
+        yield None
+        return
+    from repmtl_ray.data.ray_pipeline import RayLoader, RunBatches
+    from repmtl_ray.runs import build
+
+    tasks = build.selected_tasks(experiment, data.tasks)
+    batches = RunBatches(
+        train=build.train_plan(experiment, tasks, data.train.streams, workers),
+        evaluation=build.eval_plan(experiment, tasks, data.evaluation.streams, workers),
+        train_split=data.train,
+        eval_split=data.evaluation,
+    )
+    loader = RayLoader(batches, num_epochs=experiment.epochs, num_actors=num_actors)
+    try:
+        yield loader
+    finally:
+        loader.close()
+
+
+def split_of(data: CachedData, checked: CheckedSplit, loader: Loader | None = None) -> Split:
     """The samples of one split, as the loop takes them."""
     from repmtl_ray.runs.build import Split
 
@@ -203,4 +243,5 @@ def split_of(data: CachedData, checked: CheckedSplit) -> Split:
         rows={stream.name: checked.rows(stream) for stream in checked.streams},
         tasks=data.tasks,
         image_size=data.image_size,
+        loader=loader,
     )

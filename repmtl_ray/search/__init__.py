@@ -16,9 +16,9 @@ import pandas
 
 import repmtl_ray
 from repmtl_ray import cluster, node_check
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.conversion import check_arguments
+from repmtl_ray.placement import Placement
 from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold

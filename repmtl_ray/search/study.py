@@ -22,7 +22,6 @@ from ray.tune.search import Searcher
 
 import repmtl_ray
 from repmtl_ray import storage
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import (
     Experiment,
     ExperimentError,
@@ -32,6 +31,7 @@ from repmtl_ray.config import (
     to_dict,
 )
 from repmtl_ray.delta import delta_p
+from repmtl_ray.placement import Placement
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt, remove_last_groups
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import tune_reporting
@@ -131,7 +131,9 @@ class Study:
         driver = ray_tune.with_parameters(
             run_trial,
             data=self.data,
-            placement=self.placement,
+            placement=self.placement.decided(
+                runs=self.concurrency, reads_storage=self.data.reads_storage
+            ),
             folder=folder,
             baseline=None if baseline is None else dict(baseline),
             facts=dict(self.facts),

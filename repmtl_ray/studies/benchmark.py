@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from repmtl_ray import node_check, protocols
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.conversion import check_arguments
 from repmtl_ray.delta import published
+from repmtl_ray.placement import Placement
 from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.report.records import data_source, published_name
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from repmtl_ray import cli, policy_names, storage
 from repmtl_ray.cli import options
 from repmtl_ray.cli import search as cli_search
-from repmtl_ray.cluster import Placement
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, Experiment, from_dict, replace, to_dict
 from repmtl_ray.data import npy
+from repmtl_ray.placement import Placement
 from repmtl_ray.runs import checkpoint, checkpoint_manager, loop
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig, Marker, describe, marker_text
 from repmtl_ray.search import asha

@@ -14,7 +14,7 @@ import pytest
 
 from repmtl_ray import config
 from repmtl_ray.cli import commands, console
-from repmtl_ray.cluster import Placement
+from repmtl_ray.placement import Placement
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from tests.helpers.documents import options_of, options_of_command
 from tests.helpers.paths import ROOT

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from repmtl_ray import cluster
-from repmtl_ray.cluster import Available, Placement
+from repmtl_ray.cluster import Available
+from repmtl_ray.placement import Placement
 from tests.helpers.paths import ROOT
 
 HEAD = Available(0, 0)

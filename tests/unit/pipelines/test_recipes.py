@@ -17,8 +17,8 @@ from ray.tune.search.sample import Domain
 from repmtl_ray import cluster
 from repmtl_ray.cli import search as cli_search
 from repmtl_ray.cli.commands import tune_cityscapes, tune_office31
-from repmtl_ray.cluster import Placement
 from repmtl_ray.config import Experiment, from_dict, replace, to_dict
+from repmtl_ray.placement import Placement
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search import SearchResult
 from repmtl_ray.search.space import check_space

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, ModelConfig, RegularizerConfig, replace
+from repmtl_ray.data.batches import eval_batches
 from repmtl_ray.protocols import best_epoch
 from repmtl_ray.regularizers import tsr_loss
 from repmtl_ray.report import figures
@@ -100,7 +101,7 @@ def test_saliency_is_that_of_the_losses_the_run_trained_on(saved: Any, tmp_path:
     ratio = plain.saliency.reshape(2, -1).max(axis=1) / log.saliency.reshape(2, -1).max(axis=1)
     model = checkpoint.read_model(saved)
     split = split_of(small_experiment(), "val")
-    batches = [next(iter(loop.eval_batches(
+    batches = [next(iter(eval_batches(
         split.streams, split.rows, tasks=["segmentation", "depth"], batch_size=3, workers=ALONE,
         dtype=torch.float32)))]  # fmt: skip
     losses = evaluate(model, batches, loop.selected_tasks(small_experiment()))

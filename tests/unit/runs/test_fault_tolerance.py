@@ -12,9 +12,10 @@ import torch
 from ray.tune.schedulers import TrialScheduler
 
 from repmtl_ray import cluster, storage
-from repmtl_ray.cluster import Available, Placement
+from repmtl_ray.cluster import Available
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import DataConfig, Experiment, ExperimentError
+from repmtl_ray.placement import Placement
 from repmtl_ray.runs import fault_tolerance
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.runs.fault_tolerance import FaultTolerance, is_out_of_memory

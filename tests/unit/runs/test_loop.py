@@ -270,14 +270,14 @@ def test_an_evaluation_split_without_labels_is_an_error_that_restarts_cannot_cur
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = small_experiment()
-    original = loop.eval_batches
+    original = loop.planned_eval_batches
 
     def unlabelled(*args: Any, **options: Any) -> Iterator[Any]:
         for batch in original(*args, **options):
             batch.targets["depth"].zero_()
             yield batch
 
-    monkeypatch.setattr(loop, "eval_batches", unlabelled)
+    monkeypatch.setattr(loop, "planned_eval_batches", unlabelled)
     with pytest.raises(ExperimentError, match=r"task 'depth': .* no valid label in the split"):
         run(experiment)
 

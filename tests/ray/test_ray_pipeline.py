@@ -1,0 +1,197 @@
+"""With a real Ray: batches from data actors are those of the worker's own threads, whatever happens
+to the actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from repmtl_ray import Placement, fit
+from repmtl_ray.collectives import ALONE, Workers
+from repmtl_ray.config import Experiment
+from repmtl_ray.data import ray_pipeline
+from repmtl_ray.data.batches import planned_batches, planned_eval_batches
+from repmtl_ray.data.cache import CheckedSplit, UncachedSplit, cache_streams
+from repmtl_ray.data.columns import Batch
+from repmtl_ray.data.plan import DataError, EvalPlan, TrainPlan
+from repmtl_ray.data.ray_pipeline import RayLoader, RunBatches
+from repmtl_ray.data.stream import Sample, Stream
+from tests.helpers.layouts import dense_stream, domain_stream
+
+pytestmark = pytest.mark.ray
+
+OFFICE = (domain_stream("amazon", 19), domain_stream("dslr", 3))
+DENSE = (dense_stream(40),)
+
+
+def uncached(streams: tuple[Stream, ...]) -> UncachedSplit:
+    """A split whose samples are read again in every epoch."""
+    return UncachedSplit(streams=streams, num_bytes=1, fingerprint="", labelled=frozenset())
+
+
+def batches_of(
+    train: CheckedSplit, evaluation: CheckedSplit, workers: Workers = ALONE, **options: Any
+) -> RunBatches:
+    tasks = tuple(task for stream in train.streams for task in stream.tasks)
+    shared: dict[str, Any] = {"tasks": tasks, "workers": workers}
+    options = {"batch_size": 4, "seed": 7, "augment": True, **options}
+    return RunBatches(
+        train=TrainPlan(streams=train.streams, **shared, **options),
+        evaluation=EvalPlan(streams=evaluation.streams, batch_size=4, **shared),
+        train_split=train,
+        eval_split=evaluation,
+    )
+
+
+def run(
+    batches: RunBatches, loader: RayLoader | None, *, epochs: int, first_step: int = 0
+) -> Iterator[Batch]:
+    """All batches of a run in the order of the loop; without a loader, those of local threads."""
+    dtype = torch.float32
+    train_rows = {s.name: batches.train_split.rows(s) for s in batches.train.selected}
+    eval_rows = {s.name: batches.eval_split.rows(s) for s in batches.evaluation.selected}
+    for epoch in range(epochs):
+        options: dict[str, Any] = {"epoch": epoch, "dtype": dtype, "loader": loader}
+        first = first_step if epoch == 0 else 0
+        yield from planned_batches(batches.train, train_rows, first_step=first, **options)
+        yield from planned_eval_batches(batches.evaluation, eval_rows, **options)
+
+
+def assert_equal(found: Batch, expected: Batch) -> None:
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.sample_ids, expected.sample_ids)
+    assert found.rows == expected.rows
+    assert list(found.targets) == list(expected.targets)
+    for task, values in expected.targets.items():
+        assert torch.equal(found.targets[task], values), task
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "num_actors", "first_step"),
+    [("office in the object store", 1, 2, 0), ("dense, from storage", 0, 1, 3)],
+)
+def test_every_batch_of_a_run_is_that_of_the_workers_own_threads(
+    monkeypatch: pytest.MonkeyPatch, kind: str, rank: int, num_actors: int, first_step: int
+) -> None:
+    """From a step inside an epoch on, evaluations included, over several executions."""
+    monkeypatch.setattr(ray_pipeline, "MAX_TASK_BATCHES", 3)
+    monkeypatch.setattr(ray_pipeline, "MAX_TASKS", 4 if rank else 50)
+    if kind.startswith("office"):
+        small = tuple(replace(stream, num_samples=3) for stream in OFFICE)
+        splits: tuple[CheckedSplit, ...] = (cache_streams(OFFICE), cache_streams(small))
+    else:
+        splits = (uncached(DENSE), uncached((dense_stream(9),)))
+    batches = batches_of(splits[0], splits[1], Workers(rank, 2))
+    loader = RayLoader(batches, num_epochs=2, num_actors=num_actors)
+    expected = list(run(batches, None, epochs=2, first_step=first_step))
+    found = list(run(batches, loader, epochs=2, first_step=first_step))
+    loader.close()
+    assert len(found) == len(expected) == 2 * batches.num_epoch - first_step
+    for one, other in zip(found, expected, strict=True):
+        assert_equal(one, other)
+
+
+@dataclass(frozen=True)
+class Spy:
+    """Loads samples of a stream, and leaves a file for each, named after the process and the sample.
+
+    Args:
+        stream: whose.
+        folder: of the files.
+        broken: number of a sample that is refused; -1: none.
+    """
+
+    stream: Stream
+    folder: Path
+    broken: int = -1
+
+    def __call__(self, index: int) -> Sample:
+        if index == self.broken:
+            raise ValueError(
+                f"cityscapes: train/depth/{index}.npy has 3 values that are not finite."
+            )
+        (self.folder / f"{os.getpid()}-{index}-{time.monotonic_ns()}").touch()
+        return self.stream.load(index)
+
+    @property
+    def readers(self) -> set[int]:
+        return {int(file.name.partition("-")[0]) for file in self.folder.iterdir()}
+
+
+def spied(folder: Path, **options: Any) -> tuple[Spy, RunBatches]:
+    spy = Spy(DENSE[0], folder, **options)
+    stream = replace(DENSE[0], load=spy)
+    return spy, batches_of(uncached((stream,)), uncached((dense_stream(4),)))
+
+
+def test_a_killed_data_actor_changes_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pipeline, "MAX_TASK_BATCHES", 1)
+    spy, batches = spied(tmp_path)
+    loader = RayLoader(batches, num_epochs=3, num_actors=1)
+    expected = list(run(batches_of(uncached(DENSE), batches.eval_split), None, epochs=3))
+    for step, (found, other) in enumerate(
+        zip(run(batches, loader, epochs=3), expected, strict=True)
+    ):
+        assert_equal(found, other)
+        if step == 5:
+            (victim,) = spy.readers
+            os.kill(victim, signal.SIGKILL)
+    loader.close()
+    assert len(spy.readers) > 1, "another actor went on"
+
+
+def test_no_more_is_read_than_a_slow_worker_will_need_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pipeline, "MAX_TASK_BATCHES", 1)
+    _, batches = spied(tmp_path)
+    loader = RayLoader(batches, num_epochs=20, num_actors=1)
+    items = run(batches, loader, epochs=20)
+    for _ in range(3):
+        next(items)
+    seen, known = -1, 0
+    while seen != known:  # until nothing more is read
+        seen = known
+        time.sleep(1.5)
+        known = len(list(tmp_path.iterdir()))
+    items.close()  # type: ignore[attr-defined]
+    loader.close()
+    assert known // 4 <= 3 + ray_pipeline.AHEAD + 4, "batches that were read after three were taken"
+
+
+def test_a_broken_sample_is_one_error_that_names_its_file(tmp_path: Path) -> None:
+    _, batches = spied(tmp_path, broken=11)
+    loader = RayLoader(batches, num_epochs=1, num_actors=1)
+    with pytest.raises(DataError, match=r"^cityscapes: train/depth/11\.npy has 3 values that are"):
+        list(run(batches, loader, epochs=1))
+    loader.close()
+
+
+def test_a_run_with_data_actors_has_the_metrics_of_one_without(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    with_actors, without = (
+        fit(experiment, placement=placement, storage=tmp_path, name=placement.data)
+        for placement in (Placement(data="ray", data_cpus=1), Placement(data="worker"))
+    )
+    assert with_actors.history == without.history
+
+
+def test_more_data_cpus_than_are_free_are_refused_before_anything_starts(
+    tmp_path: Path, experiment: Experiment
+) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    placement = Placement(cpus_per_worker=cpus, data="ray")
+    with pytest.raises(ValueError, match=r"data is 'ray': 1 workers .* leave 0 .* need 1; take"):
+        fit(experiment, placement=placement, storage=tmp_path)
