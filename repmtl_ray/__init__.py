@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
-    "cluster": ("Placement",),
     "config": (
         "DataConfig",
         "Experiment",
@@ -57,6 +56,7 @@ _NAMES = {
         "load_model",
         "predict",
     ),
+    "placement": ("Placement",),
     "rep_mtl": ("RepMTL",),
     "regularizers": (
         "csa_loss",
