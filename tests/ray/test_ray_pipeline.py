@@ -124,7 +124,8 @@ class Spy:
 
     @property
     def readers(self) -> set[int]:
-        return {int(file.name.partition("-")[0]) for file in self.folder.iterdir()}
+        """The processes that read samples, but for this one."""
+        return {int(file.name.partition("-")[0]) for file in self.folder.iterdir()} - {os.getpid()}
 
 
 def spied(folder: Path, **options: Any) -> tuple[Spy, RunBatches]:
