@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from repmtl_ray import storage
 from repmtl_ray.config import ModelConfig
-from repmtl_ray.placement import Placement
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 
 if TYPE_CHECKING:
-    from repmtl_ray.cluster import Placement
+    from repmtl_ray.placement import Placement
 
 
 class Parser(argparse.ArgumentParser):
@@ -204,7 +203,7 @@ def study_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def placement_of(arguments: argparse.Namespace) -> Placement:
     """What the placement options say."""
-    from repmtl_ray.cluster import Placement
+    from repmtl_ray.placement import Placement
 
     return Placement(
         num_workers=arguments.workers,
