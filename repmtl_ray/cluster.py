@@ -32,6 +32,7 @@ LOCAL_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_worker_maximum_startup_concurrency": "8",  # else warnings about every trial's few processes
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # three screens for a process that died; the table has it
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C raises KeyboardInterrupt (run_lock.Interrupted)
     "NO_ALBUMENTATIONS_UPDATE": "1",
 }

@@ -25,7 +25,7 @@ from repmtl_ray import ray_compat
 
 EVERY_S = 2.0
 """Between two looks for such groups while a search runs."""
-RUN_ACTORS = ("TrainController", "ImplicitFunc")
+RUN_ACTORS = ("TrainController", "ImplicitFunc", "InProcessTrial")
 """Class names of the actors that a run of Ray Train and a trial of Ray Tune hang on."""
 PATIENCE_S = 20.0
 """After a search, for controllers that are about to die."""

@@ -26,6 +26,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -126,6 +127,31 @@ def preemption_notice() -> PreemptionNotice | None:
     if info is None:
         return None
     return PreemptionNotice(info.deadline_ms / 1000 if info.deadline_ms else None)
+
+
+class NodeNotice:
+    """The notice that this process's node is about to go, for processes that Ray Train does not run.
+
+    Why: Ray Tune tells its trials nothing of a node that goes. Upstream: no issue known. It can go
+    when a trial is told.
+    """
+
+    POLL_S = 1.0
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._notice: PreemptionNotice | None = None
+
+    def __call__(self) -> PreemptionNotice | None:
+        """The notice; None without one. Ray's head is asked once every `POLL_S` seconds."""
+        from ray._private.state import state
+
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self.POLL_S
+            deadline_ms = state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
+            if deadline_ms is not None:
+                self._notice = PreemptionNotice(deadline_ms / 1000 if deadline_ms else None)
+        return self._notice
 
 
 class OwnedGroup(NamedTuple):

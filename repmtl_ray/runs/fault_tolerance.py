@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ray.train.collective import broadcast_from_rank_zero
@@ -37,10 +38,19 @@ class FaultTolerance:
         folder: of the run, path or URI.
         checkpoints: when to save and what to keep.
         workers: all of the run.
+        notice: looks whether a node of the run is about to go; by default as Ray Train tells it.
     """
 
-    def __init__(self, folder: str, checkpoints: CheckpointConfig, workers: Workers) -> None:
+    def __init__(
+        self,
+        folder: str,
+        checkpoints: CheckpointConfig,
+        workers: Workers,
+        *,
+        notice: Callable[[], ray_compat.PreemptionNotice | None] = ray_compat.preemption_notice,
+    ) -> None:
         self.folder = folder
+        self._notice = notice
         self.workers = workers
         self.manager = CheckpointManager(folder, checkpoints)
         self.checkpoint: str | None = None
@@ -146,7 +156,7 @@ class FaultTolerance:
 
     def _noticed(self) -> bool:
         """Whether Ray has said that a node of this run goes, and its time has not passed."""
-        notice = ray_compat.preemption_notice()
+        notice = self._notice()
         if notice is None:
             return False
         if self._notice_ends is None:

@@ -77,7 +77,7 @@ class CachedData:
         return tuple(dict.fromkeys(notes))
 
 
-class _Position(Callback):
+class NotePosition(Callback):
     """Notes where the first worker is, for whoever prints that a worker was lost."""
 
     def __init__(self, folder: str) -> None:
@@ -144,7 +144,7 @@ def _train(
     callbacks: list[Callback] = []
     if workers.rank == 0:
         RunPosition(checkpointing.folder).note_start(resume_from)
-        callbacks.append(_Position(checkpointing.folder))
+        callbacks.append(NotePosition(checkpointing.folder))
     if config["baseline"] is not None:
         callbacks.append(AddDeltaP(config["baseline"]))
     num_before = 0

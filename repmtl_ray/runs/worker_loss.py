@@ -11,7 +11,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -64,6 +64,18 @@ class RunPosition:
             _put(self._folder, "step", global_step)
 
 
+def note_loss(folder: str, number: int, ranks: Sequence[int]) -> None:
+    """Notes that workers of a run are gone.
+
+    Args:
+        folder: of the run.
+        number: of this loss among the run's.
+        ranks: of the workers.
+    """
+    step = _get(_key(folder, "step"))
+    _put(folder, f"loss {number}", {"time": time.time(), "ranks": sorted(ranks), "step": step})
+
+
 class NoteLosses(UserCallback):
     """Notes which workers failed, in Ray Train's controller.
 
@@ -83,9 +95,7 @@ class NoteLosses(UserCallback):
         ]
         if lost:
             self._num_losses += 1
-            step = _get(_key(self._folder, "step"))
-            loss = {"time": time.time(), "ranks": sorted(lost), "step": step}
-            _put(self._folder, f"loss {self._num_losses}", loss)
+            note_loss(self._folder, self._num_losses, lost)
 
 
 class LossPrinter:

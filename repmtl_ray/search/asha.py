@@ -44,7 +44,7 @@ class ResumableASHA(ASHAScheduler):
         super().on_trial_add(tune_controller, _named(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        name = trial.config["run"]
+        name = trial.config["run"].name
         if name in self._stopped:  # decided before the interruption
             return TrialScheduler.STOP
         before = self._rungs()
@@ -88,4 +88,4 @@ class ResumableASHA(ASHAScheduler):
 
 def _named(trial: Any) -> Any:
     """All that ASHA reads of a trial, with the run's name for its id."""
-    return SimpleNamespace(trial_id=trial.config["run"])
+    return SimpleNamespace(trial_id=trial.config["run"].name)

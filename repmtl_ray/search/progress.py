@@ -12,7 +12,8 @@ from typing import Any
 
 from ray.tune import Callback
 
-from repmtl_ray import cluster, placement_group_cleanup
+from repmtl_ray import cluster, placement_group_cleanup, ray_compat
+from repmtl_ray.runs.worker_loss import note_loss
 
 HEARTBEAT_S = 15.0
 SHORT_NAMES = {
@@ -51,6 +52,9 @@ class Progress(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
+        if "error" in result:
+            self.on_trial_error(iteration, trials, trial)
+            return
         epoch = int(result.get("epoch", 0))
         outcome = "done" if epoch >= self.epochs else f"stopped after epoch {epoch}"
         value = result.get(self.metric) if self.metric else None
@@ -74,7 +78,7 @@ class Progress(Callback):
         self.epoch_of_running.pop(trial.trial_id, None)
         self.num_finished += 1
         self.last_beat = time.monotonic()
-        self._print(f"run {self.num_finished}  {trial.config['label']}   {outcome}")
+        self._print(f"run {self.num_finished}  {trial.config['run'].label}   {outcome}")
 
     def _print(self, text: str) -> None:
         print(f"[{time.monotonic() - self.start:5.0f} s] {text}", flush=True)
@@ -101,3 +105,19 @@ class Cleanup(Callback):
         if time.time() >= self._next:
             placement_group_cleanup.remove_orphaned_groups()
             self._next = time.time() + placement_group_cleanup.EVERY_S
+
+
+class NoteTrialLosses(Callback):
+    """Notes the losses of runs that train in their trial's process.
+
+    Args:
+        folder: that has the runs' folders.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if ray_compat.is_worker_loss(trial.get_pickled_error()):
+            folder = f"{self._folder}/runs/{trial.config['run'].name}"
+            note_loss(folder, trial.run_metadata.num_failures, [0])

@@ -1,7 +1,7 @@
 """A study: a list of runs that are trained side by side, each with one record.
 
-Owns how searches, benchmarks and single-task baselines train their runs: every run is one Ray Train
-run under a trial of Ray Tune, which leaves `records/<name>.json` when it ends. The records are all
+Owns how searches, benchmarks and single-task baselines train their runs: every run is a trial of Ray
+Tune (`trial.py`), which leaves `records/<name>.json` when it ends. The records are all
 that tables are made of, and all that a study is continued from: a run that has one is not trained
 again. Which runs there are is for `search/__init__.py` and `studies/benchmark.py`.
 
@@ -10,7 +10,7 @@ Every trial process imports this module, so it imports little.
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,24 +21,14 @@ from ray import tune as ray_tune
 from ray.tune.search import Searcher
 
 import repmtl_ray
-from repmtl_ray import storage
-from repmtl_ray.config import (
-    Experiment,
-    ExperimentError,
-    digest,
-    from_dict,
-    replace,
-    to_dict,
-)
-from repmtl_ray.delta import delta_p
+from repmtl_ray import node_check, storage
+from repmtl_ray.config import Experiment, ExperimentError, digest, replace
 from repmtl_ray.placement import Placement
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt, remove_last_groups
-from repmtl_ray.run_lock import hold
-from repmtl_ray.runs import tune_reporting
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig, CheckpointManager, read_marker
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.runs.worker_loss import losses_printed
-from repmtl_ray.search.progress import Cleanup, Progress
+from repmtl_ray.search.progress import Cleanup, NoteTrialLosses, Progress
 from repmtl_ray.search.run_records import (
     METRIC,
     Record,
@@ -49,10 +39,11 @@ from repmtl_ray.search.run_records import (
     record_location,
     write_record,
 )
-from repmtl_ray.train import train
+from repmtl_ray.search.trial import TrialSettings, in_process, with_ray_train
 
-DRIVER = {"node:__internal_head__": 0.001}
-"""A trial waits for its run's workers; any CPU it took would be one that they wait for."""
+MAX_FAILURES = 3
+"""How often the run of a trial goes on from its last checkpoint after its process was lost; nodes
+that Ray was told would go do not count."""
 SINGLE_TASK = "stl"
 
 
@@ -128,8 +119,7 @@ class Study:
         if first is None:
             return {}
         name = "baseline" if first.experiment.policy.name == SINGLE_TASK else self.kind
-        driver = ray_tune.with_parameters(
-            run_trial,
+        settings = TrialSettings(
             data=self.data,
             placement=self.placement.decided(
                 runs=self.concurrency, reads_storage=self.data.reads_storage
@@ -138,16 +128,18 @@ class Study:
             baseline=None if baseline is None else dict(baseline),
             facts=dict(self.facts),
             checkpoints=self.checkpoints,
+            driver_note=node_check.write_driver_note(folder),
         )
+        is_in_process = trains_in_process(self.placement)
         tuner = ray_tune.Tuner(
-            ray_tune.with_resources(driver, DRIVER),
+            in_process(settings) if is_in_process else with_ray_train(settings),
             tune_config=ray_tune.TuneConfig(
                 metric=None if scheduler is None else METRIC,
                 mode=None if scheduler is None else "max",
                 num_samples=limit,
                 max_concurrent_trials=self.concurrency,
-                reuse_actors=scheduler
-                is None,  # a trial that is stopped early still waits for its run
+                # A trial that waits for a run of Ray Train still does when it is stopped early.
+                reuse_actors=is_in_process or scheduler is None,
                 search_alg=_Suggestions(source, first),
                 scheduler=scheduler,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
@@ -156,9 +148,14 @@ class Study:
                 name=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
                 storage_path=self.directory,
                 verbose=0,
-                callbacks=[self.progress, Cleanup()],
+                checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # runs do
+                failure_config=ray_tune.FailureConfig(
+                    max_failures=MAX_FAILURES if is_in_process else 0
+                ),
+                callbacks=[self.progress, Cleanup(), NoteTrialLosses(folder)],
             ),
         )
+        logging.getLogger("ray.tune.logger.tensorboardx").setLevel(logging.WARNING)
         with ended_by_interrupt(), losses_printed(f"{folder}/runs/"):
             results = tuner.fit()
         if scheduler is not None or results.errors:
@@ -170,12 +167,19 @@ class Study:
         reasons = {}
         for index in range(len(results)):
             result = results[index]
-            config = result.config or {}
+            run, metrics = (result.config or {})["run"], result.metrics or {}
             if result.error is not None:
-                reasons[config["run"]] = reason_of(result.error)
-            elif result.metrics and not storage.exists(record_location(folder, config["run"])):
-                _write_stopped(folder, config, self.facts, result.metrics)
+                reasons[run.name] = reason_of(result.error)
+            elif "error" in metrics:
+                reasons[run.name] = metrics["error"]
+            elif metrics and not storage.exists(record_location(folder, run.name)):
+                _write_stopped(folder, run, self.facts, metrics)
         return reasons
+
+
+def trains_in_process(placement: Placement) -> bool:
+    """Whether a run needs no process besides its trial's."""
+    return placement.num_workers == 1
 
 
 class _Suggestions(Searcher):
@@ -193,12 +197,14 @@ class _Suggestions(Searcher):
         if run is None:
             return Searcher.FINISHED
         self._runs[trial_id] = run
-        return config_of(run)
+        return {"run": run}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        self._source.tell(self._runs.pop(trial_id), (result or {}).get(METRIC))
+        result = result or {}
+        value = None if "error" in result else result.get(METRIC)
+        self._source.tell(self._runs.pop(trial_id), value)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a study is continued from its records."""
@@ -207,73 +213,21 @@ class _Suggestions(Searcher):
         """Nothing."""
 
 
-def config_of(run: Run) -> dict[str, str]:
-    """A run as the configuration of a trial."""
-    content = {"experiment": to_dict(run.experiment), "facts": dict(run.facts)}
-    return {"run": run.name, "label": run.label, "content": json.dumps(content)}
-
-
-def run_trial(
-    config: dict[str, Any],
-    *,
-    data: CachedData,
-    placement: Placement,
-    folder: str,
-    baseline: dict[str, float] | None,
-    facts: dict[str, Any],
-    checkpoints: CheckpointConfig | None,
-) -> None:
-    """One trial of Ray Tune: waits for one Ray Train run, whose every report it hands on."""
-    name, content = config["run"], json.loads(config["content"])
-    experiment = from_dict(Experiment, content["experiment"])
-    begin = time.monotonic()
-    with (
-        hold(f"{folder}/runs/{name}", "run", wait=True),
-        tune_reporting.reporting_to_tune() as reports,
-    ):
-        result = train(
-            experiment,
-            data,
-            placement=placement,
-            storage=f"{folder}/runs",
-            name=name,
-            checkpoints=checkpoints,
-            baseline=baseline,
-            callbacks=[reports],
-        )
-    record = make_record(
-        experiment,
-        {**facts, **content["facts"]},
-        result.history,
-        checkpoint=result.checkpoint,
-        seconds=time.monotonic() - begin,
-        final=result.final,
-    )
-    write_record(folder, name, record)
-    if result.epochs_now == 0:  # it had finished before an interruption: no report went through
-        metrics = dict(result.metrics)
-        if baseline is not None:
-            delta = delta_p(metrics, baseline)
-            metrics.update(delta_p_task=delta.task, delta_p_metric=delta.metric)
-        ray_tune.report({**metrics, "checkpoint_path": result.checkpoint})
-
-
 def _write_stopped(
-    folder: str, config: Mapping[str, Any], facts: Mapping[str, Any], metrics: Mapping[str, Any]
+    folder: str, run: Run, facts: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> None:
-    newest = CheckpointManager(f"{folder}/runs/{config['run']}").latest()
+    newest = CheckpointManager(f"{folder}/runs/{run.name}").latest()
     history = [] if newest is None else read_marker(newest).history[: int(metrics.get("epoch", 0))]
     if not history:
         return
-    content = json.loads(config["content"])
     record = make_record(
-        from_dict(Experiment, content["experiment"]),
-        {**facts, **content["facts"]},
+        run.experiment,
+        {**facts, **run.facts},
         history,
         checkpoint=str(metrics.get("checkpoint_path", "")),
         status="stopped",
     )
-    write_record(folder, config["run"], record)
+    write_record(folder, run.name, record)
 
 
 def train_missing(

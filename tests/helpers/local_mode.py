@@ -7,17 +7,17 @@ Samples are still read by Ray's tasks.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from ray.train import ScalingConfig, UserCallback
+from ray.train import ScalingConfig
 
 from repmtl_ray import train
-from repmtl_ray.runs import fault_tolerance, tune_reporting
+from repmtl_ray.runs import fault_tolerance
 from repmtl_ray.search import study
 from repmtl_ray.search.study import Source, Study
+from repmtl_ray.search.trial import RunsInProcess, TrialSettings
 
 
 def fit_here(patch: pytest.MonkeyPatch) -> None:
@@ -43,23 +43,20 @@ def study_here(patch: pytest.MonkeyPatch) -> None:
         **options: Any,
     ) -> dict[str, str]:
         reasons = {}
+        runs = RunsInProcess(
+            TrialSettings(
+                data=self.data,
+                placement=self.placement,
+                folder=folder,
+                baseline=baseline,
+                facts=self.facts,
+                checkpoints=self.checkpoints,
+            )
+        )
         while (run := source.next_run()) is not None:
-            try:
-                study.run_trial(
-                    study.config_of(run),
-                    data=self.data,
-                    placement=self.placement,
-                    folder=folder,
-                    baseline=None if baseline is None else dict(baseline),
-                    facts=dict(self.facts),
-                    checkpoints=self.checkpoints,
-                )
-            except ValueError as error:
-                reasons[run.name] = study.reason_of(error)
+            for result in runs.results(run):
+                if "error" in result:
+                    reasons[run.name] = result["error"]
         return reasons
 
-    fit_here(patch)
     patch.setattr(study.Study, "train", one_after_another)
-    patch.setattr(
-        tune_reporting, "reporting_to_tune", lambda: contextlib.nullcontext(UserCallback())
-    )

@@ -5,34 +5,44 @@ python -m tests.helpers.quick_search FOLDER
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from collections.abc import Generator
 from types import SimpleNamespace
 from typing import Any
 
 from ray import tune as ray_tune
 
 from repmtl_ray import cluster, search
-from repmtl_ray.config import DataConfig, Experiment, from_dict
-from repmtl_ray.search import SearchResult, study
-from repmtl_ray.search.run_records import METRIC, make_record, write_record
+from repmtl_ray.config import DataConfig, Experiment
+from repmtl_ray.search import SearchResult, trial
+from repmtl_ray.search.run_records import METRIC, Run, make_record, write_record
+from repmtl_ray.search.trial import InProcessTrial, Result, RunsInProcess, TrialSettings
 
 EPOCHS, TRIALS, NAME = 4, 8, "quick"
 RATE = "optimizer.learning_rate"
 EXPERIMENT = Experiment(data=DataConfig(name="cityscapes", height=32, width=64), epochs=EPOCHS)
 
 
-def quick(config: dict[str, Any], *, folder: str, **_: Any) -> None:
+class QuickTrial(InProcessTrial):
     """In place of a run: better the nearer the rate is to 0.3, and with every epoch."""
-    experiment = from_dict(Experiment, json.loads(config["content"])["experiment"])
-    history = []
-    for epoch in range(1, EPOCHS + 1):
-        time.sleep(0.3)
-        value = 0.1 * epoch - abs(experiment.optimizer.learning_rate - 0.3)
-        history.append({"epoch": epoch, METRIC: value, "segmentation/miou": 1 + value})
-        ray_tune.report(history[-1])
-    write_record(folder, config["run"], make_record(experiment, {}, history, checkpoint=""))
+
+    def setup(self, config: dict[str, Any], settings: TrialSettings | None = None) -> None:
+        super().setup(config, settings)
+        self._runs = QuickRuns(settings)
+
+
+class QuickRuns(RunsInProcess):
+    def results(self, run: Run) -> Generator[Result, None, None]:
+        history = []
+        for epoch in range(1, EPOCHS + 1):
+            time.sleep(0.3)
+            value = 0.1 * epoch - abs(run.experiment.optimizer.learning_rate - 0.3)
+            history.append({"epoch": epoch, METRIC: value, "segmentation/miou": 1 + value})
+            if epoch == EPOCHS:
+                record = make_record(run.experiment, {}, history, checkpoint="")
+                write_record(self._settings.folder, run.name, record)
+            yield {**history[-1], "done": epoch == EPOCHS}
 
 
 def searched(storage: str, *, resume: bool, num_samples: int = TRIALS) -> SearchResult:
@@ -41,7 +51,7 @@ def searched(storage: str, *, resume: bool, num_samples: int = TRIALS) -> Search
         (search, "prepare_run", lambda *_, **__: None),
         (search, "read_samples", lambda *_: nothing),
         (search, "train_baseline", lambda *_: []),
-        (study, "run_trial", quick),
+        (trial, "InProcessTrial", QuickTrial),
     ):
         setattr(module, name, replacement)
     return search.tune(

@@ -13,7 +13,7 @@ import pytest
 
 from bench import faults
 from repmtl_ray import search
-from repmtl_ray.search import study
+from repmtl_ray.search import trial
 from tests.helpers.quick_search import NAME, TRIALS, searched
 
 pytestmark = pytest.mark.ray
@@ -41,7 +41,7 @@ def test_optuna_and_asha_continue_where_they_were_and_more_samples_are_added(
         (search, "prepare_run"),
         (search, "read_samples"),
         (search, "train_baseline"),
-        (study, "run_trial"),
+        (trial, "InProcessTrial"),
     ):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
     folder = tmp_path / NAME

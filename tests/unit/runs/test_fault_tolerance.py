@@ -120,6 +120,11 @@ def test_an_elastic_run_needs_its_least_and_takes_its_most(
     assert Placement(num_workers=num_workers).concurrent() == runs
 
 
+def named(name: str) -> SimpleNamespace:
+    """A trial, as far as ASHA looks at it."""
+    return SimpleNamespace(config={"run": SimpleNamespace(name=name)})
+
+
 def scheduler(path: Path) -> Any:
     made = ResumableASHA(
         str(path),
@@ -131,15 +136,13 @@ def scheduler(path: Path) -> Any:
         mode="max",
     )
     for name in "abcd":
-        made.on_trial_add(None, SimpleNamespace(config={"run": name}))
+        made.on_trial_add(None, named(name))
     return made
 
 
 def decisions(made: Any, reports: Any) -> list[Any]:
     return [
-        made.on_trial_result(
-            None, SimpleNamespace(config={"run": name}), {"epoch": epoch, "m": value}
-        )
+        made.on_trial_result(None, named(name), {"epoch": epoch, "m": value})
         for name, epoch, value in reports
     ]
 

@@ -21,7 +21,7 @@ def test_progress_prints_a_line_a_trial_and_a_heartbeat(
     def trial(name: str, **last: Any) -> SimpleNamespace:
         return SimpleNamespace(
             trial_id=name,
-            config={"label": label_of({POLICY: "EW", TSR: 0.123456})},
+            config={"run": SimpleNamespace(label=label_of({POLICY: "EW", TSR: 0.123456}))},
             last_result=last,
         )
 
@@ -55,11 +55,13 @@ def test_baselines_and_trials_share_one_clock_and_one_numbering(
     monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: now[0])
     progress = Progress(4, "delta_p_task")
     baseline = SimpleNamespace(
-        trial_id="a", config={"label": "single-task depth"}, last_result={"epoch": 4}
+        trial_id="a",
+        config={"run": SimpleNamespace(label="single-task depth")},
+        last_result={"epoch": 4},
     )
     trial = SimpleNamespace(
         trial_id="b",
-        config={"label": label_of({POLICY: "EW"})},
+        config={"run": SimpleNamespace(label=label_of({POLICY: "EW"}))},
         last_result={"epoch": 4, "delta_p_task": 1.0},
     )
     for second, finished in ((30.0, baseline), (70.0, trial)):
