@@ -63,7 +63,7 @@ def searched(
             num_samples=1,
             placement=Placement(),
             max_concurrent=1,
-            storage_path=str(storage),
+            storage=str(storage),
             name=name,
         )
     seconds = time.time() - start
@@ -82,7 +82,7 @@ def main() -> None:
     experiment = replace(EXPERIMENT, {"epochs": arguments.epochs})
     connect()
     tune(  # trains the baselines
-        experiment, {RATE: ray_tune.grid_search([0.02])}, num_samples=1, storage_path=str(storage)
+        experiment, {RATE: ray_tune.grid_search([0.02])}, num_samples=1, storage=str(storage)
     )
     print("\n| trials | first, s | later, s (median) | search, s |\n|---|---|---|---|")
     tables = []

@@ -23,6 +23,7 @@ Ray's modules are imported in the functions, because several processes per trial
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -243,11 +244,11 @@ def asha_rungs(scheduler: Any) -> list[tuple[float, dict[str, float]]]:
     return rungs
 
 
-def drawn_configurations(
-    param_space: dict[str, Any], references: Sequence[dict[str, Any]], num_samples: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def drawn_samples(
+    param_space: dict[str, Any], references: Sequence[dict[str, Any]], seed: int
+) -> Iterator[list[dict[str, Any]]]:
     """The configurations that Ray Tune's `BasicVariantGenerator` draws from a space, without a trial
-    for each.
+    for each: sample after sample without an end, every one with all combinations of the grids.
 
     Why: a study trains every configuration once, and continues from its own records. Upstream: no
     issue known. It can go when Ray Tune documents its generator of variants.
@@ -257,14 +258,13 @@ def drawn_configurations(
 
     random_state = _BackwardsCompatibleNumpyRng(seed)
     spec = {"config": param_space}
-    for index in range(num_samples):
+    for index in itertools.count():
         variants = (
             _get_preset_variants(spec, references[index], random_state=random_state)
             if index < len(references)
             else generate_variants(spec, random_state=random_state)
         )
-        for _, variant in variants:
-            yield variant["config"]
+        yield [variant["config"] for _, variant in variants]
 
 
 def put_value(key: str, value: str) -> None:

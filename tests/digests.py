@@ -319,7 +319,7 @@ def tune_grid(storage: str) -> str:
     from repmtl_ray import tune
 
     space = {"policy.name": ray_tune.grid_search(["EW", "UW"]), "regularizer.lambda_csa": 0.5}
-    table = tune(small(), space, num_samples=1, storage_path=storage).table
+    table = tune(small(), space, num_samples=1, storage=storage).table
     metrics = [name for name in sorted(table.columns) if "/" in name or name.startswith("delta_p")]
     rows = table.sort_values("policy")[metrics].to_dict("records")
     return digest([{str(name): value for name, value in row.items()} for row in rows])
@@ -335,7 +335,7 @@ def compare_methods(storage: str) -> str:
     }
     held_out = small({"protocol": "holdout", "data.holdout": 0.5, "data.eval_split": "holdout"})
     held_out = replace(held_out, {"batch_size": 2})
-    compared = benchmark(held_out, methods, seeds=(0,), storage_path=storage)
+    compared = benchmark(held_out, methods, seeds=(0,), storage=storage)
     return digest([record["metrics"] for record in compared.records])
 
 

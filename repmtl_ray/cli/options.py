@@ -194,7 +194,7 @@ def study_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "placement": placement_of(arguments),
         "max_concurrent": arguments.max_concurrent,
-        "storage_path": arguments.storage,
+        "storage": arguments.storage,
         "name": arguments.name if arguments.resume is None else arguments.resume,
         "resume": arguments.resume is not None,
         "checkpoints": checkpoints_of(arguments),

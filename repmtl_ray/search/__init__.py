@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas
@@ -23,11 +24,10 @@ from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
-from repmtl_ray.search.draws import Draw, Draws, OptunaRuns, random_configurations
-from repmtl_ray.search.progress import Progress
-from repmtl_ray.search.run_records import METRIC, Record, read_record, shared_facts
+from repmtl_ray.search.draws import Draw, Draws, OptunaRuns, draw_at_random
+from repmtl_ray.search.run_records import METRIC, Record, read_record
 from repmtl_ray.search.space import check_choice, check_references, check_space, described, flatten
-from repmtl_ray.search.study import Study, train_baseline, train_missing
+from repmtl_ray.search.study import Study, train_baseline, train_missing, trains_in_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def tune(
     references: Sequence[Mapping[str, Any]] = (),
     placement: Placement | None = None,
     max_concurrent: int | None = None,
-    storage_path: str | None = None,
+    storage: str | Path | None = None,
     name: str | None = None,
     resume: bool = False,
     checkpoints: CheckpointConfig | None = None,
@@ -78,15 +78,15 @@ def tune(
         experiment: what is not searched.
         param_space: dotted paths of `Experiment` to Tune domains, `tune.grid_search` lists or plain
             values; may be nested.
-        num_samples: how many draws, `references` included; with grid values, how often the grid is
-            run.
+        num_samples: how many draws, `references` included, each another configuration; with grid
+            values, how many draws of the other values the whole grid is run for.
         searcher: "random" (and grids) or "optuna" (no grids).
         scheduler: "asha" stops trials early that fall behind at the same epoch.
         references: values of the space, by its keys, that are tried first, for example EW on plain
             losses; keys that one leaves out are drawn.
         placement: of every trial's workers.
         max_concurrent: at most so many trials at once; never more than the cluster has room for.
-        storage_path: folder or URI shared by all nodes; by default under the home directory.
+        storage: folder or URI shared by all nodes; by default under the home directory.
         name: of the search.
         resume: continue the search of this name: finished trials are kept, interrupted ones go on
             from their last checkpoint, failed ones are tried again, and more samples are added if
@@ -111,16 +111,12 @@ def tune(
     check_choice("scheduler", scheduler, ("none", "asha"))
     check_space(experiment, param_space, searcher)
     check_references(param_space, references)
-    root, name = checked_place(storage_path, name, "tune", experiment)
+    root, name = checked_place(storage, name, "tune", experiment)
     directory = f"{root}/{name}"
     check_resume("search", directory, resume)
     print(f"search {name} in {root}", flush=True)
     prepared = prepare_run(experiment, placement=placement)
-    if scheduler == "asha" and not cluster.has_dashboard():
-        raise ValueError(
-            "this Ray cluster has no dashboard, without which a trial that is stopped early keeps its CPUs for ever; start "
-            "its head with --include-dashboard=true, or search without early stopping (scheduler 'none')."
-        )
+    _check_dashboard(scheduler, placement)
     with hold(directory, "search"):
         note = claim(directory, experiment)
         settings = {
@@ -132,55 +128,100 @@ def tune(
         claim_study(directory, settings, num_samples=num_samples)
         node_check.check_nodes(directory)
         data = read_samples(prepared)
-        room = max(1, placement.concurrent())
-        study = Study(
-            kind="search",
-            directory=directory,
-            data=data,
+        study = Study.of(
+            "search",
+            directory,
+            experiment,
+            data,
             placement=placement,
-            concurrency=min(room, max_concurrent or room),
-            progress=Progress(experiment.epochs, METRIC),
-            facts=shared_facts(experiment, data),
+            max_concurrent=max_concurrent,
+            epochs=experiment.epochs,
+            metric=METRIC,
             checkpoints=checkpoints,
         )
+        single = train_baseline(study, experiment, root, [experiment.seed])
         baseline = {
             name: value
-            for record in train_baseline(study, experiment, root, [experiment.seed])
+            for record in single
             for name, value in record["history"][-1].items()
             if name.startswith(f"{record['task']}/")
         }
         draws = Draws(experiment)
-        early_stopping = _scheduler(scheduler, experiment.epochs, directory)
-        if searcher == "optuna":
-            source = OptunaRuns(
-                param_space,
-                references,
-                num_samples,
-                draws=draws,
-                directory=directory,
-                read=lambda run: read_record(directory, run),
-            )
-            failures = study.train(
-                source,
-                folder=directory,
-                baseline=baseline,
-                scheduler=early_stopping,
-                limit=num_samples,
-            )
-        else:
-            seed = experiment.seed
-            for changes in random_configurations(param_space, references, num_samples, seed):
-                draws.add(changes)
-            _, failures = train_missing(
-                study,
-                draws.runs,
-                folder=directory,
-                baseline=baseline,
-                scheduler=early_stopping,
-            )
+        failures = _train_draws(
+            study,
+            draws,
+            param_space,
+            references,
+            num_samples,
+            searcher=searcher,
+            scheduler=scheduler,
+            baseline=baseline,
+        )
     records = {run.name: read_record(directory, run) for run in draws.runs}
     notes = (*data.notes, *([note] if note else []))
     return _result(draws, records, failures, baseline, directory, notes)
+
+
+def _check_dashboard(scheduler: str, placement: Placement) -> None:
+    """Whether trials can be stopped early on the cluster that this process is connected to.
+
+    Raises:
+        ValueError: Ray Train's runs would keep their CPUs.
+    """
+    if scheduler == "none" or trains_in_process(placement) or cluster.has_dashboard():
+        return
+    raise ValueError(
+        "this Ray cluster has no dashboard, without which a trial of several workers that is stopped "
+        "early keeps its CPUs for ever; start its head with --include-dashboard=true, or search "
+        "without early stopping (scheduler 'none'), or with one worker per trial."
+    )
+
+
+def _train_draws(
+    study: Study,
+    draws: Draws,
+    param_space: Mapping[str, Any],
+    references: Sequence[Mapping[str, Any]],
+    num_samples: int,
+    *,
+    searcher: str,
+    scheduler: str,
+    baseline: Mapping[str, float],
+) -> dict[str, str]:
+    """Draws and trains.
+
+    Args:
+        study: of the search.
+        draws: gets every configuration.
+        param_space, references, num_samples, searcher, scheduler: as for `tune`.
+        baseline: single-task metrics.
+
+    Returns:
+        The reasons of failures by the name of a run.
+    """
+    directory = study.directory
+    early_stopping = _scheduler(scheduler, draws.experiment.epochs, directory)
+    if searcher == "optuna":
+        source = OptunaRuns(
+            param_space,
+            references,
+            num_samples,
+            draws=draws,
+            directory=directory,
+            read=lambda run: read_record(directory, run),
+        )
+        return study.train(
+            source,
+            folder=directory,
+            baseline=baseline,
+            scheduler=early_stopping,
+            limit=num_samples,
+        )
+    draw_at_random(draws, param_space, references, num_samples)
+    _, failures = train_missing(
+        study, draws.runs, folder=directory, baseline=baseline, scheduler=early_stopping
+    )
+    return failures
 
 
 def results_table(

@@ -1,13 +1,14 @@
 """The configurations that a search draws, each of them trained once.
 
 Owns how a space becomes runs: by grids and random numbers, or by Optuna, which learns from the runs
-that have ended. A configuration that is drawn again is said to be, and trained once.
+that have ended. A configuration that was drawn before does not count as a draw: another one is drawn
+in its place, until the space seems to have no other.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from repmtl_ray.search.run_records import METRIC, Record, Run
 from repmtl_ray.search.space import choices_of, complete, flatten, problem_of, whole_paths
 
 DRAWN_FILE = "drawn.json"
+MAX_IN_VAIN = {"random": 500, "optuna": 100}
+"""So many draws in a row that were drawn before end a search: its space has no other configuration,
+or hardly one."""
 REFUSED = "refused-"
 """Begins the name of a configuration that is no experiment."""
 
@@ -54,42 +58,65 @@ class Draws:
         self._by_key: dict[str, Draw] = {}
 
     def add(self, changes: Mapping[str, Any]) -> tuple[Draw, bool]:
-        """A configuration, and whether it is new; one that is not is named in a line."""
-        label = label_of(changes)
-        error = problem_of(self.experiment, changes)
-        key, run = json.dumps(changes, sort_keys=True, default=str), None
+        """The draw of a configuration, and whether it is new."""
+        text = key = json.dumps(changes, sort_keys=True, default=str)
+        if text in self._by_key:  # digests take long, and a small space is drawn from often
+            return self._by_key[text], False
+        error, run = problem_of(self.experiment, changes), None
         if not error:
             experiment = replace(self.experiment, changes)
             key = digest(experiment)
-            run = Run(name=key, label=label, experiment=experiment)
-        known = self._by_key.get(key)
-        if known is not None:
-            print(f"drawn again, trained once: {label} is draw {known.number} too", flush=True)
-            return known, False
-        draw = Draw(number=len(self.draws) + 1, changes=changes, run=run, error=error)
-        self.draws.append(draw)
-        self._by_key[key] = draw
-        return draw, True
+            run = Run(name=key, label=label_of(changes), experiment=experiment)
+        draw = self._by_key.get(key)
+        is_new = draw is None
+        if draw is None:
+            draw = Draw(number=len(self.draws) + 1, changes=changes, run=run, error=error)
+            self.draws.append(draw)
+        self._by_key[key] = self._by_key[text] = draw
+        return draw, is_new
+
+    def say_exhausted(self, num_samples: int) -> None:
+        """Tells the user why there are fewer configurations than samples."""
+        print(
+            f"the space has no further configuration: {len(self.draws)} are all that "
+            f"{num_samples} samples of it gave",
+            flush=True,
+        )
 
     @property
     def runs(self) -> list[Run]:
         return [draw.run for draw in self.draws if draw.run is not None]
 
 
-def random_configurations(
+def draw_at_random(
+    draws: Draws,
     param_space: Mapping[str, Any],
     references: Sequence[Mapping[str, Any]],
     num_samples: int,
-    seed: int,
-) -> Iterator[dict[str, Any]]:
-    """The references, then draws, each with every combination of the grids, as Ray Tune's
-    BasicVariantGenerator makes them. A larger `num_samples` only adds to the end."""
+) -> None:
+    """Draws the references, then at random, each with every combination of the grids, as Ray Tune's
+    BasicVariantGenerator does. A larger `num_samples` only adds to the end.
+
+    Args:
+        draws: filled here; its experiment has the seed.
+        param_space, references, num_samples: as for `tune`. A sample that gives nothing new does not
+            count.
+    """
     whole = whole_paths(param_space)
+    is_random = any(isinstance(value, Domain) for value in flatten(param_space).values())
+    max_in_vain = MAX_IN_VAIN["random"] if is_random else len(references) + 1
+    num_drawn = num_in_vain = 0
     points = [dict(reference) for reference in references]
-    for configuration in ray_compat.drawn_configurations(
-        dict(param_space), points, num_samples, seed
-    ):
-        yield flatten(configuration, whole=whole)
+    samples = ray_compat.drawn_samples(dict(param_space), points, draws.experiment.seed)
+    while num_drawn < num_samples:
+        added = [draws.add(flatten(variant, whole=whole)) for variant in next(samples)]
+        if any(is_new for _, is_new in added):
+            num_drawn, num_in_vain = num_drawn + 1, 0
+            continue
+        num_in_vain += 1
+        if num_in_vain == max_in_vain:
+            draws.say_exhausted(num_samples)
+            return
 
 
 class OptunaRuns:
@@ -126,7 +153,9 @@ class OptunaRuns:
         if storage.exists(self._location):
             stored = json.loads(storage.read(self._location))
             self._drawn = [self._parameters_of(values) for values in stored]
+        self._num_samples = num_samples
         self._num_left = num_samples - len(self._drawn)
+        self._num_suggested = len(self._drawn)
         seed = draws.experiment.seed
         whole = [complete(flatten(reference), param_space, seed) for reference in references]
         points = [{path: point[path] for path in self._domains} for point in whole]
@@ -153,19 +182,28 @@ class OptunaRuns:
     def next_run(self) -> Run | None:
         if self._again:
             return self._again.pop(0)
+        num_in_vain = 0
         while self._num_left > 0:
-            self._num_left -= 1
-            token = str(len(self._drawn))
-            self._drawn.append(dict(self._optuna.suggest(token) or {}))
-            storage.write(self._location, json.dumps(self._drawn, indent=1).encode())
-            draw, is_new = self._draws.add(self._constants | self._drawn[-1])
+            token = str(self._num_suggested)
+            self._num_suggested += 1
+            parameters = dict(self._optuna.suggest(token) or {})
+            draw, is_new = self._draws.add(self._constants | parameters)
             self._tokens.setdefault(draw.name, []).append(token)
-            if draw.run is None:
+            if is_new:
+                num_in_vain = 0
+                self._num_left -= 1
+                self._drawn.append(parameters)
+                storage.write(self._location, json.dumps(self._drawn, indent=1).encode())
+                if draw.run is not None:
+                    return draw.run
                 self._complete(draw.name, None)
-            elif is_new:
-                return draw.run
-            elif draw.name in self._values:
-                self._complete(draw.name, self._values[draw.name])
+                continue
+            if draw.run is None or draw.name in self._values:
+                self._complete(draw.name, self._values.get(draw.name))
+            num_in_vain += 1
+            if num_in_vain == MAX_IN_VAIN["optuna"]:
+                self._num_left = 0
+                self._draws.say_exhausted(self._num_samples)
         return None
 
     def tell(self, run: Run, value: float | None) -> None:

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import ray
 from ray import tune as ray_tune
@@ -37,6 +37,7 @@ from repmtl_ray.search.run_records import (
     other_code,
     read_record,
     record_location,
+    shared_facts,
     write_record,
 )
 from repmtl_ray.search.trial import TrialSettings, in_process, with_ray_train
@@ -93,6 +94,43 @@ class Study:
     progress: Progress
     facts: Mapping[str, Any]
     checkpoints: CheckpointConfig | None = None
+
+    @classmethod
+    def of(
+        cls,
+        kind: Literal["search", "benchmark"],
+        directory: str,
+        experiment: Experiment,
+        data: CachedData,
+        *,
+        placement: Placement,
+        max_concurrent: int | None,
+        epochs: int,
+        metric: str | None = None,
+        notes: Sequence[str] = (),
+        checkpoints: CheckpointConfig | None = None,
+    ) -> Study:
+        """A study of a cluster that is connected.
+
+        Args:
+            kind, directory, data, placement, checkpoints: of the study.
+            experiment: what its runs share.
+            max_concurrent: at most so many runs at once; None: as many as there is room for.
+            epochs: of its longest run.
+            metric: that is printed of every run; None prints none.
+            notes: for its records, besides those of the data.
+        """
+        room = max(1, placement.concurrent())
+        return cls(
+            kind=kind,
+            directory=directory,
+            data=data,
+            placement=placement,
+            concurrency=min(room, max_concurrent or room),
+            progress=Progress(epochs, metric),
+            facts=shared_facts(experiment, data, notes),
+            checkpoints=checkpoints,
+        )
 
     def train(
         self,

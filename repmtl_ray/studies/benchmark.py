@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from repmtl_ray import node_check, protocols
@@ -21,8 +22,7 @@ from repmtl_ray.report.records import data_source, published_name
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
-from repmtl_ray.search.progress import Progress
-from repmtl_ray.search.run_records import Record, Run, shared_facts
+from repmtl_ray.search.run_records import Record, Run
 from repmtl_ray.search.study import SINGLE_TASK, Study, train_baseline, train_missing
 
 
@@ -51,7 +51,7 @@ def benchmark(
     baseline: Literal["own", "published"] = "own",
     placement: Placement | None = None,
     max_concurrent: int | None = None,
-    storage_path: str | None = None,
+    storage: str | Path | None = None,
     name: str | None = None,
     resume: bool = False,
     checkpoints: CheckpointConfig | None = None,
@@ -64,7 +64,7 @@ def benchmark(
         seeds: of the runs.
         baseline: "own" trains the single-task rows (or reads them back, if the storage has the very
             same); "published" leaves it to the paper's rows.
-        placement, max_concurrent, storage_path: as in `tune`.
+        placement, max_concurrent, storage: as in `tune`.
         name: of the benchmark.
         resume: continue the benchmark of this name: runs that have a record are kept, interrupted
             ones go on from their last checkpoint, failed ones are tried again. There may be other
@@ -89,7 +89,7 @@ def benchmark(
     runs = method_runs(experiment, methods, seeds)
     if baseline == "published":
         _check_published(experiment)
-    root, name = checked_place(storage_path, name, "benchmark", experiment)
+    root, name = checked_place(storage, name, "benchmark", experiment)
     directory = f"{root}/{name}"
     check_resume("benchmark", directory, resume)
     print(f"benchmark {name} in {root}", flush=True)
@@ -100,15 +100,15 @@ def benchmark(
         claim_study(directory, {"baseline": baseline}, methods=methods)
         node_check.check_nodes(directory)
         data = read_samples(prepared)
-        room = max(1, placement.concurrent())
-        study = Study(
-            kind="benchmark",
-            directory=directory,
-            data=data,
+        study = Study.of(
+            "benchmark",
+            directory,
+            experiment,
+            data,
             placement=placement,
-            concurrency=min(room, max_concurrent or room),
-            progress=Progress(max(run.experiment.epochs for run in runs), None),
-            facts=shared_facts(experiment, data, [note] if note else []),
+            max_concurrent=max_concurrent,
+            epochs=max(run.experiment.epochs for run in runs),
+            notes=[note] if note else [],
             checkpoints=checkpoints,
         )
         single = train_baseline(study, experiment, root, seeds) if baseline == "own" else []

@@ -35,7 +35,7 @@ def main(storage: str, num_trials: int, epochs: int) -> None:
         experiment,
         {"regularizer.lambda_tsr": ray_tune.grid_search([0.1 * n for n in range(num_trials)])},
         num_samples=1,
-        storage_path=storage,
+        storage=storage,
         name="grown",
     )
     print(found.table[["status", "epoch", "error"]].to_string())

@@ -61,7 +61,7 @@ def searched(storage: str, *, resume: bool, num_samples: int = TRIALS) -> Search
         searcher="optuna",
         scheduler="asha",
         max_concurrent=2,
-        storage_path=storage,
+        storage=storage,
         name=NAME,
         resume=resume,
     )

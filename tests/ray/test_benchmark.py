@@ -138,5 +138,5 @@ def test_what_cannot_work_is_refused_before_training(
     with pytest.raises(ValueError, match=message):
         benchmark(
             experiment,
-            **{"methods": {"EW": method("EW")}, "storage_path": str(folder), **options},
+            **{"methods": {"EW": method("EW")}, "storage": str(folder), **options},
         )

@@ -14,7 +14,7 @@ import pytest
 from ray import tune as ray_tune
 
 from bench import faults
-from repmtl_ray import cluster, tune
+from repmtl_ray import Placement, cluster, tune
 from repmtl_ray.config import Experiment, replace, to_dict
 from repmtl_ray.search import SearchResult
 from tests.helpers.leftovers import leftovers
@@ -43,7 +43,7 @@ def undisturbed(storage: Path) -> Any:
     from tests.helpers.training import float64_experiment
 
     short = replace(float64_experiment(), {"epochs": 2, "precision": "float32"})
-    return tune(short, SPACE, num_samples=1, storage_path=str(storage), name="grid")
+    return tune(short, SPACE, num_samples=1, storage=str(storage), name="grid")
 
 
 def test_a_search_ranks_trials_and_goes_on_when_one_fails(
@@ -82,7 +82,7 @@ def test_early_stopping_leaves_nothing_behind(
             num_samples=1,
             scheduler="asha",
             max_concurrent=1,
-            storage_path=str(storage),
+            storage=str(storage),
             name="asha",
         )
         assert not leftovers()
@@ -103,7 +103,7 @@ space = {
     "regularizer.lambda_tsr": 0.5,
     "regularizer.temperature": 0.3,
 }
-tune(experiment, space, num_samples=1, max_concurrent=1, storage_path=sys.argv[2], name="interrupted")
+tune(experiment, space, num_samples=1, max_concurrent=1, storage=sys.argv[2], name="interrupted")
 """
 
 
@@ -134,9 +134,7 @@ def test_a_search_goes_on_after_its_driver_and_its_ray_died(
     driver.wait()
     before = finished_runs(directory)
     assert len(before) == 1
-    found = tune(
-        short, SPACE, num_samples=1, storage_path=str(storage), name="interrupted", resume=True
-    )
+    found = tune(short, SPACE, num_samples=1, storage=str(storage), name="interrupted", resume=True)
     assert finished_runs(directory) == before, "the finished trial did not run again"
     own = ["checkpoint", "trial"]
     pandas.testing.assert_frame_equal(
@@ -150,7 +148,13 @@ def test_early_stopping_without_a_dashboard_is_refused(
     assert cluster.has_dashboard()
     monkeypatch.setattr(cluster, "has_dashboard", lambda: False)
     with pytest.raises(ValueError, match=r"no dashboard.*--include-dashboard=true"):
-        tune(short, {TSR: 1.0}, scheduler="asha", storage_path=str(storage))
+        tune(
+            replace(short, {"batch_size": 4}),
+            {TSR: 1.0},
+            scheduler="asha",
+            storage=str(storage),
+            placement=Placement(num_workers=2),
+        )
 
 
 @pytest.mark.parametrize(
@@ -175,4 +179,4 @@ def test_what_cannot_work_is_refused_before_training(
     short: Experiment, storage: Path, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        tune(short, storage_path=str(storage), **arguments)
+        tune(short, storage=str(storage), **arguments)

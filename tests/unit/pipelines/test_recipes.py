@@ -302,7 +302,7 @@ def test_options_reach_experiment_space_and_search(
         "references": [],
         "placement": Placement(num_workers=2, cpus_per_worker=2, gpus_per_worker=1),
         "max_concurrent": 1,
-        "storage_path": "s",
+        "storage": "s",
         "name": "old",
         "resume": True,
         "checkpoints": CheckpointConfig(),

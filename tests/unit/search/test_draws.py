@@ -10,7 +10,8 @@ import pytest
 from ray import tune as ray_tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from repmtl_ray.search.draws import Draws, OptunaRuns, random_configurations
+from repmtl_ray.config import replace
+from repmtl_ray.search.draws import MAX_IN_VAIN, Draws, OptunaRuns, draw_at_random
 from repmtl_ray.search.run_records import METRIC, Record, Run
 from tests.helpers.searches import BASE, CSA, POLICY, RATE, TSR
 
@@ -24,7 +25,9 @@ CHOICES = {POLICY: ray_tune.choice(["EW", "UW"]), TSR: ray_tune.choice([0.1, 0.9
 
 
 def drawn(num_samples: int, references: tuple[dict[str, Any], ...] = ()) -> list[dict[str, Any]]:
-    return list(random_configurations(SPACE, references, num_samples, 3))
+    draws = Draws(replace(BASE, {"seed": 3}))
+    draw_at_random(draws, SPACE, references, num_samples)
+    return [dict(draw.changes) for draw in draws.draws]
 
 
 @pytest.mark.parametrize("references", [(), ({POLICY: "EW"}, {TSR: 0.0, CSA: 0.1})])
@@ -46,18 +49,37 @@ def test_more_samples_are_added_at_the_end() -> None:
     assert drawn(5)[: len(drawn(3))] == drawn(3)
 
 
-def test_a_configuration_that_is_drawn_again_is_named_and_has_one_run(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_configuration_that_is_drawn_again_is_the_same_draw() -> None:
     draws = Draws(BASE)
     for policy, tsr in (("EW", 0.5), ("UW", 0.5), ("EW", 0.5), ("UWW", 0.5), ("UWW", 0.5)):
         draws.add({POLICY: policy, TSR: tsr})
     assert [draw.number for draw in draws.draws] == [1, 2, 3]
     assert len(draws.runs) == 2
     assert draws.draws[2].error.startswith("policy.name is 'UWW'")
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "drawn again, trained once: policy EW  tsr 0.5 is draw 1 too"
-    assert len(printed) == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_random_search_draws_every_choice_before_it_ends_with_fewer(
+    seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draws = Draws(replace(BASE, {"seed": seed}))
+    draw_at_random(draws, CHOICES, (), 4)
+    assert {(run.experiment.policy.name, run.experiment.regularizer.lambda_tsr) for run in draws.runs} == {
+        ("EW", 0.1), ("EW", 0.9), ("UW", 0.1), ("UW", 0.9),
+    }  # fmt: skip
+    assert not capsys.readouterr().out
+    more = Draws(replace(BASE, {"seed": seed}))
+    draw_at_random(more, CHOICES, (), 9)
+    assert [run.name for run in more.runs] == [run.name for run in draws.runs]
+    assert capsys.readouterr().out == (
+        "the space has no further configuration: 4 are all that 9 samples of it gave\n"
+    )
+
+
+def test_a_grid_is_drawn_once() -> None:
+    draws = Draws(BASE)
+    draw_at_random(draws, {CSA: ray_tune.grid_search([0.1, 0.9])}, [{CSA: 0.9}], 5)
+    assert [run.experiment.regularizer.lambda_csa for run in draws.runs] == [0.9, 0.1]
 
 
 def study_of(source: OptunaRuns) -> Any:
@@ -96,7 +118,7 @@ def test_optuna_trains_every_configuration_once_and_stops_when_all_samples_are_d
     tmp_path: Path,
 ) -> None:
     search = Search(tmp_path)
-    source, draws = search.source(12, CHOICES)
+    source, draws = search.source(4, CHOICES)
     running: list[Run] = []
     for run in iter(source.next_run, None):
         running.append(run)
@@ -104,8 +126,9 @@ def test_optuna_trains_every_configuration_once_and_stops_when_all_samples_are_d
             search.end(source, running.pop(0))
     for run in running:
         search.end(source, run)
-    assert len(search.trained) == len(set(search.trained)) == len(draws.runs) <= 4
-    assert len(study_of(source).trials) == 12
+    assert len(search.trained) == len(set(search.trained)) == len(draws.runs)
+    assert 2 <= len(draws.runs) <= 4, "TPE may propose the same for long"
+    assert len(study_of(source).trials) <= 4 + MAX_IN_VAIN["optuna"]
     assert all(trial.state.is_finished() for trial in study_of(source).trials)
     assert draws.draws[0].changes == {POLICY: "EW", TSR: 0.1, RATE: 1e-3}
 
