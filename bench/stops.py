@@ -49,7 +49,11 @@ def counts() -> dict[str, int]:
 def _is_of_a_run(name: str) -> bool:
     """Whether an actor belongs to a run; Ray Train keeps one TrainStateActor for the whole cluster."""
     of_train = "Train" in name.replace("TrainStateActor", "")
-    return of_train or "PlacementGroupCleaner" in name or name.endswith(("ImplicitFunc", "InProcessTrial"))
+    return (
+        of_train
+        or "PlacementGroupCleaner" in name
+        or name.endswith(("ImplicitFunc", "InProcessTrial"))
+    )
 
 
 def _title(process: psutil.Process) -> str:

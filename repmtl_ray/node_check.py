@@ -59,7 +59,9 @@ def write_driver_note(directory: str) -> DriverNote | None:
     try:
         storage.write_text(location, content)
     except OSError as error:
-        raise ValueError(f"storage {directory} cannot be written: {explain(error)}") from error
+        raise ValueError(
+            f"storage {directory} cannot be written: {storage.meaning(error)}"
+        ) from error
     return DriverNote(
         sources=source_digest(),
         python=platform.python_version(),
@@ -90,7 +92,7 @@ def problem_on_this_node(note: DriverNote | None) -> str:
     except FileNotFoundError:
         found = ""
     except (OSError, ValueError) as error:
-        return f"{where} cannot read the storage, {note.location}: {explain(error)}"
+        return f"{where} cannot read the storage, {note.location}: {storage.meaning(error)}"
     if found != note.content:
         return (
             f"{where} does not see the file that the driver wrote to {note.location}: the storage "
@@ -192,21 +194,5 @@ def answer(note: DriverNote) -> tuple[str, str]:
             storage.write_text(left, note.content)
         except (OSError, ValueError) as error:
             where = ray.util.get_node_ip_address()
-            problem = f"node {where} cannot write the storage, {left}: {explain(error)}"
+            problem = f"node {where} cannot write the storage, {left}: {storage.meaning(error)}"
     return problem, left
-
-
-def explain(error: Exception) -> str:
-    """What a storage said, and what to do."""
-    text = " ".join(str(error).split())
-    lower = text.lower()
-    if "bucket" in lower and ("not_found" in lower or "no_such" in lower or "not exist" in lower):
-        return f"there is no such bucket; make it, or correct --storage ({text})."
-    if any(word in lower for word in ("credential", "access_denied", "access denied", "forbidden")):
-        return (
-            f"{text}; give this machine credentials: an instance profile or service account that may read and write "
-            "the bucket, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-        )
-    if "permission" in lower:
-        return f"{text}; choose another folder, or give this user the right to write there."
-    return f"{text}; correct --storage, or its rights and network."

@@ -158,22 +158,26 @@ def explained(location: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{location}: {_meaning(error)}") from error
+        raise ValueError(f"{location}: {meaning(error)}") from error
 
 
-def _meaning(error: OSError) -> str:
+def meaning(error: Exception) -> str:
+    """What a storage said, and what to do."""
     text = " ".join(str(error).split())
     lower = text.lower()
-    if "no_such_bucket" in lower or ("bucket" in lower and "not found" in lower):
+    number = error.errno if isinstance(error, OSError) else None
+    no_bucket = ("no_such_bucket", "not found", "not exist")
+    if "bucket" in lower and any(words in lower for words in no_bucket):
         return "there is no such bucket; create it, or correct the name."
-    if error.errno == errno.EROFS or "read-only file system" in lower:
+    if number == errno.EROFS or "read-only file system" in lower:
         return f"the file system is read-only ({text}); name another folder."
     if isinstance(error, NotADirectoryError | FileExistsError) or "not a directory" in lower:
         return f"a file is in the way of a folder ({text}); name another folder."
-    if isinstance(error, PermissionError) or "access_denied" in lower or "permission" in lower:
+    denied = ("access_denied", "access denied", "permission", "credential", "forbidden")
+    if isinstance(error, PermissionError) or any(words in lower for words in denied):
         return (
-            f"permission denied ({text}); check the folder's owner, or the credentials (AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or a profile) and the bucket's policy."
+            f"permission denied ({text}); check the folder's owner, or give this machine credentials (an instance "
+            "profile, a service account, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) and check the bucket's policy."
         )
     if any(word in lower for word in ("no space left", "file too large", "quota exceeded")):
         return (
@@ -306,10 +310,10 @@ def _with_retries(attempt: Callable[[], T], what: str) -> T:
         except FileNotFoundError:
             raise
         except PERMANENT as error:
-            raise StorageError(f"{what} failed: {_meaning(error)}") from error
+            raise StorageError(f"{what} failed: {meaning(error)}") from error
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
-                raise StorageError(f"{what} failed: {_meaning(error)}") from error
+                raise StorageError(f"{what} failed: {meaning(error)}") from error
             reason = error.strerror or str(error)
             if wait is None:
                 raise StorageError(

@@ -164,10 +164,6 @@ def train(
     if done is not None:
         return done
     placement = placement.decided(runs=1, reads_storage=data.reads_storage)
-    use_gpu = placement.gpus_per_worker > 0
-    resources = {"CPU": placement.cpus_per_worker}
-    if use_gpu:
-        resources["GPU"] = placement.gpus_per_worker
     trainer = TorchTrainer(
         run_worker,  # type: ignore[arg-type]  # may return a value in Train V2
         train_loop_config={
@@ -179,11 +175,7 @@ def train(
             "checkpoints": checkpoints or CheckpointConfig(),
             "driver_note": node_check.write_driver_note(folder),
         },
-        scaling_config=ScalingConfig(
-            num_workers=placement.num_workers,  # type: ignore[arg-type]  # annotated as Train V1's
-            use_gpu=use_gpu,
-            resources_per_worker=resources,
-        ),
+        scaling_config=_scaling(placement),
         run_config=RunConfig(
             name=name,
             storage_path=storage,
@@ -211,6 +203,18 @@ def train(
         epochs_now=outcome["epochs_now"],
         final=outcome["final"],
         notes=data.notes,
+    )
+
+
+def _scaling(placement: Placement) -> ScalingConfig:
+    """What Ray Train reserves for the workers."""
+    resources = {"CPU": placement.cpus_per_worker}
+    if placement.gpus_per_worker > 0:
+        resources["GPU"] = placement.gpus_per_worker
+    return ScalingConfig(
+        num_workers=placement.num_workers,  # type: ignore[arg-type]  # annotated as Train V1's
+        use_gpu=placement.gpus_per_worker > 0,
+        resources_per_worker=resources,
     )
 
 
