@@ -153,7 +153,7 @@ def _train(
         num_before = len(history)
         if history:  # the last report before an interruption may not have been heard
             ray.train.report({**history[-1], "checkpoint_path": resume_from})
-    with _loader(experiment, data, workers, num_actors=config["data_actors"]) as loader:
+    with data_actors(experiment, data, workers, num_actors=config["data_actors"]) as loader:
         parts, progress = loop.run(
             experiment,
             train=split_of(data, data.train, loader),
@@ -210,7 +210,7 @@ def evaluate_final(
 
 
 @contextlib.contextmanager
-def _loader(
+def data_actors(
     experiment: Experiment, data: CachedData, workers: Workers, *, num_actors: int
 ) -> Iterator[Loader | None]:
     """This worker's data actors; None if its own threads make the batches."""

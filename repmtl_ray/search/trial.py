@@ -7,6 +7,7 @@ several workers is one of Ray Train, for which its trial waits.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import math
@@ -27,7 +28,13 @@ from repmtl_ray.runs import tune_reporting
 from repmtl_ray.runs.callbacks import AddDeltaP, Callback
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.runs.fault_tolerance import FaultTolerance, is_out_of_memory
-from repmtl_ray.runs.worker import CachedData, NotePosition, evaluate_final, split_of
+from repmtl_ray.runs.worker import (
+    CachedData,
+    NotePosition,
+    data_actors,
+    evaluate_final,
+    split_of,
+)
 from repmtl_ray.runs.worker_loss import RunPosition
 from repmtl_ray.search.run_records import METRIC, Run, make_record, write_record
 from repmtl_ray.train import FitResult, finished, train
@@ -35,6 +42,7 @@ from repmtl_ray.train import FitResult, finished, train
 if TYPE_CHECKING:
     import torch
 
+    from repmtl_ray.data.batches import Loader
     from repmtl_ray.runs import loop
     from repmtl_ray.runs.build import Split
 
@@ -124,6 +132,9 @@ class RunsInProcess:
 
     def _epochs(self, run: Run, folder: str) -> Generator[Result, None, FitResult]:
         """Trains; gives every epoch but the last, which is the return value's."""
+        from repmtl_ray.data.plan import DataError
+        from repmtl_ray.runs import loop
+
         settings, experiment = self._settings, run.experiment
         device = self._device()
         checkpointing = FaultTolerance(
@@ -133,13 +144,19 @@ class RunsInProcess:
             notice=ray_compat.NodeNotice(),
         )
         try:
-            training, num_before = self._start(run, checkpointing, device)
-            if num_before:  # the last report before an interruption may not have been heard
-                repeated = training.progress.history[-1]
-                yield {**repeated, "checkpoint_path": checkpointing.checkpoint}
-            for metrics in training.epochs():
-                if metrics["epoch"] < experiment.epochs:
-                    yield {**metrics, "checkpoint_path": checkpointing.checkpoint}
+            loop.selected_tasks(experiment, settings.data.tasks)
+            resume_from = checkpointing.start()
+            with data_actors(
+                experiment, settings.data, ALONE, num_actors=settings.placement.data_cpus or 0
+            ) as loader:
+                training = self._training(run, checkpointing, resume_from, loader, device)
+                num_before = training.progress.epochs_done
+                if num_before:  # the last report before an interruption may not have been heard
+                    repeated = training.progress.history[-1]
+                    yield {**repeated, "checkpoint_path": checkpointing.checkpoint}
+                for metrics in training.epochs():
+                    if metrics["epoch"] < experiment.epochs:
+                        yield {**metrics, "checkpoint_path": checkpointing.checkpoint}
             best = checkpointing.best()
             final = evaluate_final(
                 experiment,
@@ -150,6 +167,8 @@ class RunsInProcess:
                 workers=ALONE,
                 device=device,
             )
+        except DataError as error:
+            raise ExperimentError(str(error)) from error
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -166,32 +185,34 @@ class RunsInProcess:
             notes=settings.data.notes,
         )
 
-    def _start(
-        self, run: Run, checkpointing: FaultTolerance, device: torch.device
-    ) -> tuple[loop.Training, int]:
-        """A run as its newest checkpoint left it, and how many epochs it had."""
+    def _training(
+        self,
+        run: Run,
+        checkpointing: FaultTolerance,
+        resume_from: str | None,
+        loader: Loader | None,
+        device: torch.device,
+    ) -> loop.Training:
+        """A run as its newest checkpoint left it, or at its beginning."""
         from repmtl_ray.runs import loop
 
         settings = self._settings
-        loop.selected_tasks(run.experiment, settings.data.tasks)
-        resume_from = checkpointing.start()
         for note in checkpointing.manager.notes:
             logger.warning(note)
         RunPosition(checkpointing.folder).note_start(resume_from)
         callbacks: list[Callback] = [NotePosition(checkpointing.folder)]
         if settings.baseline is not None:
             callbacks.append(AddDeltaP(settings.baseline))
-        training = loop.Training(
+        return loop.Training(
             run.experiment,
-            train=self._split("train"),
-            evaluation=self._split("evaluation"),
+            train=dataclasses.replace(self._split("train"), loader=loader),
+            evaluation=dataclasses.replace(self._split("evaluation"), loader=loader),
             checkpoints=checkpointing,
             callbacks=callbacks,
             resume_from=resume_from,
             data=settings.data.fingerprint,
             device=device,
         )
-        return training, training.progress.epochs_done
 
     def _split(self, name: Literal["train", "evaluation"]) -> Split:
         """A split, whose samples stay mapped from run to run."""
