@@ -200,6 +200,11 @@ class RegularizerConfig:
             CSA. In (0, 1]; None is the paper (docs/methods.md).
         through: "all" is the paper: the penalty's gradient reaches encoder and heads. "encoder": it
             reaches the encoder alone.
+        diagnostics: report the quantities of `diagnostics.py` without penalties too; with penalties
+            they are always reported.
+        direction: a control for studies, not a method. "penalty" is the penalty's gradient;
+            "flipped" its opposite; "random" a direction of the same norm that is drawn for each
+            step and sample from the seed (with through "encoder" alone).
     """
 
     lambda_tsr: float = 0.9
@@ -207,6 +212,8 @@ class RegularizerConfig:
     temperature: float = 0.5
     share: float | None = added(None)
     through: Literal["all", "encoder"] = added("all")
+    diagnostics: bool = added(False)
+    direction: Literal["penalty", "random", "flipped"] = added("penalty")
 
     def __post_init__(self) -> None:
         check_types(self, "regularizer")
@@ -221,6 +228,12 @@ class RegularizerConfig:
                 f"regularizer.share is {self.share} with lambda_tsr 0 and lambda_csa 0: there is no penalty to bound. Set one "
                 "of them above 0, or share to None."
             )
+        check(
+            self.direction != "random" or self.through == "encoder",
+            "regularizer.(direction, through)",
+            (self.direction, self.through),
+            "through 'encoder' with direction 'random', which is drawn at the representation",
+        )
 
     @property
     def active(self) -> bool:

@@ -100,8 +100,8 @@ def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = A
     with torch.autocast(saliency.device.type, enabled=False):
         own = _at_least_float32(saliency)
         own = own.flatten(3) if own.dim() > 3 else own.unsqueeze(3)  # [tasks, batch, channels, N]
-        anchors, has_anchor = _unit_anchors(own)
-        alignment, has_affinity = _alignment(own, anchors)
+        anchors, has_anchor = unit_anchors(own)
+        alignment, has_affinity, _ = affinity_alignment(own, anchors)
         similarity, is_negative = _similarity(anchors, has_anchor, workers)
         # -log(exp(alignment) / sum over negatives of exp(similarity)), both over the temperature.
         # A row without negatives would give logsumexp of -inf only, whose derivative is NaN even
@@ -145,7 +145,7 @@ def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack(norms).square().sum()
 
 
-def _unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
+def unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
     """Equation 8: the samples' anchors A, scaled to |A A^T| = 1, and which samples have one.
 
     A sample without saliency has no anchor; its rows are zero.
@@ -166,15 +166,16 @@ def _unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
     return anchors / torch.where(exists, squared_norm, 1.0).pow(0.25), exists.flatten()
 
 
-def _alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+def affinity_alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cosine between each task's affinity S S^T (equation 7) and the anchor's A A^T.
 
     Args:
         saliency: [tasks, batch, channels, N].
-        anchors: [batch, tasks, channels], of `_unit_anchors`.
+        anchors: [batch, tasks, channels], of `unit_anchors`.
 
     Returns:
-        [tasks, batch]; and where the affinity is not zero.
+        [tasks, batch]; where the affinity is not zero, bool; and |S S^T|^2 of S divided by its
+        largest entry.
     """
     peak = torch.linalg.vector_norm(saliency.detach(), torch.inf, dim=(2, 3), keepdim=True)
     exists = peak != 0
@@ -186,14 +187,14 @@ def _alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     squared_norm = gramian.square().sum(dim=(2, 3))
     projection = (anchors @ saliency).square().sum(dim=(2, 3))  # <S S^T, A A^T> = |A^T S|^2
     exists = exists.flatten(1)
-    return projection / torch.where(exists, squared_norm, 1.0).sqrt(), exists
+    return projection / torch.where(exists, squared_norm, 1.0).sqrt(), exists, squared_norm
 
 
 def _similarity(anchors: Tensor, has_anchor: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
     """The cosines between this worker's anchors and those of the global batch.
 
     Args:
-        anchors: [batch, tasks, channels], of `_unit_anchors`.
+        anchors: [batch, tasks, channels], of `unit_anchors`.
         has_anchor: [batch] bool.
         workers: all of them.
 

@@ -156,11 +156,15 @@ def npy_folder(root: Path) -> Path:
 
 
 def digest(history: list[dict[str, float]], model: torch.nn.Module | None = None) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of metrics and, where given, weights."""
+    """The first 16 hexadecimal digits of the SHA-256 of metrics and, where given, weights.
+
+    The diagnostics of Rep-MTL are left out: they follow from the rest and act on nothing.
+    """
     lines = [
         f"{name}={float(value).hex()}"
         for metrics in history
         for name, value in sorted(metrics.items())
+        if not name.startswith("rep_mtl/") or name in ("rep_mtl/tsr", "rep_mtl/csa")
     ]
     total = hashlib.sha256("\n".join(lines).encode())
     if model is not None:

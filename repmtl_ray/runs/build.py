@@ -219,4 +219,6 @@ def build_stepper(
         precision=experiment.precision,
         seed=experiment.seed,
         workers=workers,
+        diagnostics=experiment.regularizer.diagnostics,
+        direction=experiment.regularizer.direction,
     )

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from repmtl_ray.runs.graph_split import (
     differentiate_tasks,
     split_graph_at,
 )
-from repmtl_ray.runs.penalty import differentiate_penalty
+from repmtl_ray.runs.penalty import Control, diagnostic_metrics, differentiate_penalty
 from repmtl_ray.saliency import align_task_rows, channels_first
 from repmtl_ray.tasks import Task
 
@@ -74,6 +74,7 @@ class Stepper:
         precision: of the forward pass, as in `Experiment`.
         seed: of the run.
         workers: whose rows together are the global batch.
+        diagnostics, direction: as in `RegularizerConfig`.
     """
 
     model: MultiTaskModel
@@ -88,6 +89,8 @@ class Stepper:
     precision: str
     seed: int
     workers: Workers
+    diagnostics: bool = False
+    direction: Literal["penalty", "random", "flipped"] = "penalty"
 
     def step(self, batch: Batch, *, global_step: int) -> dict[str, float]:
         """Trains on one global batch, of which `batch` is this worker's part.
@@ -100,7 +103,8 @@ class Stepper:
         Returns:
             "<task>/train_loss" (L_t before the step, over the global batch, if it has labels),
             "rep_mtl/tsr" and "rep_mtl/csa" (weighted), "gradient_norm" (the update's, for a policy
-            that makes it itself); equal on every worker.
+            that makes it itself), with penalties or `diagnostics` "rep_mtl/<quantity>" of
+            `diagnose`; equal on every worker.
 
         Raises:
             NonFiniteLossError: a loss or a gradient is not finite; names task, policy and step.
@@ -131,6 +135,7 @@ class Stepper:
                 downstream=derivatives.downstream_parameters,
                 heads=self._head_parameters,
                 keep_graph=self.policy.needs_sub_batches,
+                control=self._control(batch, global_step),
             )
         # Every worker raises here, or none: the policy and the optimiser have seen nothing yet.
         loss_values = check_losses_and_gradients(
@@ -154,6 +159,14 @@ class Stepper:
             if losses.is_present[task]
         }
         metrics |= {f"rep_mtl/{name}": term.item() for name, term in penalty_terms.items()}
+        if penalized or self.diagnostics:
+            metrics |= diagnostic_metrics(
+                self._saliency(batch, derivatives),
+                derivatives.saliency,
+                penalty,
+                tasks=self._task_names,
+                workers=self.workers,
+            )
         return {**metrics, "gradient_norm": gradient_norm}
 
     @property
@@ -230,6 +243,17 @@ class Stepper:
             derivatives.saliency, [batch.rows[task.name] for task in self.tasks]
         )
         return channels_first(aligned, self.model.channel_axis)
+
+    def _control(self, batch: Batch, global_step: int) -> Control | None:
+        """Of a study; None for the penalty's own gradient."""
+        if self.direction == "penalty":
+            return None
+        return Control(
+            direction=self.direction,
+            draw_seed=zlib.crc32(f"direction {self.seed} {global_step}".encode()),
+            rows=[batch.rows[task.name] for task in self.tasks],
+            workers=self.workers,
+        )
 
     def _task_pass(
         self,

@@ -132,6 +132,7 @@ def small_stepper(
     regularizer: tuple[float, float] = (0.0, 0.0),
     share: float | None = None,
     through: Literal["all", "encoder"] = "all",
+    direction: Literal["penalty", "random", "flipped"] = "penalty",
     representation: str = "encoder",
     head: str = "aspp",
     learning_rate: float = 0.05,
@@ -154,6 +155,7 @@ def small_stepper(
         precision="float64",
         seed=3,
         workers=workers,
+        direction=direction,
     )
 
 

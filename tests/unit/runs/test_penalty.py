@@ -260,3 +260,74 @@ def test_through_the_encoder_refuses_shared_layers_behind_the_representation() -
                 encoder="test_efficientnet", head="linear", representation="encoder.blocks.2"
             ),
         )
+
+
+def test_a_random_direction_has_the_norm_of_the_share_and_draws_anew_at_each_step() -> None:
+    batch = dense_batch(0, ALONE)
+    expected = reference_of(DENSE, batch)
+    found = {}
+    for step in (0, 1):
+        stepper = dataclasses.replace(
+            small_stepper(
+                ALONE,
+                policy_config("EW"),
+                regularizer=LAMBDAS,
+                share=SHARE,
+                through="encoder",
+            ),
+            direction="random",
+        )
+        cotangents: list[Tensor] = []
+        backward = stepper.policy.backward
+
+        def watched(
+            task_pass: TaskPass, cotangents: Any = cotangents, backward: Any = backward
+        ) -> None:
+            def encoder_backward(cotangent: Tensor, parameters: Any = None) -> Any:
+                cotangents.append(cotangent)
+                return task_pass.encoder_backward(cotangent, parameters)
+
+            backward(dataclasses.replace(task_pass, encoder_backward=encoder_backward))
+
+        stepper.policy.backward = watched
+        stepper.step(batch, global_step=step)
+        found[step] = cotangents[-1] - expected.task_gradient
+        ratio = found[step].norm() / expected.task_gradient.norm()
+        assert float(ratio) == pytest.approx(SHARE, rel=1e-9)
+        cosine = torch.nn.functional.cosine_similarity(
+            found[step].reshape(1, -1), expected.penalty_gradient.reshape(1, -1)
+        )
+        assert abs(float(cosine)) < 0.3
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_the_flipped_direction_is_the_opposite() -> None:
+    batch = dense_batch(0, ALONE)
+    updates = {}
+    for direction in ("penalty", "flipped"):
+        stepper = small_stepper(
+            ALONE, policy_config("EW"), regularizer=LAMBDAS, share=SHARE, learning_rate=1.0
+        )
+        updates[direction] = update_of(dataclasses.replace(stepper, direction=direction), batch)
+    expected = reference_of(DENSE, batch)
+    for up, down, of_losses in zip(
+        updates["penalty"], updates["flipped"], expected.of_losses, strict=True
+    ):
+        torch.testing.assert_close(up + down, 2 * of_losses, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("tasks", [DENSE, OFFICE], ids=["dense", "office"])
+def test_a_random_direction_is_the_same_on_two_workers(
+    pool_of: Callable[[int], Pool], tasks: Any
+) -> None:
+    options = {"tasks": tasks, "regularizer": LAMBDAS, "share": SHARE, "through": "encoder"}
+    options["direction"] = "random"
+    expected = parameters_after(ALONE, policy_config("EW"), options)
+    start = parameters_after(ALONE, policy_config("EW"), options, 0)
+    for found in pool_of(2).run(parameters_after, policy_config("EW"), options):
+        assert (found - expected).norm() <= 1e-6 * (expected - start).norm()
+
+
+def test_a_random_direction_for_the_heads_is_refused() -> None:
+    with pytest.raises(ValueError, match="through 'encoder' with direction 'random'"):
+        RegularizerConfig(direction="random", share=0.1)

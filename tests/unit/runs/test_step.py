@@ -223,6 +223,14 @@ def test_reported_values_are_means_over_valid_labels() -> None:
         "depth/train_loss",
         "rep_mtl/tsr",
         "rep_mtl/csa",
+        "rep_mtl/dominance",
+        "rep_mtl/specialisation",
+        "rep_mtl/gradient_share",
+        *(
+            f"rep_mtl/{quantity}/{task}"
+            for quantity in ("alignment", "effective_rank", "channel_mean")
+            for task in ("segmentation", "depth")
+        ),
         "gradient_norm",
     }
 
