@@ -68,7 +68,8 @@ class ModelConfig:
             that cannot dilate refuse it.
         pretrained: load timm's published weights from the hub (needs the network or its cache).
         weights: path of a local state dict (.pth, .safetensors) for the encoder; takes the hub's
-            place.
+            place. "efficientnet_lite0": ImageNet weights of "tf_efficientnet_lite0" from the Python
+            package of the extra `pretrained`, with input_scale "symmetric".
         representation: where saliency is taken: "encoder" (its output), or the dotted name of a
             module on every task's path, for example "encoder.layer4" of `MultiTaskModel`.
         head: "mtan" (of "segnet_mtan" alone), "aspp" (dense tasks) or "linear" (1x1 convolution for dense tasks, affine map for
@@ -79,6 +80,10 @@ class ModelConfig:
         batch_norm: "global" normalises with the statistics of the whole global batch, so that
             results do not depend on the number of workers; "local" with each worker's own, as
             DistributedDataParallel does.
+        batch_norm_momentum: of the encoder's batch normalisation; None keeps the network's own
+            (0.01 in TensorFlow's EfficientNets, which is slow for runs of a few hundred steps).
+        input_scale: "data" hands images over as the data set normalises them; "symmetric" brings
+            them to -1..1, (x - 0.5) / 0.5 of images in 0..1, as some pretrained weights expect.
     """
 
     encoder: str = "resnet50"
@@ -93,6 +98,8 @@ class ModelConfig:
     dropout: float = 0.5
     bottleneck: int | None = added(None)
     batch_norm: Literal["global", "local"] = "global"
+    batch_norm_momentum: float | None = added(None)
+    input_scale: Literal["data", "symmetric"] = added("data")
 
     def __post_init__(self) -> None:
         check_types(self, "model")
@@ -117,6 +124,14 @@ class ModelConfig:
             "model.(features, output_stride, pretrained, weights)",
             (self.features, self.output_stride, self.pretrained, self.weights),
             f"'map', None, False and None with encoder {SEGNET!r}, which is trained from scratch",
+        )
+        check_range("model.batch_norm_momentum", self.batch_norm_momentum, 0, 1, above=True)
+        packaged = (self.encoder, self.input_scale) == ("tf_efficientnet_lite0", "symmetric")
+        check(
+            self.weights != "efficientnet_lite0" or packaged,
+            "model.(encoder, input_scale)",
+            (self.encoder, self.input_scale),
+            "'tf_efficientnet_lite0' and 'symmetric' with weights 'efficientnet_lite0'",
         )
         check_range("model.bottleneck", self.bottleneck, 1, MAX_CHANNELS)
         check(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import final
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import SEGNET, ModelConfig
+from repmtl_ray.data.stream import Normalization
 from repmtl_ray.models import segnet
 from repmtl_ray.models.batch_norm import use_global_statistics
 from repmtl_ray.models.encoders import build_encoder, has_fixed_size
@@ -105,6 +107,7 @@ def build_model(
     image_size: tuple[int, int],
     workers: Workers = ALONE,
     penalized: bool = True,
+    normalize: Normalization | None = None,
 ) -> MultiTaskModel:
     """The model of an experiment, in training mode; initial values depend on torch's seed alone.
 
@@ -116,6 +119,7 @@ def build_model(
         workers: whose batches are one for batch normalisation, when `config.batch_norm` is
             "global".
         penalized: whether Rep-MTL's penalties are to be computed, which need second derivatives.
+        normalize: what was done to the images, which were in 0..1 before; None: nothing.
 
     Raises:
         ValueError: an unknown encoder or one that cannot do what is asked, weights that do not fit
@@ -126,12 +130,25 @@ def build_model(
     if len(set(names)) < len(names):
         raise ValueError(f"tasks {', '.join(map(repr, names))}: names must differ.")
     encoder, heads = _parts(config, tasks, image_size)
+    if config.input_scale == "symmetric":
+        encoder.register_forward_pre_hook(partial(_to_symmetric, normalize))
     model = MultiTaskModel(encoder, heads, tasks)
     use_global_statistics(model, workers if config.batch_norm == "global" else ALONE)
     _set_representation(model, config, tasks, image_size)
     if penalized and config.representation != "encoder":
         check_second_derivative(model, config.representation, image_size)
     return model
+
+
+def _to_symmetric(
+    normalize: Normalization | None, _encoder: nn.Module, inputs: tuple[Tensor]
+) -> Tensor:
+    """Images [rows, 3, H, W] in -1..1, from what the data make of images in 0..1."""
+    (images,) = inputs
+    if normalize is None:
+        return 2 * images - 1
+    mean, std = (images.new_tensor(values).reshape(3, 1, 1) for values in normalize)
+    return 2 * (images * std + mean) - 1
 
 
 def _parts(

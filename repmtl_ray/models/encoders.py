@@ -17,8 +17,10 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from timm.models import load_state_dict
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from repmtl_ray.config import SEGNET, ModelConfig, nearest
+from repmtl_ray.models.packaged import EFFICIENTNET_LITE0, ENCODER, packaged_file, renamed_weights
 
 _logger = logging.getLogger(__name__)
 _NUM_DIMS = {"map": 4, "pooled": 2, "tokens": 3}
@@ -48,6 +50,10 @@ def build_encoder(config: ModelConfig, image_size: tuple[int, int]) -> tuple[nn.
         raise ValueError(_unreachable(config.encoder, error)) from error
     if config.weights is not None:
         encoder = _load_weights(encoder, config, image_size)
+    if config.batch_norm_momentum is not None:
+        for module in encoder.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = config.batch_norm_momentum
     if config.features == "map":
         encoder.register_forward_hook(_last_map)
     elif config.features == "tokens":
@@ -70,7 +76,9 @@ def check_available(config: ModelConfig) -> None:
         )
     if config.pretrained:
         _require_published_weights(config.encoder)
-    if config.weights is not None and not Path(config.weights).expanduser().is_file():
+    if config.weights == EFFICIENTNET_LITE0:
+        packaged_file()
+    elif config.weights is not None and not Path(config.weights).expanduser().is_file():
         raise ValueError(f"model.weights '{config.weights}': no such file.")
 
 
@@ -230,7 +238,8 @@ def _load_weights(
     A new one where their shapes differ: timm then resizes position embeddings to the image size.
     """
     path = Path(str(config.weights)).expanduser()
-    state = _read_state(path)
+    is_packaged = config.weights == EFFICIENTNET_LITE0
+    state = efficientnet_lite0() if is_packaged else _read_state(path)
     own = encoder.state_dict()
     # By name in the encoder, the key in the file: timm's feature networks rename entries.
     key_of = {name: key for key in state for name in _names_in_encoder(key) if name in own}
@@ -263,6 +272,18 @@ def _load_weights(
         raise ValueError(
             f"model.weights '{path}' does not fit {config.encoder!r}: {_first(misfits)}."
         ) from error
+
+
+def efficientnet_lite0() -> dict[str, Tensor]:
+    """ImageNet weights of timm's tf_efficientnet_lite0, from the package of the extra `pretrained`.
+
+    They expect images in -1..1 (`ModelConfig.input_scale` "symmetric").
+
+    Raises:
+        ValueError: as `renamed_weights`.
+    """
+    packaged_file()  # before a network is built for its names
+    return renamed_weights(timm.create_model(ENCODER).state_dict())
 
 
 def _check_unused_entries(

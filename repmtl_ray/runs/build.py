@@ -20,7 +20,7 @@ from repmtl_ray.data.columns import IMAGE
 from repmtl_ray.data.plan import EvalPlan, TrainPlan
 from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
-from repmtl_ray.data.stream import check_one_size
+from repmtl_ray.data.stream import Normalization, check_one_size
 from repmtl_ray.models import build_model
 from repmtl_ray.rep_mtl import regularizer_of
 from repmtl_ray.runs.checkpoint import Parts
@@ -144,9 +144,11 @@ def build(
     device: torch.device,
     workers: Workers,
     size: tuple[int, int] | None = None,
+    normalize: Normalization | None = None,
 ) -> Parts:
     """Model, optimiser, scheduler and policy as they are before the first step; equal on every
-    worker. `size` is that of the images, where `DataConfig` does not say it."""
+    worker. `size` is that of the images, where `DataConfig` does not say it; `normalize` is what was
+    done to them."""
     torch.manual_seed(experiment.seed)
     model = build_model(
         experiment.model,
@@ -154,6 +156,7 @@ def build(
         image_size=size or image_size(experiment.data),
         workers=workers,
         penalized=experiment.regularizer.active,
+        normalize=normalize,
     )
     model = model.to(device=device, dtype=DTYPES[experiment.precision])
     workers.broadcast_([*model.parameters(), *model.buffers()])

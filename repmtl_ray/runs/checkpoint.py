@@ -294,7 +294,9 @@ def build_stored_model(experiment: Experiment, data: DataDescription) -> MultiTa
     """
     # The weights are stored: nothing of the hub or of another file is needed.
     config = dataclasses.replace(experiment.model, pretrained=False, weights=None)
-    model = build_model(config, data.tasks, image_size=data.image_size, penalized=False)
+    model = build_model(
+        config, data.tasks, image_size=data.image_size, penalized=False, normalize=data.normalize
+    )
     return model.double() if experiment.precision == "float64" else model
 
 

@@ -88,7 +88,14 @@ class Training:
         size = train.image_size or image_size(experiment.data)
         self._description = describe(self.tasks, size, train.streams[0].normalize)
         self._data = data
-        self.parts = build(experiment, self.tasks, device=self.device, workers=workers, size=size)
+        self.parts = build(
+            experiment,
+            self.tasks,
+            device=self.device,
+            workers=workers,
+            size=size,
+            normalize=self._description.normalize,
+        )
         self.progress = Progress(seed=experiment.seed)
         if resume_from is not None:
             self.progress = checkpoint.load(

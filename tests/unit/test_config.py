@@ -136,6 +136,7 @@ LIMITS = {
     "regularizer.lambda_csa": (0.0, 1e38),
     "regularizer.temperature": (1e-38, 1e38),
     "regularizer.share": (1e-38, 1.0),
+    "model.batch_norm_momentum": (1e-38, 1.0),
     "optimizer.learning_rate": (1e-38, 1e38),
     "optimizer.weight_decay": (0.0, 1e38),
     "optimizer.max_gradient_norm": (1e-38, 1e38),
