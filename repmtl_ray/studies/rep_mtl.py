@@ -144,6 +144,7 @@ def run_study(
     variants: Mapping[str, RegularizerConfig],
     seeds: Sequence[int],
     file: Path,
+    device: str = "cpu",
 ) -> Iterator[Row]:
     """Trains what is missing, all variants of a seed before the next seed.
 
@@ -152,6 +153,7 @@ def run_study(
         variants: by name.
         seeds: of the runs.
         file: one line of JSON per finished run; read first and added to.
+        device: of this process.
 
     Yields:
         Every row, stored or new, in the order of seeds and variants.
@@ -166,9 +168,24 @@ def run_study(
                 if not splits:
                     names = ("train", experiment.data.eval_split)
                     splits = {split: _split(experiment.data, split) for split in names}
-                stored[key] = _train(variant, own, splits)
+                stored[key] = _train(variant, own, splits, device)
                 _add_row(file, stored[key])
             yield stored[key]
+
+
+def printed_rows(
+    experiment: Experiment,
+    variants: Mapping[str, RegularizerConfig],
+    seeds: Sequence[int],
+    file: Path,
+    device: str,
+) -> list[Row]:
+    """As `run_study`, with a line on the screen for every row."""
+    rows = []
+    for row in run_study(experiment, variants, seeds, file, device):
+        rows.append(row)
+        print(f"{row.variant}, seed {row.seed}: {row.seconds:.0f} s", flush=True)
+    return rows
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -194,10 +211,13 @@ def _split(data: DataConfig, name: Any) -> Split:
     return Split(streams=streams, rows={stream.name: LocalRows(stream) for stream in streams})
 
 
-def _train(variant: str, experiment: Experiment, splits: Mapping[str, Split]) -> Row:
+def _train(variant: str, experiment: Experiment, splits: Mapping[str, Split], device: str) -> Row:
     start = time.perf_counter()
     _, progress = loop.run(
-        experiment, train=splits["train"], evaluation=splits[experiment.data.eval_split]
+        experiment,
+        train=splits["train"],
+        evaluation=splits[experiment.data.eval_split],
+        device=device,
     )
     last = progress.history[-LAST_EPOCHS:]
     reported = [name for name in last[-1] if name.startswith("rep_mtl/")]

@@ -18,6 +18,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "benchmark": "methods over seeds by one published protocol",
         "ablation": "log losses x TSR x CSA, eight cells",
         "sensitivity": "how Rep-MTL depends on its coefficients and the learning rate",
+        "study": "EW-log, Rep-MTL, and controls that could prove it wrong",
+        "diagnose": "what Rep-MTL's penalties do to a small run",
         "timing": "time per epoch as a ratio to equal weights",
     },
     "data and cluster": {
