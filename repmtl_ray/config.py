@@ -80,8 +80,8 @@ class ModelConfig:
         batch_norm: "global" normalises with the statistics of the whole global batch, so that
             results do not depend on the number of workers; "local" with each worker's own, as
             DistributedDataParallel does.
-        batch_norm_momentum: of the encoder's batch normalisation; None keeps the network's own
-            (0.01 in TensorFlow's EfficientNets, which is slow for runs of a few hundred steps).
+        batch_norm_momentum: of the encoder's batch normalisation; None keeps the network's own. Values
+            near 0.01 are slow for runs of a few hundred steps.
         input_scale: "data" hands images over as the data set normalises them; "symmetric" brings
             them to -1..1, (x - 0.5) / 0.5 of images in 0..1, as some pretrained weights expect.
     """

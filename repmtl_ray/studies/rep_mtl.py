@@ -97,7 +97,6 @@ def setting(name: str, data: str | None = None, *, full_size: bool = False) -> E
         encoder="tf_efficientnet_lite0",
         weights="efficientnet_lite0",
         input_scale="symmetric",
-        batch_norm_momentum=0.1,
         output_stride=16,
         head_channels=32,
         atrous_rates=(2, 4),

@@ -74,9 +74,8 @@ def test_the_momentum_of_batch_norm_is_an_argument() -> None:
         kinds = nn.modules.batchnorm._BatchNorm
         return {m.momentum for m in model.encoder.modules() if isinstance(m, kinds)}
 
-    (own,) = momenta(None)
-    assert own == pytest.approx(0.01)
-    assert momenta(0.1) == {0.1}
+    assert momenta(None) == {0.1}  # timm's for this network; 0.01 in the code that trained it
+    assert momenta(0.3) == {0.3}
 
 
 def test_without_the_package_one_error_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
