@@ -15,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from repmtl_ray import storage
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment
 from repmtl_ray.data.batches import LocalRows
@@ -50,14 +51,16 @@ def load_model(source: str | Path, *, device: torch.device | str = "cpu") -> Tra
 
     Args:
         source: folder or URI of a checkpoint (`FitResult.checkpoint`), or the file that
-            `pipelines/export.py` writes.
+            `repmtl-ray export` writes.
         device: where the model is to be.
 
     Raises:
         ValueError: neither of the two, a damaged one, or weights that are not finite.
     """
     path = Path(source)
-    if path.suffix == ".safetensors" or path.is_file():
+    with storage.explained(str(source)):
+        is_file = path.suffix == ".safetensors" or path.is_file()
+    if is_file:
         network, experiment = export.import_model(path)
         data = export.read_exported_description(path)
     else:
@@ -91,7 +94,8 @@ def evaluate(
             "images, or `fit` with `epochs` as they are, which returns the metrics of the evaluation data."
         )
     if data_path is not None:
-        data = dataclasses.replace(data, path=data_path)
+        # The other fields are of rendered scenes alone.
+        data = dataclasses.replace(data, path=data_path, num_train=None, num_val=None, scene_seed=0)
     streams = open_streams(data, split or data.eval_split)
     return loop.evaluate_split(
         model.experiment,

@@ -214,6 +214,8 @@ POSITIONAL: dict[str, list[str]] = {
     "timing": ["scenes"],
     "train": ["best.json"],
     "export": ["checkpoint", "--out", "model.safetensors"],
+    "evaluate": ["checkpoint"],
+    "predict": ["checkpoint", "photograph.png"],
     "pictures": ["checkpoint"],
     "powerlaw": ["checkpoint"],
     "inspect": ["store"],

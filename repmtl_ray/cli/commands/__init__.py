@@ -23,14 +23,16 @@ GROUPS: dict[str, dict[str, str]] = {
         "timing": "time per epoch as a ratio to equal weights",
     },
     "data and cluster": {
-        "prepare": "check a data set, and convert it to shards on disk or in a bucket",
+        "prepare": "check a data set, and convert it to shards",
         "inspect": "what a shard store holds, as a table and a picture",
         "plan": "machines, hours and cost of a search, before it is paid for",
     },
     "use what was trained": {
+        "evaluate": "the metrics of a checkpoint on a split, as a table or JSON",
+        "predict": "every task's prediction for photographs, as files",
         "pictures": "predictions, saliency and affinities of a checkpoint",
         "powerlaw": "power-law exponents of a checkpoint's layers",
-        "export": "the model of a checkpoint as one safetensors file",
+        "export": "a checkpoint's model as safetensors, torch.export, ONNX or Hub folder",
     },
 }
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
