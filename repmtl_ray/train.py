@@ -11,6 +11,7 @@ of every trial.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -32,12 +33,15 @@ from repmtl_ray.placement_group_cleanup import ended_by_interrupt
 from repmtl_ray.prepared_run import check_settings, expect, prepare_run, read_samples
 from repmtl_ray.run_folder import check_owner, checked_place, claim
 from repmtl_ray.run_lock import hold
+from repmtl_ray.runs import loggers
+from repmtl_ray.runs.callbacks import Callback
 from repmtl_ray.runs.checkpoint_manager import (
     CheckpointConfig,
     CheckpointManager,
     read_final,
     read_marker,
 )
+from repmtl_ray.runs.live import NoteProgress, progress_printed
 from repmtl_ray.runs.worker import CachedData, run_worker
 from repmtl_ray.runs.worker_loss import NoteLosses, losses_printed
 
@@ -80,6 +84,10 @@ def fit(
     name: str | None = None,
     max_failures: int = 3,
     checkpoints: CheckpointConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    log_every: int = loggers.EVERY_STEPS,
+    progress: bool = False,
 ) -> FitResult:
     """Trains one experiment on Ray, here or on the cluster this machine belongs to.
 
@@ -96,6 +104,12 @@ def fit(
             last checkpoint. Nodes that Ray was told would go (spot machines) do not count.
         checkpoints: when the run is saved inside an epoch, and what stays; after every epoch, and
             every 15 minutes, by default.
+        callbacks: what else happens at the moments of the run (`runs/callbacks.py`); every worker
+            has its own copies.
+        log: writers of the run's numbers, of "csv", "tensorboard", "mlflow" and "wandb"
+            (`runs/loggers.py`).
+        log_every: steps between two that they write; 0 writes epochs alone.
+        progress: print a line for every epoch, and in a terminal a bar.
 
     Returns:
         The last epoch's metrics, all epochs' history, and the checkpoint.
@@ -108,13 +122,16 @@ def fit(
     """
     placement = Placement() if placement is None else placement
     _check_arguments(name, max_failures, checkpoints)
+    callbacks = loggers.checked_callbacks(callbacks, log, log_every)
     check_settings(experiment, placement, data)
     root, name = checked_place(storage, name, "fit", experiment)
     directory = f"{root}/{name}"
+    loggers.check_place(log, directory)
     check_owner(directory, experiment)
     print(f"run {name} in {root}", flush=True)
     prepared = prepare_run(experiment, placement=placement, data=data)
-    with hold(directory, "run"), losses_printed(directory):
+    shown = progress_printed(directory) if progress else contextlib.nullcontext()
+    with hold(directory, "run"), losses_printed(directory), shown:
         note = claim(directory, experiment, prepared.own_data)
         node_check.check_nodes(directory)
         result = train(
@@ -125,6 +142,7 @@ def fit(
             name=name,
             max_failures=max_failures,
             checkpoints=checkpoints,
+            loop_callbacks=[*callbacks, *([NoteProgress()] if progress else [])],
         )
     return dataclasses.replace(result, notes=(*result.notes, *([note] if note else [])))
 
@@ -149,6 +167,7 @@ def train(
     checkpoints: CheckpointConfig | None = None,
     baseline: Mapping[str, float] | None = None,
     callbacks: Sequence[Any] = (),
+    loop_callbacks: Sequence[Callback] = (),
 ) -> FitResult:
     """`fit` without its checks, on data already cached; what a Tune trial calls.
 
@@ -158,6 +177,7 @@ def train(
         baseline: single-task metrics; adds "delta_p_task" and "delta_p_metric" to every epoch's
             metrics.
         callbacks: Ray Train callbacks; they see every epoch's metrics and its "checkpoint_path".
+        loop_callbacks: of the loop (`runs/callbacks.py`), in every worker.
     """
     folder = f"{storage}/{name}"
     done = finished(folder, experiment, data)
@@ -173,6 +193,7 @@ def train(
             "data_actors": placement.data_cpus or 0,
             "directory": folder,
             "checkpoints": checkpoints or CheckpointConfig(),
+            "callbacks": list(loop_callbacks),
             "driver_note": node_check.write_driver_note(folder),
         },
         scaling_config=_scaling(placement),

@@ -201,6 +201,29 @@ def study_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_log_options(parser: argparse._ActionsContainer) -> None:
+    """Where the numbers of a run are written too; read by `log_of`."""
+    parser.add_argument(
+        "--log",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="write every run's numbers for csv, tensorboard, mlflow or wandb (default: none)",
+    )
+    parser.add_argument(
+        "--log-every",
+        type=int,
+        default=10,
+        metavar="N",
+        help="steps between two that are logged; 0 logs epochs alone (default: %(default)s)",
+    )
+
+
+def log_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `fit` takes of the options of a log."""
+    return {"log": arguments.log, "log_every": arguments.log_every}
+
+
 def placement_of(arguments: argparse.Namespace) -> Placement:
     """What the placement options say."""
     from repmtl_ray.placement import Placement

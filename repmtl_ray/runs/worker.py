@@ -159,7 +159,7 @@ def _train(
             train=split_of(data, data.train, loader),
             evaluation=split_of(data, data.evaluation, loader),
             checkpoints=checkpointing,
-            callbacks=[*callbacks, _ReportToTrain(checkpointing)],
+            callbacks=[*callbacks, *config["callbacks"], _ReportToTrain(checkpointing)],
             resume_from=resume_from,
             data=data.fingerprint,
             workers=workers,

@@ -23,6 +23,7 @@ else:
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = tuple(name for name in PROJECT["optional-dependencies"] if name != "dev")
 OWN = {"repmtl_ray", "search_spaces", "pipelines", "bench", "tests"}
 NOT_IMPORTED = {
     "optuna",  # by Ray Tune's searcher of that name
@@ -69,11 +70,11 @@ def distributions_of(folder: str) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("repmtl_ray", ("analysis", "loggers", "mat")),
+        ("repmtl_ray", EXTRAS),
         ("search_spaces", ()),
         ("pipelines", ()),
         ("bench", ("dev",)),
-        ("tests", ("analysis", "loggers", "mat", "dev")),
+        ("tests", (*EXTRAS, "dev")),
     ],
 )
 def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]) -> None:
@@ -92,7 +93,7 @@ def test_every_dependency_is_used() -> None:
         for distributions in distributions_of(folder).values()
         for name in distributions
     }
-    unused = declared("analysis", "loggers", "mat") - used - NOT_IMPORTED
+    unused = declared(*EXTRAS) - used - NOT_IMPORTED
     assert not unused, f"pyproject.toml declares {sorted(unused)}, which nothing imports"
 
 

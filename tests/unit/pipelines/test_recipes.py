@@ -113,7 +113,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> Any:
     def fit(experiment: Experiment, **options: Any) -> SimpleNamespace:
         calls.append((experiment, options))
         history = [{"epoch": 1, "depth/abs_error": 0.1234567, "policy/weight/depth": 1.0}]
-        return SimpleNamespace(history=history, checkpoint="/runs/checkpoint_1")
+        return SimpleNamespace(history=history, epochs_now=0, checkpoint="/runs/checkpoint_1")
 
     monkeypatch.setattr("repmtl_ray.train.fit", fit)
     return calls
@@ -130,6 +130,9 @@ def test_the_train_recipe_trains_what_the_file_says(
         "storage": None,
         "name": None,
         "checkpoints": CheckpointConfig(),
+        "progress": True,
+        "log": [],
+        "log_every": 10,
     }
     assert options == usual
     assert capsys.readouterr().out == (
@@ -149,6 +152,7 @@ def test_the_train_recipes_options(
         *options,
         *("--workers", "2:4", "--name", "n", "--storage", "s"),
         *("--save-every-steps", 7, "--save-every-minutes", 0),
+        *("--log", "csv", "tensorboard", "--log-every", 5),
     )
     experiment, found = fitted[0]
     assert (experiment.epochs, experiment.model.encoder) == (50, "resnet18")
@@ -158,6 +162,9 @@ def test_the_train_recipes_options(
         "storage": "s",
         "name": "n",
         "checkpoints": CheckpointConfig(every_steps=7, every_minutes=None),
+        "progress": True,
+        "log": ["csv", "tensorboard"],
+        "log_every": 5,
     }
 
 
