@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from repmtl_ray.policy_names import ARGUMENTS
+
 REQUIRED = "required"
 """Stands for the default of an argument that has none."""
 
@@ -99,6 +101,16 @@ class Choice(Rule):
         return str(value)
 
 
+class Boolean(Rule):
+    """True or False."""
+
+    expected = "True or False"
+
+    def accept(self, value: Any, tasks: Sequence[str]) -> bool:
+        _require(isinstance(value, bool))
+        return bool(value)
+
+
 class TaskName(Rule):
     """The name of a task; None is the first task."""
 
@@ -107,6 +119,26 @@ class TaskName(Rule):
     def accept(self, value: Any, tasks: Sequence[str]) -> str:
         _require(value is None or value in tasks)
         return tasks[0] if value is None else str(value)
+
+
+class BasePolicy(Rule):
+    """The name of another policy."""
+
+    expected = "the name of a policy, for example 'FairGrad'"
+
+    def accept(self, value: Any, tasks: Sequence[str]) -> str:
+        _require(isinstance(value, str) and value in ARGUMENTS)
+        return str(value)
+
+
+class BaseArguments(Rule):
+    """The arguments of another policy, by name; None is none. That policy checks them."""
+
+    expected = "the arguments of the base policy by name, or None"
+
+    def accept(self, value: Any, tasks: Sequence[str]) -> dict[str, Any]:
+        _require(value is None or isinstance(value, Mapping))
+        return dict(value or {})
 
 
 @dataclass(frozen=True)
@@ -141,6 +173,7 @@ Decay = Annotated[float, Number(at_least=0, below=1)]
 """The share of the old value in a moving average."""
 PositiveInt = Annotated[int, Integer(at_least=1)]
 NonNegativeInt = Annotated[int, Integer(at_least=0)]
+Flag = Annotated[bool, Boolean()]
 OneTask = Annotated[str | None, TaskName()]
 PerTask = float | Sequence[float] | Mapping[str, float]
 """What a user may give for one number per task; the policy holds a tuple."""

@@ -92,6 +92,11 @@ class Policy(ABC):
     """The policy must see the plain losses of the same batch again after the optimiser's step."""
     needs_sub_batches: ClassVar[bool] = False
     """The policy asks for `TaskPass.sub_batch_gradients`; the heads' graph is kept for it."""
+    needs_head_derivatives: ClassVar[bool] = False
+    """The policy asks for `TaskPass.head_derivatives`: task gradients at the representation are
+    computed so that heads can be differentiated again."""
+    needs_looks: ClassVar[bool] = False
+    """The policy asks for `TaskPass.look` or `TaskPass.losses_at`."""
     makes_update: ClassVar[bool] = False
     """What the policy leaves in `.grad` is no gradient but the update that a learning rate of 1
     subtracts. The step subtracts it times the optimiser's learning rate of that moment, schedule
@@ -230,11 +235,11 @@ class Policy(ABC):
 
     @final
     @contextlib.contextmanager
-    def _drawing(self, device: torch.device = CPU) -> Iterator[None]:
-        """Random draws inside depend on (seed, step) alone: equal on all workers and after a
-        restart."""
+    def _drawing(self, device: torch.device = CPU, what: str = "") -> Iterator[None]:
+        """Random draws inside depend on (seed, step) and on `what` is drawn alone: equal on all
+        workers and after a restart."""
         devices = [device] if device.type == "cuda" else []
-        draw_seed = zlib.crc32(f"policy {self.seed} {self.step}".encode())
+        draw_seed = zlib.crc32(f"policy {self.seed} {self.step}{what and ' ' + what}".encode())
         with torch.random.fork_rng(devices=devices):
             # torch.manual_seed would seed every CUDA device too, but only the forked ones get their
             # state back.

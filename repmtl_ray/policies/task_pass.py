@@ -8,7 +8,7 @@ workers, with the Rep-MTL penalty added. Owns no method of combining. No Ray.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
+from repmtl_ray.policies.gradient_lists import add_, combined, filled, last_weight
+from repmtl_ray.policies.look import Look
 from repmtl_ray.regularizers import scale_for_share
 
 
@@ -93,6 +95,12 @@ class TaskPass:
             gradients. All sub-batches come from this one forward pass, so they share batch
             statistics. Costs a backward through the heads for each sub-batch and task; nothing
             until it is called. Only for policies that say so (`Policy.needs_sub_batches`).
+        head_derivatives: task, direction [*representation.shape] (own rows) -> the derivative of
+            the inner product of the task's saliency and the direction by the parameters of its
+            head, own parts. Only for policies that say so (`Policy.needs_head_derivatives`).
+        look: as `policies/look.py` says. Every look costs a forward pass and, with its gradients, what those cost.
+        losses_at: moves as for `look` -> [T] plain losses of the batch there, in eval mode,
+            replicated; one forward pass without a graph.
         penalty: None when it is off.
         workers: who takes part.
     """
@@ -111,6 +119,9 @@ class TaskPass:
     downstream_gradients: Sequence[Sequence[Tensor | None]]
     encoder_backward: EncoderBackward
     sub_batch_gradients: Callable[[int], Sequence[TaskGradients]]
+    head_derivatives: Callable[[int, Tensor], Sequence[Tensor | None]]
+    look: Look
+    losses_at: Callable[[Sequence[Tensor]], Tensor]
     penalty: Penalty | None
     workers: Workers
 
@@ -120,9 +131,51 @@ class TaskPass:
         return [*self.upstream_parameters, *self.downstream_parameters]
 
     @property
+    def parameters(self) -> list[Parameter]:
+        """`shared`, then the heads' by task."""
+        return [*self.shared, *(parameter for head in self.head_parameters for parameter in head)]
+
+    @property
     def gradients(self) -> TaskGradients:
         """Those of the whole batch."""
         return TaskGradients(saliency=self.saliency, downstream_gradients=self.downstream_gradients)
+
+    def shared_gradients(self) -> list[list[Tensor]]:
+        """By task, by parameter of `shared`, own parts; T encoder backwards."""
+        return [
+            [*self.encoder_backward(saliency), *filled(after, self.downstream_parameters)]
+            for saliency, after in zip(self.saliency, self.downstream_gradients, strict=True)
+        ]
+
+    def with_gradients(
+        self,
+        shared_gradients: Sequence[Sequence[Tensor]],
+        head_gradients: Sequence[Sequence[Tensor | None]],
+        *,
+        with_penalty: bool = True,
+    ) -> TaskPass:
+        """This pass with other task gradients, for a policy that cannot tell the difference unless
+        it works at the representation.
+
+        Args:
+            shared_gradients: by task, by parameter of `shared`, own parts.
+            head_gradients: by task, by head parameter, own parts.
+            with_penalty: whether it has this pass's penalty, or none.
+        """
+        penalty = self.penalty if with_penalty else None
+        if penalty is not None:
+            own = self._own_gradients(None, self.gradients, None, None)[: len(self.shared)]
+            nothing = torch.zeros_like(penalty.representation)
+            penalty = replace(penalty, representation=nothing, downstream=own)
+        return replace(
+            self,
+            upstream_parameters=[],
+            downstream_parameters=self.shared,
+            downstream_gradients=shared_gradients,
+            head_gradients=head_gradients,
+            encoder_backward=lambda cotangent, parameters=None: [],
+            penalty=penalty,
+        )
 
     def jacobian(self, gradients: TaskGradients | None = None) -> Tensor:
         """[T, P]: every task's gradient at all shared parameters, global; T encoder backwards.
@@ -133,7 +186,7 @@ class TaskPass:
         of = self.gradients if gradients is None else gradients
         rows = []
         for saliency, after in zip(of.saliency, of.downstream_gradients, strict=True):
-            parts = [*self.encoder_backward(saliency), *_filled(after, self.downstream_parameters)]
+            parts = [*self.encoder_backward(saliency), *filled(after, self.downstream_parameters)]
             rows.append(torch.cat([part.reshape(-1) for part in parts]))
         jacobian = torch.stack(rows)
         self.workers.total_([jacobian])
@@ -148,8 +201,8 @@ class TaskPass:
         """
         after = [torch.zeros_like(parameter) for parameter in self.downstream_parameters]
         for weight, gradients in zip(weights, self.downstream_gradients, strict=True):
-            _add(after, gradients, weight)
-        parts = [*self.encoder_backward(_combine(weights, self.saliency)), *after]
+            add_(after, gradients, weight)
+        parts = [*self.encoder_backward(combined(weights, self.saliency)), *after]
         direction = torch.cat([part.reshape(-1) for part in parts])
         self.workers.total_([direction])
         return direction
@@ -161,11 +214,11 @@ class TaskPass:
         kernel or a matrix: no bias, no normalisation). The backward passes end there, so all T
         together cost less than one encoder backward.
         """
-        last = _last_weight(self.downstream_parameters or self.upstream_parameters)
+        last = last_weight(self.downstream_parameters or self.upstream_parameters)
         if self.downstream_parameters:
             index = [parameter is last for parameter in self.downstream_parameters].index(True)
             rows = [
-                _filled(after, self.downstream_parameters)[index]
+                filled(after, self.downstream_parameters)[index]
                 for after in self.downstream_gradients
             ]
         else:
@@ -182,7 +235,7 @@ class TaskPass:
     def global_head_gradients(self) -> list[list[Tensor]]:
         """By task, by head parameter, totalled over workers."""
         heads = [
-            [gradient.clone() for gradient in _filled(gradients, parameters)]
+            [gradient.clone() for gradient in filled(gradients, parameters)]
             for gradients, parameters in zip(self.head_gradients, self.head_parameters, strict=True)
         ]
         self.workers.total_(gradient for head in heads for gradient in head)
@@ -214,7 +267,7 @@ class TaskPass:
         """
         of = self.gradients if gradients is None else gradients
         own = self._own_gradients(
-            _combine(weights, of.saliency),
+            combined(weights, of.saliency),
             of,
             weights,
             weights if head_weights is None else head_weights,
@@ -234,13 +287,20 @@ class TaskPass:
         self.workers.total_(own)
         self._leave(own)
 
-    def finish_with_direction(self, direction: Tensor, head_weights: Tensor) -> None:
+    def finish_with_direction(
+        self,
+        direction: Tensor,
+        head_weights: Tensor,
+        *,
+        added_to_heads: Sequence[Tensor] | None = None,
+    ) -> None:
         """Leaves a combined gradient of the shared parameters plus penalty (one encoder backward if
         it is on).
 
         Args:
             direction: [P], replicated, ordered as `jacobian`'s columns.
             head_weights: [T], replicated.
+            added_to_heads: by head parameter, replicated; None adds nothing.
         """
         shared = self.shared
         parts = direction.split([parameter.numel() for parameter in shared])
@@ -251,6 +311,8 @@ class TaskPass:
             self.workers.total_(own if self.penalty is not None else own[len(shared) :])
         for target, part in zip(own, parts, strict=False):
             target.add_(part.view_as(target))
+        if added_to_heads is not None:
+            add_(own[len(shared) :], added_to_heads)
         self._leave(own)
 
     def finish_with_update(self, updates: Sequence[Tensor]) -> None:
@@ -261,10 +323,6 @@ class TaskPass:
                 of 1 subtracts, the penalty's share included.
         """
         self._leave(updates)
-
-    @property
-    def _parameters(self) -> list[Parameter]:
-        return [*self.shared, *(parameter for head in self.head_parameters for parameter in head)]
 
     def _with_share_of(
         self, direction: Sequence[Tensor], share: float, head_weights: Tensor
@@ -284,7 +342,7 @@ class TaskPass:
             gradient.mul_(scale)
         rest = total[len(self.shared) :]
         for weight, gradients in zip(head_weights, self.global_head_gradients(), strict=True):
-            _add(rest[: len(gradients)], gradients, weight)
+            add_(rest[: len(gradients)], gradients, weight)
             rest = rest[len(gradients) :]
         return total
 
@@ -297,7 +355,7 @@ class TaskPass:
     ) -> list[Tensor]:
         """By parameter, own parts, the penalty's added; what is None counts as zero."""
         penalty = self.penalty
-        own = [torch.zeros_like(parameter) for parameter in self._parameters]
+        own = [torch.zeros_like(parameter) for parameter in self.parameters]
         num_before, num_shared = len(self.upstream_parameters), len(self.shared)
         after, rest = own[num_before:num_shared], own[num_shared:]
         scale: Tensor | None = None
@@ -307,47 +365,20 @@ class TaskPass:
                 scale = scale_for_share(penalty.share, [cotangent], [at], workers=self.workers)
                 at = at * scale
             cotangent = at if cotangent is None else cotangent + at
-            _add(after, penalty.downstream, scale)
+            add_(after, penalty.downstream, scale)
         if cotangent is not None:
-            _add(own[:num_before], self.encoder_backward(cotangent))
+            add_(own[:num_before], self.encoder_backward(cotangent))
         if after_weights is not None:
             for weight, gradients in zip(after_weights, of.downstream_gradients, strict=True):
-                _add(after, gradients, weight)
+                add_(after, gradients, weight)
         for task, parameters in enumerate(self.head_parameters):
             head, rest = rest[: len(parameters)], rest[len(parameters) :]
             if head_weights is not None:
-                _add(head, self.head_gradients[task], head_weights[task])
+                add_(head, self.head_gradients[task], head_weights[task])
             if penalty is not None:
-                _add(head, penalty.heads[task], scale)
+                add_(head, penalty.heads[task], scale)
         return own
 
     def _leave(self, gradients: Sequence[Tensor]) -> None:
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-
-
-def _last_weight(parameters: Sequence[Parameter]) -> Parameter:
-    weights = [parameter for parameter in parameters if parameter.ndim > 1]
-    return (weights or list(parameters))[-1]
-
-
-def _add(
-    into: Sequence[Tensor], gradients: Sequence[Tensor | None], weight: Tensor | None = None
-) -> None:
-    for target, gradient in zip(into, gradients, strict=True):
-        if gradient is not None:
-            target.add_(gradient if weight is None else gradient * weight.to(gradient.dtype))
-
-
-def _filled(gradients: Sequence[Tensor | None], parameters: Sequence[Parameter]) -> list[Tensor]:
-    return [
-        torch.zeros_like(parameter) if gradient is None else gradient
-        for gradient, parameter in zip(gradients, parameters, strict=True)
-    ]
-
-
-def _combine(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros_like(tensors[0])
-    for weight, tensor in zip(weights, tensors, strict=True):
-        total.add_(tensor * weight.to(tensor.dtype))
-    return total

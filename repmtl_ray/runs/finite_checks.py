@@ -52,6 +52,24 @@ def check_losses(
             )
 
 
+def check_losses_after_step(tasks: Sequence[str], losses: Tensor, *, where: str) -> None:
+    """Refuses losses of the batch with the new parameters that are not finite.
+
+    Args:
+        tasks: names.
+        losses: [T], replicated.
+        where: step and policy, for the message.
+
+    Raises:
+        NonFiniteLossError: names the task and the step.
+    """
+    for task, loss in zip(tasks, losses.tolist(), strict=True):
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"task {task!r}: loss is {loss} after the update {where}. Lower the learning rate."
+            )
+
+
 def check_losses_and_gradients(
     tasks: Sequence[str],
     plain_losses: Tensor,

@@ -170,6 +170,24 @@ def differentiate_tasks(
     )
 
 
+def differentiate_saliency(
+    saliency: Tensor, direction: Tensor, parameters: Sequence[Parameter]
+) -> Sequence[Tensor | None]:
+    """The derivative of <saliency, direction> by parameters, which keeps the graph; None where it
+    does not depend.
+
+    Args:
+        saliency: of a task, made with `create_graph`.
+        direction: of the same shape.
+        parameters: of the task's head.
+    """
+    if not saliency.requires_grad:  # a loss that is constant, or linear in the representation
+        return [None] * len(parameters)
+    return torch.autograd.grad(
+        saliency, list(parameters), direction, retain_graph=True, allow_unused=True
+    )
+
+
 def detached(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
     """The same values without a graph."""
     return [None if tensor is None else tensor.detach() for tensor in tensors]

@@ -8,10 +8,10 @@ gradients. No Ray: `Workers` is all it knows of other processes.
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -27,14 +27,22 @@ from repmtl_ray.models.representation import representation_module
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
 from repmtl_ray.rep_mtl import RepMTL
-from repmtl_ray.runs.finite_checks import check_losses, check_losses_and_gradients, check_norm
+from repmtl_ray.runs.finite_checks import (
+    check_losses,
+    check_losses_after_step,
+    check_losses_and_gradients,
+    check_norm,
+)
 from repmtl_ray.runs.graph_split import (
     GraphSplit,
     TaskDerivatives,
     detached,
+    differentiate_saliency,
     differentiate_tasks,
     split_graph_at,
 )
+from repmtl_ray.runs.looks import look, losses_at
+from repmtl_ray.runs.parameters import apply_update
 from repmtl_ray.runs.penalty import Control, diagnostic_metrics, differentiate_penalty
 from repmtl_ray.saliency import align_task_rows, channels_first
 from repmtl_ray.tasks import Task
@@ -75,6 +83,7 @@ class Stepper:
         seed: of the run.
         workers: whose rows together are the global batch.
         diagnostics, direction: as in `RegularizerConfig`.
+        holdout: `global_step` of `step` -> own part of a batch of the holdout split, if needed.
     """
 
     model: MultiTaskModel
@@ -91,6 +100,7 @@ class Stepper:
     workers: Workers
     diagnostics: bool = False
     direction: Literal["penalty", "random", "flipped"] = "penalty"
+    holdout: Callable[[int], Batch] | None = None
 
     def step(self, batch: Batch, *, global_step: int) -> dict[str, float]:
         """Trains on one global batch, of which `batch` is this worker's part.
@@ -110,20 +120,13 @@ class Stepper:
             NonFiniteLossError: a loss or a gradient is not finite; names task, policy and step.
                 Parameters and optimiser state are unchanged.
         """
-        where = f"at step {global_step + 1} with policy {self.policy_name!r}"
+        where = self.where(global_step)
         # The encoder's graph ends and the heads' graph begins at the split. Each loss is
         # differentiated through its head alone; the encoder waits for the policy's decision.
-        with split_graph_at(representation_module(self.model, self.representation)) as split:
-            predictions = self._predictions(batch, global_step)
-        losses = self._losses(predictions, batch)
         penalized = self.regularizer.lambda_tsr > 0 or self.regularizer.lambda_csa > 0
-        derivatives = differentiate_tasks(
-            losses.trained,
-            split.leaf,
-            shared=[p for p in self.model.encoder.parameters() if p.requires_grad],
-            may_be_downstream=self.representation != "encoder",
-            heads=self._head_parameters,
-            create_graph=penalized,  # the penalty is a function of these derivatives
+        # The penalty, and what some policies do with heads, are functions of these derivatives.
+        split, predictions, losses, derivatives = self.differentiated(
+            batch, global_step, create_graph=penalized or self.policy.needs_head_derivatives
         )
         penalty: Penalty | None = None
         penalty_terms: dict[str, Tensor] = {}
@@ -133,13 +136,13 @@ class Stepper:
                 self._saliency(batch, derivatives),
                 split.leaf,
                 downstream=derivatives.downstream_parameters,
-                heads=self._head_parameters,
-                keep_graph=self.policy.needs_sub_batches,
+                heads=self.head_parameters,
+                keep_graph=self.policy.needs_sub_batches or self.policy.needs_head_derivatives,
                 control=self._control(batch, global_step),
             )
         # Every worker raises here, or none: the policy and the optimiser have seen nothing yet.
         loss_values = check_losses_and_gradients(
-            self._task_names,
+            self.task_names,
             losses.plain,
             derivatives,
             penalty,
@@ -148,14 +151,16 @@ class Stepper:
             log_losses=self.log_losses,
             where=where,
         )
-        task_pass = self._task_pass(batch, predictions, losses, split, derivatives, penalty, where)
+        task_pass = self.task_pass(
+            batch, global_step, predictions, losses, split, derivatives, penalty
+        )
         self.policy.backward(task_pass)
         gradient_norm = self._update(task_pass, where)
         if self.policy.needs_losses_after_step:
             self._show_losses_after_step(batch, global_step)
         metrics = {
             f"{task}/train_loss": loss
-            for task, loss in zip(self._task_names, loss_values, strict=True)
+            for task, loss in zip(self.task_names, loss_values, strict=True)
             if losses.is_present[task]
         }
         metrics |= {f"rep_mtl/{name}": term.item() for name, term in penalty_terms.items()}
@@ -164,17 +169,43 @@ class Stepper:
                 self._saliency(batch, derivatives),
                 derivatives.saliency,
                 penalty,
-                tasks=self._task_names,
+                tasks=self.task_names,
                 workers=self.workers,
             )
         return {**metrics, "gradient_norm": gradient_norm}
 
+    def where(self, global_step: int) -> str:
+        """Step and policy, for messages."""
+        return f"at step {global_step + 1} with policy {self.policy_name!r}"
+
+    def differentiated(
+        self,
+        batch: Batch,
+        global_step: int,
+        *,
+        part: tuple[int, int] = (0, 1),
+        create_graph: bool = False,
+    ) -> tuple[GraphSplit, list[Tensor], BatchLosses, TaskDerivatives]:
+        """One forward pass and every task's derivative downstream of the split."""
+        with split_graph_at(representation_module(self.model, self.representation)) as split:
+            predictions = self._predictions(batch, global_step)
+        losses = self._losses(predictions, batch, sub_batch=part[0], num_sub_batches=part[1])
+        derivatives = differentiate_tasks(
+            losses.trained,
+            split.leaf,
+            shared=[p for p in self.model.encoder.parameters() if p.requires_grad],
+            may_be_downstream=self.representation != "encoder",
+            heads=self.head_parameters,
+            create_graph=create_graph,
+        )
+        return split, predictions, losses, derivatives
+
     @property
-    def _task_names(self) -> tuple[str, ...]:
+    def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
 
     @property
-    def _head_parameters(self) -> list[list[Parameter]]:
+    def head_parameters(self) -> list[list[Parameter]]:
         return [list(self.model.heads[task.name].parameters()) for task in self.tasks]
 
     def _predictions(self, batch: Batch, global_step: int) -> list[Tensor]:
@@ -207,7 +238,7 @@ class Stepper:
         totals = torch.stack([count.detach().double() for count in counts])
         self.workers.total_([totals])
         present = totals > 0
-        is_present = dict(zip(self._task_names, present.tolist(), strict=True))
+        is_present = dict(zip(self.task_names, present.tolist(), strict=True))
         plain, trained = [], []
         for own_sum, count, has_labels in zip(sums, totals, is_present.values(), strict=True):
             # `total` is differentiable: this worker's part of the gradient follows from its own
@@ -255,19 +286,20 @@ class Stepper:
             workers=self.workers,
         )
 
-    def _task_pass(
+    def task_pass(
         self,
         batch: Batch,
+        global_step: int,
         predictions: Sequence[Tensor],
         losses: BatchLosses,
         split: GraphSplit,
         derivatives: TaskDerivatives,
         penalty: Penalty | None,
-        where: str,
     ) -> TaskPass:
         """What the policy sees: values without a graph, and the ways to ask for more."""
+        heads = self.head_parameters
         return TaskPass(
-            tasks=self._task_names,
+            tasks=self.task_names,
             plain_losses=losses.plain,
             losses=torch.stack([loss.detach() for loss in losses.trained]),
             log_losses=self.log_losses,
@@ -275,7 +307,7 @@ class Stepper:
             representation=split.leaf.detach(),
             saliency=[saliency.detach() for saliency in derivatives.saliency],
             head_gradients=[detached(of_task) for of_task in derivatives.head_gradients],
-            head_parameters=self._head_parameters,
+            head_parameters=heads,
             upstream_parameters=derivatives.upstream_parameters,
             downstream_parameters=derivatives.downstream_parameters,
             downstream_gradients=[
@@ -287,8 +319,13 @@ class Stepper:
                 predictions,
                 batch,
                 [split.leaf, *derivatives.downstream_parameters],
-                where,
+                self.where(global_step),
             ),
+            head_derivatives=lambda task, direction: differentiate_saliency(
+                derivatives.saliency[task], direction, heads[task]
+            ),
+            look=partial(look, self, batch, global_step, derivatives),
+            losses_at=partial(losses_at, self, batch, global_step, derivatives),
             penalty=penalty,
             workers=self.workers,
         )
@@ -314,7 +351,7 @@ class Stepper:
                 predictions, batch, sub_batch=number, num_sub_batches=num_sub_batches
             )
             check_losses(
-                self._task_names, losses.plain.tolist(), log_losses=self.log_losses, where=where
+                self.task_names, losses.plain.tolist(), log_losses=self.log_losses, where=where
             )
             by_task = [
                 torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
@@ -351,7 +388,7 @@ class Stepper:
         if self.max_gradient_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.max_gradient_norm, norm)
         if self.policy.makes_update:
-            _apply_update(self.optimizer)
+            apply_update(self.optimizer)
             self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.step()  # without gradients it changes nothing, but schedulers count it
         self.optimizer.zero_grad(set_to_none=True)
@@ -366,7 +403,13 @@ class Stepper:
         """
         # A second forward pass over one batch must not count twice in the running statistics.
         with frozen_statistics(self.model):
-            predictions = self._predictions(batch, global_step)
+            losses = self.plain_losses(batch, global_step)
+        check_losses_after_step(self.task_names, losses, where=self.where(global_step))
+        self.policy.after_optimizer_step(losses)
+
+    def plain_losses(self, batch: Batch, global_step: int) -> Tensor:
+        """[T], replicated, by one forward pass without a graph; an absent task's is 1."""
+        predictions = self._predictions(batch, global_step)
         sums, counts = self._own_loss_sums(predictions, batch, 0, 1)
         totals = torch.stack(
             [*(own.double() for own in sums), *(count.double() for count in counts)]
@@ -374,23 +417,7 @@ class Stepper:
         self.workers.total_([totals])
         loss_sums, label_counts = totals.chunk(2)
         losses = torch.where(label_counts > 0, loss_sums / label_counts.clamp(min=1), 1.0)
-        for task, loss in zip(self._task_names, losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"task {task!r}: loss is {loss} after the update of step {global_step + 1} with policy "
-                    f"{self.policy_name!r}. Lower the learning rate."
-                )
-        self.policy.after_optimizer_step(losses.to(sums[0].dtype))
-
-
-@torch.no_grad()
-def _apply_update(optimizer: torch.optim.Optimizer) -> None:
-    """Subtracts the learning rate times what stands in `.grad`; weight decay as AdamW has it."""
-    for group in optimizer.param_groups:
-        rate = float(group["lr"])
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.mul_(1 - rate * group["weight_decay"]).add_(parameter.grad, alpha=-rate)
+        return losses.to(sums[0].dtype)
 
 
 def _rows(representation: Tensor, rows: slice) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import Parameter
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
+from repmtl_ray.runs.parameters import moved
 
 BATCHES_AN_EPOCH = 2
 
@@ -30,6 +32,8 @@ class Toy:
         losses: [T] plain losses, differentiable by `parameters`; an absent task's is 1.
         penalty: scalar, differentiable by `parameters`.
         shared, heads: parameters; heads by task.
+        root: the representation in the graph of `losses`.
+        losses_now: [T] plain losses of the batch at the parameters as they are when it is called.
     """
 
     task_pass: TaskPass
@@ -37,6 +41,8 @@ class Toy:
     penalty: Tensor
     shared: list[Parameter]
     heads: list[list[Parameter]]
+    root: Tensor
+    losses_now: Callable[[], Tensor]
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -84,83 +90,117 @@ def toy_pass(
     encoder, after = Parameter(draw(4, 5) / 2), Parameter(draw(5, 5) / 2)
     heads = [[Parameter(draw(5)), Parameter(draw(()))] for _ in range(num_tasks)]
     targets = [draw(6) for _ in range(num_tasks)]
+    held_out_images, held_out_targets = draw(6, 4), [draw(6) for _ in range(num_tasks)]
     downstream = [after] if with_downstream else []
-
-    root = torch.tanh(images @ encoder)
-
     scales = [loss_scale] * num_tasks if isinstance(loss_scale, (int, float)) else loss_scale
 
-    def losses_at(representation: Tensor, rows: slice = slice(None)) -> list[Tensor]:
+    def losses_at(
+        representation: Tensor, rows: slice = slice(None), *, holdout: bool = False
+    ) -> list[Tensor]:
         hidden = representation @ after if with_downstream else representation
+        labels = held_out_targets if holdout else targets
         found = []
-        for task, ((slope, offset), target) in enumerate(zip(heads, targets, strict=True)):
+        for task, ((slope, offset), target) in enumerate(zip(heads, labels, strict=True)):
             error = (hidden @ slope + offset - target)[rows]
             loss = scales[task] * (error.square().mean() + 0.1)
             found.append(0 * loss + 1 if task in absent else loss)
         return found
 
+    def trained_on(losses: list[Tensor]) -> list[Tensor]:
+        return [loss.log() if log_losses else loss for loss in losses]
+
     def penalty_at(representation: Tensor) -> Tensor:
         own = sum((p.pow(3).sum() for p in downstream), representation.square().sum())
         return own + heads[0][0].sin().sum()
 
-    leaf = root.detach().requires_grad_()
-    plain = losses_at(leaf)
-    trained = [loss.log() if log_losses else loss for loss in plain]
-    columns = [leaf, *downstream]
-    by_task = [
-        torch.autograd.grad(loss, [*columns, *head], retain_graph=True)
-        for loss, head in zip(trained, heads, strict=True)
-    ]
+    def differentiated(
+        part: tuple[int, int], *, holdout: bool = False, has_penalty: bool = False
+    ) -> TaskPass:
+        root = torch.tanh((held_out_images if holdout else images) @ encoder)
+        leaf = root.detach().requires_grad_()
+        columns = [leaf, *downstream]
+        plain = losses_at(leaf, slice(part[0], None, part[1]), holdout=holdout)
+        trained = trained_on(plain)
+        by_task = [
+            torch.autograd.grad(loss, [*columns, *head], create_graph=True)
+            for loss, head in zip(trained, heads, strict=True)
+        ]
 
-    def sub_batch_gradients(num_parts: int) -> list[TaskGradients]:
-        parts = []
-        for part in range(num_parts):
-            losses = losses_at(leaf, slice(part, None, num_parts))
-            losses = [loss.log() if log_losses else loss for loss in losses]
-            rows = [torch.autograd.grad(loss, columns, retain_graph=True) for loss in losses]
-            parts.append(
-                TaskGradients(
-                    saliency=[row[0] for row in rows],
-                    downstream_gradients=[row[1:] for row in rows],
+        def sub_batch_gradients(num_parts: int) -> list[TaskGradients]:
+            parts = []
+            for number in range(num_parts):
+                losses = trained_on(losses_at(leaf, slice(number, None, num_parts)))
+                rows = [torch.autograd.grad(loss, columns, retain_graph=True) for loss in losses]
+                parts.append(
+                    TaskGradients(
+                        saliency=[row[0] for row in rows],
+                        downstream_gradients=[row[1:] for row in rows],
+                    )
                 )
-            )
-        return parts
+            return parts
 
-    penalty = None
-    if with_penalty:
-        first, rest = heads[0], heads[1:]
-        parts = torch.autograd.grad(penalty_at(leaf), [*columns, first[0]])
-        penalty = Penalty(
-            representation=parts[0],
-            downstream=parts[1 : len(columns)],
-            heads=[[parts[-1], None], *([None, None] for _ in rest)],
+        penalty = None
+        if has_penalty:
+            first, rest = heads[0], heads[1:]
+            parts = torch.autograd.grad(penalty_at(leaf), [*columns, first[0]])
+            penalty = Penalty(
+                representation=parts[0],
+                downstream=parts[1 : len(columns)],
+                heads=[[parts[-1], None], *([None, None] for _ in rest)],
+            )
+        found = [[gradient.detach() for gradient in of_task] for of_task in by_task]
+        return TaskPass(
+            tasks=task_names(num_tasks),
+            plain_losses=torch.stack(plain).detach(),
+            losses=torch.stack(trained).detach(),
+            log_losses=log_losses,
+            present=torch.tensor([task not in absent for task in range(num_tasks)]),
+            representation=leaf.detach(),
+            saliency=[parts[0] for parts in found],
+            head_gradients=[parts[len(columns) :] for parts in found],
+            head_parameters=heads,
+            upstream_parameters=[encoder],
+            downstream_parameters=downstream,
+            downstream_gradients=[parts[1 : len(columns)] for parts in found],
+            encoder_backward=lambda cotangent, parameters=None: torch.autograd.grad(
+                root, [encoder], cotangent, retain_graph=True
+            ),
+            sub_batch_gradients=sub_batch_gradients,
+            head_derivatives=lambda task, direction: torch.autograd.grad(
+                by_task[task][0], heads[task], direction, retain_graph=True, allow_unused=True
+            ),
+            look=look,
+            losses_at=losses_there,
+            penalty=penalty,
+            workers=ALONE,
         )
-    task_pass = TaskPass(
-        tasks=task_names(num_tasks),
-        plain_losses=torch.stack(plain).detach(),
-        losses=torch.stack(trained).detach(),
-        log_losses=log_losses,
-        present=torch.tensor([task not in absent for task in range(num_tasks)]),
-        representation=leaf.detach(),
-        saliency=[parts[0] for parts in by_task],
-        head_gradients=[parts[len(columns) :] for parts in by_task],
-        head_parameters=heads,
-        upstream_parameters=[encoder],
-        downstream_parameters=downstream,
-        downstream_gradients=[parts[1 : len(columns)] for parts in by_task],
-        encoder_backward=lambda cotangent, parameters=None: torch.autograd.grad(
-            root, [encoder], cotangent, retain_graph=True
-        ),
-        sub_batch_gradients=sub_batch_gradients,
-        penalty=penalty,
-        workers=ALONE,
-    )
+
+    parameters = [encoder, *downstream, *(parameter for head in heads for parameter in head)]
+
+    @contextlib.contextmanager
+    def look(
+        moves: Sequence[Tensor] | None = None,
+        *,
+        part: tuple[int, int] = (0, 1),
+        holdout: bool = False,
+    ) -> Iterator[TaskPass]:
+        with moved(parameters, moves):
+            yield differentiated(part, holdout=holdout)
+
+    def losses_there(moves: Sequence[Tensor]) -> Tensor:
+        with moved(parameters, moves):
+            return torch.stack(losses_at(torch.tanh(images @ encoder))).detach()
+
+    task_pass = differentiated((0, 1), has_penalty=with_penalty)
+    root = torch.tanh(images @ encoder)
     return Toy(
         task_pass=task_pass,
         losses=torch.stack(losses_at(root)),
         penalty=penalty_at(root),
         shared=[encoder, *downstream],
         heads=heads,
+        root=root,
+        losses_now=lambda: torch.stack(losses_at(torch.tanh(images @ encoder))),
     )
 
 
@@ -183,6 +223,16 @@ def pass_of(
     heads = [[Parameter(jacobian.new_zeros(()))] for _ in range(num_tasks)]
     parts = parts or (lambda num_parts: [jacobian] * num_parts)
     plain = jacobian.new_ones(num_tasks) if plain_losses is None else plain_losses
+
+    @contextlib.contextmanager
+    def look(
+        moves: Sequence[Tensor] | None = None,
+        *,
+        part: tuple[int, int] = (0, 1),
+        holdout: bool = False,
+    ) -> Iterator[TaskPass]:
+        yield task_pass  # the losses are linear, so their gradients are the same everywhere
+
     task_pass = TaskPass(
         tasks=task_names(num_tasks),
         plain_losses=plain,
@@ -201,6 +251,9 @@ def pass_of(
             TaskGradients(saliency=list(part), downstream_gradients=[[]] * num_tasks)
             for part in parts(num_parts)
         ],
+        head_derivatives=lambda task, direction: [None],
+        look=look,
+        losses_at=lambda moves: plain + jacobian @ moves[0].to(jacobian),
         penalty=None,
         workers=ALONE,
     )
@@ -210,6 +263,8 @@ def pass_of(
         penalty=plain.new_zeros(()),
         shared=[encoder],
         heads=heads,
+        root=task_pass.representation,
+        losses_now=lambda: plain,
     )
 
 

@@ -44,7 +44,9 @@ GRAMIAN_POLICIES = [
     "UPGrad",
 ]
 OWN_GRADIENT_POLICIES = [
+    "ConsMTL",
     "DB-MTL",
+    "F-MTL",
     "GradNorm",
     "IMTL",
     "MTAdam",
@@ -52,10 +54,13 @@ OWN_GRADIENT_POLICIES = [
     "MoCo",
     "MoDo",
     "PIVRG",
+    "SAMO",
     "SDMGrad",
 ]
 """Their references are transcriptions (test_transcriptions.py), not TorchJD's aggregators."""
 EVERY_GRAMIAN_POLICY = [*GRAMIAN_POLICIES, "IMTL", "PIVRG"]
+BEYOND_GRADIENTS = ["ConsMTL", "F-MTL", "SAMO"]
+"""They use more of the losses than their values and gradients at the parameters as they are."""
 GRADIENT_POLICIES = [*GRAMIAN_POLICIES, *JACOBIAN_POLICIES, *OWN_GRADIENT_POLICIES]
 NAMES = sorted([*LOSS_POLICIES, *GRADIENT_POLICIES, "stl"])
 MULTI_TASK = [name for name in NAMES if name != "stl"]

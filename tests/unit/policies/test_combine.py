@@ -9,9 +9,9 @@ from torch import Tensor
 from repmtl_ray import policies
 from repmtl_ray.policies.base import Policy
 from tests.helpers.passes import BATCHES_AN_EPOCH, second_losses, toy_pass
-from tests.helpers.policy_examples import MULTI_TASK, make
+from tests.helpers.policy_examples import BEYOND_GRADIENTS, MULTI_TASK, make
 
-NEEDS_MORE = ("MTAdam", "MoDo", "SDMGrad")
+NEEDS_MORE = ("MTAdam", "MoDo", "SDMGrad", *BEYOND_GRADIENTS)
 COMBINING = [name for name in MULTI_TASK if name not in NEEDS_MORE]
 
 

@@ -16,6 +16,7 @@ from torchjd import aggregation
 from tests.helpers.asserts import assert_finite
 from tests.helpers.passes import pass_of, toy_pass
 from tests.helpers.policy_examples import (
+    BEYOND_GRADIENTS,
     EVERY_GRAMIAN_POLICY,
     GRADIENT_POLICIES,
     GRAMIAN_POLICIES,
@@ -137,6 +138,8 @@ def hard_jacobians(num_tasks: int) -> dict[str, Any]:
 def test_hard_gradients_have_a_finite_result(name: str, num_tasks: int, dtype: Any) -> None:
     if name == "Krum" and num_tasks == 2:
         pytest.skip("needs three tasks")
+    if name in BEYOND_GRADIENTS and num_tasks == 10:
+        pytest.skip("they solve FairGrad's equation, which has this test")
     arguments = {"TrimmedMean": {"trim_number": 0}}.get(name, {})
     for case, jacobian in hard_jacobians(num_tasks).items():
         policy = make(name, num_tasks, **arguments)

@@ -15,7 +15,7 @@ from tests.helpers.asserts import (
     assert_loss_scale_does_not_matter,
     assert_order_of_tasks_does_not_matter,
 )
-from tests.helpers.policy_examples import MULTI_TASK, SHORT, make
+from tests.helpers.policy_examples import BEYOND_GRADIENTS, MULTI_TASK, SHORT, make
 
 DEPENDS_ON_ORDER = {
     "RLW": "draws a number for each task in turn",
@@ -39,7 +39,9 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in MULTI_TASK if name not in DEPENDS_ON_ORDER])
+@pytest.mark.parametrize(
+    "name", [name for name in MULTI_TASK if name not in (*DEPENDS_ON_ORDER, *BEYOND_GRADIENTS)]
+)
 def test_the_order_of_tasks_does_not_matter(name: str) -> None:
     arguments = {**SHORT.get(name, {}), **NAMED.get(name, {})}
 

@@ -24,9 +24,10 @@ from tests.helpers.asserts import (
     assert_penalty_is_added,
     assert_resumes,
 )
-from tests.helpers.passes import drive, task_names, toy_pass
+from tests.helpers.passes import drive, pass_of, task_names, toy_pass
 from tests.helpers.paths import ROOT
 from tests.helpers.policy_examples import (
+    BEYOND_GRADIENTS,
     BUSY_AGENT,
     EVERY_GRAMIAN_POLICY,
     MULTI_TASK,
@@ -54,6 +55,8 @@ RESUMED = [
     ("MGDA", {"update_weights_every": 3}),
     ("IMTL", {"update_weights_every": 2}),
     ("LDC-MTL", {"normalization": "log"}),
+    ("SAMO", {"base": "PCGrad", "base_arguments": {"momentum_of_weights": 0.9}}),
+    ("F-MTL", {"base": "UW", "adaptive": False}),
     *((name, {"momentum_of_weights": 0.9}) for name in ("MGDA", "UPGrad", "GradVac", "RGW")),
 ]
 
@@ -67,7 +70,7 @@ def test_a_policy_resumes_bit_by_bit(name: str, arguments: Any) -> None:
     "name",
     [
         *["UW", "FAMO", "STCH", "PCD", "Nash-MTL", "GradVac", "GO4Align", "IGBv2", "LDC-MTL"],
-        *OWN_GRADIENT_POLICIES,
+        *(name for name in OWN_GRADIENT_POLICIES if name not in BEYOND_GRADIENTS),
     ],
 )
 def test_a_checkpoint_of_other_tasks_is_refused(name: str) -> None:
@@ -97,7 +100,8 @@ def test_the_penalty_is_added_at_the_representation(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in MULTI_TASK if n not in ("Mean", "RLW", "RGW", "Krum", "IGBv2")]
+    "name",
+    [n for n in MULTI_TASK if n not in ("Mean", "RLW", "RGW", "Krum", "IGBv2", *BEYOND_GRADIENTS)],
 )
 def test_an_absent_task_is_left_out(name: str) -> None:
     arguments = {"TrimmedMean": {"trim_number": 0}, "STCH": {"warmup_epochs": 1}}.get(name, {})
@@ -106,6 +110,15 @@ def test_an_absent_task_is_left_out(name: str) -> None:
         return make(name, len(tasks), **arguments)
 
     assert_absent_task_is_left_out(make_for)
+
+
+@pytest.mark.parametrize("name", BEYOND_GRADIENTS)
+def test_an_absent_task_is_left_out_where_losses_are_linear(name: str) -> None:
+    jacobian = toy_pass(3).task_pass.jacobian()
+    three, two = pass_of(jacobian, absent=[2]), pass_of(jacobian[:2])
+    for toy, num_tasks in ((three, 3), (two, 2)):
+        make(name, num_tasks).backward(toy.task_pass)
+    torch.testing.assert_close(three.finished_shared(), two.finished_shared())
 
 
 @pytest.mark.parametrize("name", MULTI_TASK)
@@ -123,7 +136,7 @@ def test_any_task_may_be_absent(name: str, absent: list[int]) -> None:
     assert all(value == value for value in policy.metrics().values())
 
 
-@pytest.mark.parametrize("name", ["RLW", "RGW", "PCGrad", "GradVac", "GradDrop", "IGBv2"])
+@pytest.mark.parametrize("name", ["RLW", "RGW", "PCGrad", "GradVac", "GradDrop", "IGBv2", "SAMO"])
 def test_draws_depend_on_seed_and_step_alone(name: str) -> None:
     assert_draws_by_seed_and_step(lambda seed: make(name, 10, seed=seed), 10)
 
@@ -134,6 +147,8 @@ def test_other_numbers_of_tasks(name: str, num_tasks: int) -> None:
     arguments = {"TrimmedMean": {"trim_number": 0}}.get(name, {})
     if name == "Krum" and num_tasks == 2:
         pytest.skip("needs three tasks")
+    if name in BEYOND_GRADIENTS and num_tasks == 40:
+        pytest.skip("two or more passes for each of them, and a base policy that has this test")
     policy = make(name, num_tasks, **arguments)
     for gradients in drive(policy, range(2), num_tasks):
         assert all(gradient.isfinite().all() for gradient in gradients)
@@ -208,6 +223,16 @@ REFUSED = [
         3,
         "'official', 'one', 'weighted'",
     ),
+    ({"name": "SAMO", "arguments": {"base": "fairgrad"}}, 3, "the name of a policy"),
+    ({"name": "SAMO", "arguments": {"base": "MTAdam"}}, 3, "'MTAdam', which makes the update"),
+    ({"name": "F-MTL", "arguments": {"base": "SAMO"}}, 3, "'SAMO', which looks at other"),
+    ({"name": "F-MTL", "arguments": {"base": "FAMO"}}, 3, "'FAMO', which needs the losses after"),
+    (
+        {"name": "SAMO", "arguments": {"base": "CAGrad", "base_arguments": {"C": 1}}},
+        3,
+        r"the base of policy 'SAMO': policy.arguments.C is 1, but policy 'CAGrad' takes no",
+    ),
+    ({"name": "F-MTL", "arguments": {"adaptive": "yes"}}, 3, "'yes'; expected True or False"),
     ({"name": "UPGrad", "arguments": {"update_weights_every": 0}}, 3, "an integer >= 1"),
     ({"name": "Constant"}, 3, "policy.arguments.weights is missing; policy 'Constant' needs it"),
     (

@@ -144,7 +144,7 @@ def test_a_loss_that_diverges_in_the_update_does_not_reach_the_policy() -> None:
     stepper = small_stepper(ALONE, policy_config("FAMO"), learning_rate=1e300)
     seen: list[Tensor] = []
     stepper.policy.second_look = seen.append  # type: ignore[attr-defined]
-    with pytest.raises(NonFiniteLossError, match=r"after the update of step 1 with policy 'FAMO'"):
+    with pytest.raises(NonFiniteLossError, match=r"after the update at step 1 with policy 'FAMO'"):
         stepper.step(dense_batch(0, ALONE), global_step=0)
     assert not seen
 

@@ -1,0 +1,83 @@
+"""Second looks: forward passes of a step with other parameters or over other rows.
+
+Owns what `TaskPass.look` and `TaskPass.losses_at` do. The forward pass itself is the step's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from repmtl_ray.data.columns import Batch
+from repmtl_ray.models.batch_norm import frozen_statistics
+from repmtl_ray.policies.task_pass import TaskPass
+from repmtl_ray.runs.finite_checks import check_losses, check_losses_and_gradients
+from repmtl_ray.runs.graph_split import TaskDerivatives
+from repmtl_ray.runs.parameters import evaluating, moved
+
+if TYPE_CHECKING:
+    from repmtl_ray.runs.step import Stepper
+
+
+@contextlib.contextmanager
+def look(
+    stepper: Stepper,
+    batch: Batch,
+    global_step: int,
+    derivatives: TaskDerivatives,
+    moves: Sequence[Tensor] | None = None,
+    *,
+    part: tuple[int, int] = (0, 1),
+    holdout: bool = False,
+) -> Iterator[TaskPass]:
+    """As `TaskPass.look`.
+
+    Args:
+        stepper, batch, global_step: of the step.
+        derivatives: of the step's first pass, whose parameters are moved.
+        moves, part, holdout: as for `TaskPass.look`.
+    """
+    if holdout:
+        assert stepper.holdout is not None  # checked before training
+        batch = stepper.holdout(global_step)
+    # A second forward pass must not count in the running statistics.
+    with moved(_parameters(stepper, derivatives), moves), frozen_statistics(stepper.model):
+        split, predictions, losses, there = stepper.differentiated(batch, global_step, part=part)
+        check_losses_and_gradients(
+            stepper.task_names,
+            losses.plain,
+            there,
+            None,
+            (),
+            workers=stepper.workers,
+            log_losses=stepper.log_losses,
+            where=stepper.where(global_step),
+        )
+        yield stepper.task_pass(batch, global_step, predictions, losses, split, there, None)
+
+
+@torch.no_grad()
+def losses_at(
+    stepper: Stepper,
+    batch: Batch,
+    global_step: int,
+    derivatives: TaskDerivatives,
+    moves: Sequence[Tensor],
+) -> Tensor:
+    """As `TaskPass.losses_at`; arguments as for `look`."""
+    with moved(_parameters(stepper, derivatives), moves), evaluating(stepper.model):
+        losses = stepper.plain_losses(batch, global_step)
+    where = stepper.where(global_step)
+    check_losses(stepper.task_names, losses.tolist(), log_losses=False, where=where)
+    return losses
+
+
+def _parameters(stepper: Stepper, derivatives: TaskDerivatives) -> list[Parameter]:
+    """As `TaskPass.parameters`."""
+    heads = (parameter for head in stepper.head_parameters for parameter in head)
+    return [*derivatives.upstream_parameters, *derivatives.downstream_parameters, *heads]
