@@ -95,6 +95,12 @@ def check(
             "the penalty a step of its own: there is no gradient to take a share of. Set share to "
             "None, or take another policy."
         )
+    if share is not None and not policy.allows_share:
+        raise ValueError(
+            f"regularizer.share is {share!r}, but policy {config.name!r} takes task gradients at "
+            "other parameters than the penalty's: there is no one gradient to take a share of. Set "
+            "share to None, or take another policy."
+        )
 
 
 def build(

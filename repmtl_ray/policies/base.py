@@ -95,6 +95,8 @@ class Policy(ABC):
     needs_head_derivatives: ClassVar[bool] = False
     """The policy asks for `TaskPass.head_derivatives`: task gradients at the representation are
     computed so that heads can be differentiated again."""
+    allows_share: ClassVar[bool] = True
+    """A penalty can be bounded by its share of the gradient (`RegularizerConfig.share`)."""
     needs_looks: ClassVar[bool] = False
     """The policy asks for `TaskPass.look` or `TaskPass.losses_at`."""
     makes_update: ClassVar[bool] = False

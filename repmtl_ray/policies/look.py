@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from repmtl_ray.policies.task_pass import TaskPass
+Pass = TypeVar("Pass", covariant=True)
+"""`TaskPass`, whose module imports this one."""
 
 
-class Look(Protocol):
+class Look(Protocol[Pass]):
     """One more forward pass, with other parameters or over other rows, differentiated as the first.
 
     Batch-norm layers normalise by the batch, but their running statistics stay as they are. Dropout
@@ -29,7 +29,7 @@ class Look(Protocol):
         *,
         part: tuple[int, int] = (0, 1),
         holdout: bool = False,
-    ) -> AbstractContextManager[TaskPass]:
+    ) -> AbstractContextManager[Pass]:
         """The pass, without a penalty, as the value of a `with` block.
 
         Args:

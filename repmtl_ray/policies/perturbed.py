@@ -32,6 +32,7 @@ class PerturbedPolicy(Policy):
     base_arguments: Annotated[Mapping[str, Any] | None, BaseArguments()] = None
 
     needs_looks = True
+    allows_share = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -99,6 +99,7 @@ class TaskPass:
             the inner product of the task's saliency and the direction by the parameters of its
             head, own parts. Only for policies that say so (`Policy.needs_head_derivatives`).
         look: as `policies/look.py` says. Every look costs a forward pass and, with its gradients, what those cost.
+        learning_rate: the optimiser's at this moment.
         losses_at: moves as for `look` -> [T] plain losses of the batch there, in eval mode,
             replicated; one forward pass without a graph.
         penalty: None when it is off.
@@ -120,8 +121,9 @@ class TaskPass:
     encoder_backward: EncoderBackward
     sub_batch_gradients: Callable[[int], Sequence[TaskGradients]]
     head_derivatives: Callable[[int, Tensor], Sequence[Tensor | None]]
-    look: Look
+    look: Look[TaskPass]
     losses_at: Callable[[Sequence[Tensor]], Tensor]
+    learning_rate: float
     penalty: Penalty | None
     workers: Workers
 

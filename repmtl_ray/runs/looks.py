@@ -6,27 +6,61 @@ Owns what `TaskPass.look` and `TaskPass.losses_at` do. The forward pass itself i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from repmtl_ray.collectives import Workers
+from repmtl_ray.config import ExperimentError
 from repmtl_ray.data.columns import Batch
+from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import frozen_statistics
-from repmtl_ray.policies.task_pass import TaskPass
+from repmtl_ray.policies.task_pass import Penalty, TaskPass
 from repmtl_ray.runs.finite_checks import check_losses, check_losses_and_gradients
-from repmtl_ray.runs.graph_split import TaskDerivatives
+from repmtl_ray.runs.graph_split import GraphSplit, TaskDerivatives
 from repmtl_ray.runs.parameters import evaluating, moved
 
-if TYPE_CHECKING:
-    from repmtl_ray.runs.step import Stepper
+
+class Stepping(Protocol):
+    """What a look needs of a `Stepper`, whose module imports this one."""
+
+    @property
+    def model(self) -> MultiTaskModel: ...
+    @property
+    def policy_name(self) -> str: ...
+    @property
+    def log_losses(self) -> bool: ...
+    @property
+    def workers(self) -> Workers: ...
+    @property
+    def holdout(self) -> Callable[[int], Batch] | None: ...
+    @property
+    def task_names(self) -> tuple[str, ...]: ...
+    @property
+    def head_parameters(self) -> list[list[Parameter]]: ...
+    def where(self, global_step: int) -> str: ...
+    def plain_losses(self, batch: Batch, global_step: int) -> Tensor: ...
+    def differentiated(
+        self, batch: Batch, global_step: int, *, part: tuple[int, int] = (0, 1)
+    ) -> tuple[GraphSplit, list[Tensor], Any, TaskDerivatives]: ...
+    def task_pass(
+        self,
+        batch: Batch,
+        global_step: int,
+        predictions: Sequence[Tensor],
+        losses: Any,
+        split: GraphSplit,
+        derivatives: TaskDerivatives,
+        penalty: Penalty | None,
+    ) -> TaskPass: ...
 
 
 @contextlib.contextmanager
 def look(
-    stepper: Stepper,
+    stepper: Stepping,
     batch: Batch,
     global_step: int,
     derivatives: TaskDerivatives,
@@ -45,6 +79,12 @@ def look(
     if holdout:
         assert stepper.holdout is not None  # checked before training
         batch = stepper.holdout(global_step)
+    num_rows = max(rows.stop - rows.start for rows in batch.rows.values()) * stepper.workers.size
+    if num_rows < part[1]:
+        raise ExperimentError(
+            f"batch_size is {num_rows}, but policy {stepper.policy_name!r} compares {part[1]} parts "
+            f"of a batch; take at least {part[1]}."
+        )
     # A second forward pass must not count in the running statistics.
     with moved(_parameters(stepper, derivatives), moves), frozen_statistics(stepper.model):
         split, predictions, losses, there = stepper.differentiated(batch, global_step, part=part)
@@ -63,7 +103,7 @@ def look(
 
 @torch.no_grad()
 def losses_at(
-    stepper: Stepper,
+    stepper: Stepping,
     batch: Batch,
     global_step: int,
     derivatives: TaskDerivatives,
@@ -77,7 +117,7 @@ def losses_at(
     return losses
 
 
-def _parameters(stepper: Stepper, derivatives: TaskDerivatives) -> list[Parameter]:
+def _parameters(stepper: Stepping, derivatives: TaskDerivatives) -> list[Parameter]:
     """As `TaskPass.parameters`."""
     heads = (parameter for head in stepper.head_parameters for parameter in head)
     return [*derivatives.upstream_parameters, *derivatives.downstream_parameters, *heads]

@@ -79,8 +79,7 @@ class Stepper:
         representation: where saliency is taken, as in `ModelConfig`.
         log_losses: train on log L_t.
         max_gradient_norm: longer gradients are scaled down to it; None does not clip.
-        precision: of the forward pass, as in `Experiment`.
-        seed: of the run.
+        precision, seed: as in `Experiment`.
         workers: whose rows together are the global batch.
         diagnostics, direction: as in `RegularizerConfig`.
         holdout: `global_step` of `step` -> own part of a batch of the holdout split, if needed.
@@ -326,6 +325,7 @@ class Stepper:
             ),
             look=partial(look, self, batch, global_step, derivatives),
             losses_at=partial(losses_at, self, batch, global_step, derivatives),
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             penalty=penalty,
             workers=self.workers,
         )

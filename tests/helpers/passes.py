@@ -171,6 +171,7 @@ def toy_pass(
             ),
             look=look,
             losses_at=losses_there,
+            learning_rate=0.1,
             penalty=penalty,
             workers=ALONE,
         )
@@ -254,6 +255,7 @@ def pass_of(
         head_derivatives=lambda task, direction: [None],
         look=look,
         losses_at=lambda moves: plain + jacobian @ moves[0].to(jacobian),
+        learning_rate=0.1,
         penalty=None,
         workers=ALONE,
     )

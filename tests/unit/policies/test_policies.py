@@ -324,6 +324,14 @@ def test_clipping_is_refused_where_there_is_no_gradient_to_clip() -> None:
         policies.check(config, task_names(2), max_gradient_norm=1.0)
 
 
+@pytest.mark.parametrize("name", ["SAMO", "F-MTL"])
+def test_a_share_of_gradients_at_other_parameters_is_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"share is 0\.1, but policy '{name}' takes task gradients"
+    ):
+        policies.check(PolicyConfig(name=name), task_names(2), share=0.1)
+
+
 def test_arguments_by_task_may_be_a_mapping() -> None:
     policy = make("Constant", 2, weights={"b": 2, "a": 1})
     toy = toy_pass(2)
