@@ -1,6 +1,7 @@
-"""Second looks: forward passes of a step with other parameters or over other rows.
+"""Second looks of a step: with other parameters, over other rows, or at sub-batches.
 
-Owns what `TaskPass.look` and `TaskPass.losses_at` do. The forward pass itself is the step's.
+Owns what `TaskPass.look`, `losses_at` and `sub_batch_gradients` do. The forward pass itself is the
+step's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from repmtl_ray.config import ExperimentError
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import frozen_statistics
-from repmtl_ray.policies.task_pass import Penalty, TaskPass
+from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
 from repmtl_ray.runs.finite_checks import check_losses, check_losses_and_gradients
 from repmtl_ray.runs.graph_split import GraphSplit, TaskDerivatives
 from repmtl_ray.runs.parameters import evaluating, moved
@@ -46,6 +47,14 @@ class Stepping(Protocol):
     def differentiated(
         self, batch: Batch, global_step: int, *, part: tuple[int, int] = (0, 1)
     ) -> tuple[GraphSplit, list[Tensor], Any, TaskDerivatives]: ...
+    def losses(
+        self,
+        predictions: Sequence[Tensor],
+        batch: Batch,
+        *,
+        sub_batch: int = 0,
+        num_sub_batches: int = 1,
+    ) -> Any: ...
     def task_pass(
         self,
         batch: Batch,
@@ -79,12 +88,7 @@ def look(
     if holdout:
         assert stepper.holdout is not None  # checked before training
         batch = stepper.holdout(global_step)
-    num_rows = max(rows.stop - rows.start for rows in batch.rows.values()) * stepper.workers.size
-    if num_rows < part[1]:
-        raise ExperimentError(
-            f"batch_size is {num_rows}, but policy {stepper.policy_name!r} compares {part[1]} parts "
-            f"of a batch; take at least {part[1]}."
-        )
+    _require_rows(stepper, batch, part[1])
     # A second forward pass must not count in the running statistics.
     with moved(_parameters(stepper, derivatives), moves), frozen_statistics(stepper.model):
         split, predictions, losses, there = stepper.differentiated(batch, global_step, part=part)
@@ -115,6 +119,65 @@ def losses_at(
     where = stepper.where(global_step)
     check_losses(stepper.task_names, losses.tolist(), log_losses=False, where=where)
     return losses
+
+
+def sub_batch_gradients(
+    stepper: Stepping,
+    batch: Batch,
+    global_step: int,
+    derivatives: TaskDerivatives,
+    leaf: Tensor,
+    predictions: Sequence[Tensor],
+    num_sub_batches: int,
+) -> list[TaskGradients]:
+    """As `TaskPass.sub_batch_gradients`.
+
+    Args:
+        stepper, batch, global_step, derivatives: of the step's first pass.
+        leaf: of its split.
+        predictions: by task.
+        num_sub_batches: see there.
+    """
+    _require_rows(stepper, batch, num_sub_batches)
+    inputs, gradients = [leaf, *derivatives.downstream_parameters], []
+    for number in range(num_sub_batches):
+        losses = stepper.losses(
+            predictions, batch, sub_batch=number, num_sub_batches=num_sub_batches
+        )
+        check_losses(
+            stepper.task_names,
+            losses.plain.tolist(),
+            log_losses=stepper.log_losses,
+            where=stepper.where(global_step),
+        )
+        by_task = [
+            torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+            for loss in losses.trained
+        ]
+        gradients.append(
+            TaskGradients(
+                saliency=[
+                    torch.zeros_like(leaf) if of_task[0] is None else of_task[0]
+                    for of_task in by_task
+                ],
+                downstream_gradients=[of_task[1:] for of_task in by_task],
+            )
+        )
+    return gradients
+
+
+def _require_rows(stepper: Stepping, batch: Batch, num_parts: int) -> None:
+    """Whether a batch has a row for each part of it that a policy compares.
+
+    Raises:
+        ExperimentError: it has fewer rows.
+    """
+    num_rows = max(rows.stop - rows.start for rows in batch.rows.values()) * stepper.workers.size
+    if num_rows < num_parts:
+        raise ExperimentError(
+            f"batch_size is {num_rows}, but policy {stepper.policy_name!r} compares {num_parts} "
+            f"parts of a batch; take at least {num_parts}."
+        )
 
 
 def _parameters(stepper: Stepping, derivatives: TaskDerivatives) -> list[Parameter]:

@@ -19,16 +19,15 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
-from repmtl_ray.config import ExperimentError, NonFiniteLossError
+from repmtl_ray.config import NonFiniteLossError
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import frozen_statistics
 from repmtl_ray.models.representation import representation_module
 from repmtl_ray.policies.base import Policy
-from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
+from repmtl_ray.policies.task_pass import Penalty, TaskPass
 from repmtl_ray.rep_mtl import RepMTL
 from repmtl_ray.runs.finite_checks import (
-    check_losses,
     check_losses_after_step,
     check_losses_and_gradients,
     check_norm,
@@ -41,7 +40,7 @@ from repmtl_ray.runs.graph_split import (
     differentiate_tasks,
     split_graph_at,
 )
-from repmtl_ray.runs.looks import look, losses_at
+from repmtl_ray.runs.looks import look, losses_at, sub_batch_gradients
 from repmtl_ray.runs.parameters import apply_update
 from repmtl_ray.runs.penalty import Control, diagnostic_metrics, differentiate_penalty
 from repmtl_ray.saliency import align_task_rows, channels_first
@@ -188,7 +187,7 @@ class Stepper:
         """One forward pass and every task's derivative downstream of the split."""
         with split_graph_at(representation_module(self.model, self.representation)) as split:
             predictions = self._predictions(batch, global_step)
-        losses = self._losses(predictions, batch, sub_batch=part[0], num_sub_batches=part[1])
+        losses = self.losses(predictions, batch, sub_batch=part[0], num_sub_batches=part[1])
         derivatives = differentiate_tasks(
             losses.trained,
             split.leaf,
@@ -223,7 +222,7 @@ class Stepper:
                 for task in self.tasks
             ]
 
-    def _losses(
+    def losses(
         self,
         predictions: Sequence[Tensor],
         batch: Batch,
@@ -313,12 +312,8 @@ class Stepper:
                 detached(of_task) for of_task in derivatives.downstream_gradients
             ],
             encoder_backward=split.backward_to(derivatives.upstream_parameters),
-            sub_batch_gradients=lambda num_sub_batches: self._sub_batch_gradients(
-                num_sub_batches,
-                predictions,
-                batch,
-                [split.leaf, *derivatives.downstream_parameters],
-                self.where(global_step),
+            sub_batch_gradients=partial(
+                sub_batch_gradients, self, batch, global_step, derivatives, split.leaf, predictions
             ),
             head_derivatives=lambda task, direction: differentiate_saliency(
                 derivatives.saliency[task], direction, heads[task]
@@ -329,44 +324,6 @@ class Stepper:
             penalty=penalty,
             workers=self.workers,
         )
-
-    def _sub_batch_gradients(
-        self,
-        num_sub_batches: int,
-        predictions: Sequence[Tensor],
-        batch: Batch,
-        inputs: Sequence[Tensor],
-        where: str,
-    ) -> list[TaskGradients]:
-        """As `TaskPass.sub_batch_gradients`; `inputs` are the leaf and downstream parameters."""
-        num_rows = max(prediction.shape[0] for prediction in predictions) * self.workers.size
-        if num_rows < num_sub_batches:
-            raise ExperimentError(
-                f"batch_size is {num_rows}, but policy {self.policy_name!r} compares {num_sub_batches} "
-                f"parts of a batch; take at least {num_sub_batches}."
-            )
-        gradients = []
-        for number in range(num_sub_batches):
-            losses = self._losses(
-                predictions, batch, sub_batch=number, num_sub_batches=num_sub_batches
-            )
-            check_losses(
-                self.task_names, losses.plain.tolist(), log_losses=self.log_losses, where=where
-            )
-            by_task = [
-                torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
-                for loss in losses.trained
-            ]
-            gradients.append(
-                TaskGradients(
-                    saliency=[
-                        torch.zeros_like(inputs[0]) if of_task[0] is None else of_task[0]
-                        for of_task in by_task
-                    ],
-                    downstream_gradients=[of_task[1:] for of_task in by_task],
-                )
-            )
-        return gradients
 
     def _update(self, task_pass: TaskPass, where: str) -> float:
         """Checks, clips and applies what the policy left in `.grad`.

@@ -17,11 +17,10 @@ import torch
 
 from repmtl_ray import storage
 from repmtl_ray.collectives import ALONE
-from repmtl_ray.config import Experiment, replace
+from repmtl_ray.config import Experiment, ExperimentError, replace
 from repmtl_ray.runs import checkpoint, loop
 from repmtl_ray.runs.checkpoint import DATA_FILE, EXPERIMENT_FILE, STATE_FILE, Progress
 from repmtl_ray.runs.checkpoint_manager import MARKER_FILE, describe
-from repmtl_ray.runs.step import ExperimentError
 from tests.helpers.asserts import assert_same
 from tests.helpers.training import run, small_experiment, state_of
 
