@@ -66,6 +66,12 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         help="asha stops weak trials early (default: %(default)s)",
     )
     what.add_argument(
+        "--objective",
+        choices=("delta_p", "tasks"),
+        default="delta_p",
+        help="tasks: with optuna, the Pareto front of the tasks' gains (default: %(default)s)",
+    )
+    what.add_argument(
         "--no-references",
         action="store_true",
         help="do not try plain EW and EW on log losses first",
@@ -111,6 +117,7 @@ def run_search(
         num_samples=_num_samples(arguments.samples, samples, param_space),
         searcher=arguments.searcher,
         scheduler=arguments.scheduler,
+        objective=arguments.objective,
         references=[] if arguments.no_references else references_for(param_space),
         **study_options(arguments),
     )

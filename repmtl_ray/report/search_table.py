@@ -32,6 +32,8 @@ def search_text(
         columns.append("learning_rate")
     if (table["status"] != "done").any():
         columns += ["epoch", "status"]
+    if "pareto" in table:
+        columns.append("pareto")
     columns += metrics
     table = table.reindex(columns=[*columns, "error"])
     # The temperature belongs to CSA alone.

@@ -8,6 +8,7 @@ trials start than there is room for.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,27 @@ from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.conversion import check_arguments
 from repmtl_ray.placement import Placement
 from repmtl_ray.prepared_run import prepare_run, read_samples
+from repmtl_ray.report.runs import pareto_front, search_runs
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
-from repmtl_ray.search.draws import Draw, Draws, OptunaRuns, draw_at_random
+from repmtl_ray.search.draws import (
+    Draw,
+    Draws,
+    OptunaRuns,
+    delta_p_objective,
+    draw_at_random,
+    task_objectives,
+)
 from repmtl_ray.search.run_records import METRIC, Record, read_record
 from repmtl_ray.search.space import check_choice, check_references, check_space, described, flatten
-from repmtl_ray.search.study import Study, train_baseline, train_missing, trains_in_process
+from repmtl_ray.search.study import (
+    Study,
+    num_tasks,
+    train_baseline,
+    train_missing,
+    trains_in_process,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +77,7 @@ def tune(
     num_samples: int = 10,
     searcher: Literal["random", "optuna"] = "random",
     scheduler: Literal["none", "asha"] = "none",
+    objective: Literal["delta_p", "tasks"] = "delta_p",
     references: Sequence[Mapping[str, Any]] = (),
     placement: Placement | None = None,
     max_concurrent: int | None = None,
@@ -82,6 +98,8 @@ def tune(
             values, how many draws of the other values the whole grid is run for.
         searcher: "random" (and grids) or "optuna" (no grids).
         scheduler: "asha" stops trials early that fall behind at the same epoch.
+        objective: what Optuna learns from: "delta_p", or "tasks", the gain of every task as an objective
+            of its own; it then looks for their Pareto front, which the table's "pareto" names.
         references: values of the space, by its keys, that are tried first, for example EW on plain
             losses; keys that one leaves out are drawn.
         placement: of every trial's workers.
@@ -109,6 +127,7 @@ def tune(
     _check_numbers(num_samples, len(references), max_concurrent)
     check_choice("searcher", searcher, ("random", "optuna"))
     check_choice("scheduler", scheduler, ("none", "asha"))
+    _check_objective(objective, searcher, experiment)
     check_space(experiment, param_space, searcher)
     check_references(param_space, references)
     root, name = checked_place(storage, name, "tune", experiment)
@@ -124,6 +143,7 @@ def tune(
             "references": described(list(references)),
             "searcher": searcher,
             "scheduler": scheduler,
+            **({} if objective == "delta_p" else {"objective": objective}),
         }
         claim_study(directory, settings, num_samples=num_samples)
         node_check.check_nodes(directory)
@@ -155,11 +175,43 @@ def tune(
             num_samples,
             searcher=searcher,
             scheduler=scheduler,
+            objective=objective,
             baseline=baseline,
         )
     records = {run.name: read_record(directory, run) for run in draws.runs}
     notes = (*data.notes, *([note] if note else []))
-    return _result(draws, records, failures, baseline, directory, notes)
+    result = _result(draws, records, failures, baseline, directory, notes)
+    return result if objective == "delta_p" else _with_front(result)
+
+
+def _check_objective(objective: str, searcher: str, experiment: Experiment) -> None:
+    """Whether there is something that an objective could change.
+
+    Raises:
+        ValueError: another name; "tasks" where nothing learns from it, or with one task.
+    """
+    check_choice("objective", objective, ("delta_p", "tasks"))
+    if objective == "delta_p":
+        return
+    if searcher != "optuna":
+        raise ValueError(
+            f"objective is 'tasks', but searcher {searcher!r} learns from no objective; take searcher 'optuna'."
+        )
+    if num_tasks(experiment) < 2:
+        raise ValueError(
+            "objective is 'tasks', but the experiment trains one task; take 'delta_p'."
+        )
+
+
+def _with_front(result: SearchResult) -> SearchResult:
+    """The same result, whose table says of every row whether no other is better in all tasks."""
+    runs = search_runs(result.table, result.baseline, result.histories)
+    complete = [run for run in runs if run.status != "failed" and run.gains]
+    marks = pareto_front([list(run.gains.values()) for run in complete])
+    front = {run.name for run, mark in zip(complete, marks, strict=True) if mark}
+    table = result.table.copy()
+    table.insert(2, "pareto", [run.name in front for run in runs])
+    return dataclasses.replace(result, table=table)
 
 
 def _check_dashboard(scheduler: str, placement: Placement) -> None:
@@ -186,6 +238,7 @@ def _train_draws(
     *,
     searcher: str,
     scheduler: str,
+    objective: str,
     baseline: Mapping[str, float],
 ) -> dict[str, str]:
     """Draws and trains.
@@ -193,7 +246,7 @@ def _train_draws(
     Args:
         study: of the search.
         draws: gets every configuration.
-        param_space, references, num_samples, searcher, scheduler: as for `tune`.
+        param_space, references, num_samples, searcher, scheduler, objective: as for `tune`.
         baseline: single-task metrics.
 
     Returns:
@@ -209,6 +262,8 @@ def _train_draws(
             draws=draws,
             directory=directory,
             read=lambda run: read_record(directory, run),
+            objectives=task_objectives(baseline) if objective == "tasks" else delta_p_objective,
+            num_objectives=num_tasks(draws.experiment) if objective == "tasks" else 1,
         )
         return study.train(
             source,

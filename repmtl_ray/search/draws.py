@@ -16,6 +16,8 @@ from ray.tune.search.sample import Domain
 
 from repmtl_ray import ray_compat, storage
 from repmtl_ray.config import Experiment, digest, replace
+from repmtl_ray.delta import directions
+from repmtl_ray.report.runs import gains_by_task
 from repmtl_ray.search.progress import label_of
 from repmtl_ray.search.run_records import METRIC, Record, Run
 from repmtl_ray.search.space import choices_of, complete, flatten, problem_of, whole_paths
@@ -119,10 +121,32 @@ def draw_at_random(
             return
 
 
+Objectives = Callable[[Mapping[str, Any]], "list[float] | None"]
+"""From the metrics of an epoch what is maximised; None if they do not say it."""
+
+
+def delta_p_objective(metrics: Mapping[str, Any]) -> list[float] | None:
+    """delta_p over the tasks alone."""
+    value = metrics.get(METRIC)
+    return None if value is None else [float(value)]
+
+
+def task_objectives(baseline: Mapping[str, float]) -> Objectives:
+    """The gain of every task over its single-task metrics, each an objective of its own."""
+    names = directions(baseline)
+
+    def gains(metrics: Mapping[str, Any]) -> list[float] | None:
+        if not all(name in metrics for name in names):
+            return None
+        return list(gains_by_task({name: metrics[name] for name in names}, baseline).values())
+
+    return gains
+
+
 class OptunaRuns:
     """The source of a search by Optuna, which learns from every run that ends.
 
-    It continues an earlier attempt: runs that have a record are told to Optuna, the others are
+    It continues an earlier attempt: Optuna hears of runs that have a record, and the others are
     trained first.
 
     Args:
@@ -130,6 +154,8 @@ class OptunaRuns:
         draws: of the search, filled here.
         directory: of the search, whose `DRAWN_FILE` has the draws of earlier attempts.
         read: the record of a run, if it has one.
+        objectives: what is maximised.
+        num_objectives: how many values that gives; with several, Optuna looks for their Pareto front.
     """
 
     def __init__(
@@ -141,31 +167,36 @@ class OptunaRuns:
         draws: Draws,
         directory: str,
         read: Callable[[Run], Record | None],
+        objectives: Objectives = delta_p_objective,
+        num_objectives: int = 1,
     ) -> None:
+        import optuna
         from ray.tune.search.optuna import OptunaSearch
 
         space = flatten(param_space)
         self._domains = {p: domain for p, domain in space.items() if isinstance(domain, Domain)}
         self._constants = {p: value for p, value in space.items() if p not in self._domains}
-        self._draws, self._read = draws, read
+        self._distributions = OptunaSearch.convert_search_space(dict(self._domains))
+        self._draws, self._objectives = draws, objectives
         self._location = f"{directory}/{DRAWN_FILE}"
         self._drawn: list[dict[str, Any]] = []
         if storage.exists(self._location):
             stored = json.loads(storage.read(self._location))
             self._drawn = [self._parameters_of(values) for values in stored]
-        self._num_samples = num_samples
-        self._num_left = num_samples - len(self._drawn)
-        self._num_suggested = len(self._drawn)
+        self._num_samples, self._num_left = num_samples, num_samples - len(self._drawn)
         seed = draws.experiment.seed
-        whole = [complete(flatten(reference), param_space, seed) for reference in references]
-        points = [{path: point[path] for path in self._domains} for point in whole]
-        # Another seed for every attempt, because the first one's numbers would be drawn once more.
-        self._optuna = OptunaSearch(
-            points_to_evaluate=points[len(self._drawn) :] or None, seed=seed + len(self._drawn)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            # Another seed for every attempt, because the first one's numbers would be drawn once more.
+            sampler=optuna.samplers.TPESampler(seed=seed + len(self._drawn)),
+            pruner=optuna.pruners.NopPruner(),
+            directions=["maximize"] * num_objectives,
         )
-        self._optuna.set_search_properties(METRIC, "max", self._domains)
-        self._values: dict[str, float | None] = {}
-        self._tokens: dict[str, list[str]] = {}
+        for reference in references[len(self._drawn) :]:
+            point = complete(flatten(reference), param_space, seed)
+            self.study.enqueue_trial({path: point[path] for path in self._domains})
+        self._objectives_of: dict[str, list[float] | None] = {}
+        self._trials: dict[str, list[Any]] = {}
         self._unfinished: dict[str, dict[str, Any]] = {}
         self._again: list[Run] = []
         for parameters in self._drawn:
@@ -177,46 +208,53 @@ class OptunaRuns:
             if record is None:
                 self._again.append(draw.run)
             else:
-                self.tell(draw.run, record["history"][-1].get(METRIC))
+                self.tell(draw.run, record["history"][-1])
 
     def next_run(self) -> Run | None:
         if self._again:
             return self._again.pop(0)
         num_in_vain = 0
         while self._num_left > 0:
-            token = str(self._num_suggested)
-            self._num_suggested += 1
-            parameters = dict(self._optuna.suggest(token) or {})
-            draw, is_new = self._draws.add(self._constants | parameters)
-            self._tokens.setdefault(draw.name, []).append(token)
+            trial = self.study.ask(fixed_distributions=self._distributions)
+            draw, is_new = self._draws.add(self._constants | trial.params)
+            self._trials.setdefault(draw.name, []).append(trial)
             if is_new:
                 num_in_vain = 0
                 self._num_left -= 1
-                self._drawn.append(parameters)
+                self._drawn.append(dict(trial.params))
                 storage.write(self._location, json.dumps(self._drawn, indent=1).encode())
                 if draw.run is not None:
                     return draw.run
-                self._complete(draw.name, None)
-                continue
-            if draw.run is None or draw.name in self._values:
-                self._complete(draw.name, self._values.get(draw.name))
-            num_in_vain += 1
+            if draw.run is None or draw.name in self._objectives_of:
+                self._complete(draw.name)
+            num_in_vain += not is_new
             if num_in_vain == MAX_IN_VAIN["optuna"]:
                 self._num_left = 0
                 self._draws.say_exhausted(self._num_samples)
         return None
 
-    def tell(self, run: Run, value: float | None) -> None:
-        self._values[run.name] = value
+    def tell(self, run: Run, metrics: Mapping[str, Any] | None) -> None:
+        values = None if metrics is None else self._objectives(metrics)
+        self._objectives_of[run.name] = values
         parameters = self._unfinished.pop(run.name, None)
-        if parameters is not None and value is not None:  # of an earlier attempt
-            self._optuna.add_evaluated_point(parameters, value)
-        self._complete(run.name, value)
+        if parameters is not None and values is not None:  # of an earlier attempt
+            from optuna.trial import create_trial
 
-    def _complete(self, name: str, value: float | None) -> None:
-        for token in self._tokens.pop(name, []):
-            result = None if value is None else {METRIC: value}
-            self._optuna.on_trial_complete(token, result, error=value is None)
+            self.study.add_trial(
+                create_trial(params=parameters, distributions=self._distributions, values=values)
+            )
+        self._complete(run.name)
+
+    def _complete(self, name: str) -> None:
+        """Tells Optuna how all its proposals of a configuration ended."""
+        from optuna.trial import TrialState
+
+        values = self._objectives_of.get(name)
+        for trial in self._trials.pop(name, []):
+            if values is None:
+                self.study.tell(trial, state=TrialState.FAIL)
+            else:
+                self.study.tell(trial, values)
 
     def _parameters_of(self, stored: Mapping[str, Any]) -> dict[str, Any]:
         """Stored values as the space has them: JSON knows no tuples."""

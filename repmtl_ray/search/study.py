@@ -54,8 +54,8 @@ class Source(Protocol):
     def next_run(self) -> Run | None:
         """A run that has no record; None when there is no other."""
 
-    def tell(self, run: Run, value: float | None) -> None:
-        """How a run ended: its `METRIC`, or None."""
+    def tell(self, run: Run, metrics: Mapping[str, Any] | None) -> None:
+        """How a run ended: the metrics of its last epoch, or None."""
 
 
 class ListedRuns:
@@ -67,7 +67,7 @@ class ListedRuns:
     def next_run(self) -> Run | None:
         return self._runs.pop(0) if self._runs else None
 
-    def tell(self, run: Run, value: float | None) -> None:
+    def tell(self, run: Run, metrics: Mapping[str, Any] | None) -> None:
         pass
 
 
@@ -240,9 +240,8 @@ class _Suggestions(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        result = result or {}
-        value = None if "error" in result else result.get(METRIC)
-        self._source.tell(self._runs.pop(trial_id), value)
+        has_metrics = result is not None and "error" not in result
+        self._source.tell(self._runs.pop(trial_id), result if has_metrics else None)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: a study is continued from its records."""
@@ -308,6 +307,13 @@ def train_missing(
         for run in runs
         if run.name not in complete
     }
+
+
+def num_tasks(experiment: Experiment) -> int:
+    """How many tasks an experiment trains."""
+    from repmtl_ray.runs import build
+
+    return len(build.selected_tasks(experiment))
 
 
 def single_task(experiment: Experiment, task: str) -> Experiment:

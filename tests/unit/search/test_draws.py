@@ -11,9 +11,16 @@ from ray import tune as ray_tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from repmtl_ray.config import replace
-from repmtl_ray.search.draws import MAX_IN_VAIN, Draws, OptunaRuns, draw_at_random
+from repmtl_ray.search.draws import (
+    MAX_IN_VAIN,
+    Draws,
+    OptunaRuns,
+    delta_p_objective,
+    draw_at_random,
+    task_objectives,
+)
 from repmtl_ray.search.run_records import METRIC, Record, Run
-from tests.helpers.searches import BASE, CSA, POLICY, RATE, TSR
+from tests.helpers.searches import BASE, BASELINE, CSA, POLICY, RATE, TSR
 
 SPACE = {
     POLICY: ray_tune.choice(["EW", "UW", "GLS"]),
@@ -84,7 +91,7 @@ def test_a_grid_is_drawn_once() -> None:
 
 def study_of(source: OptunaRuns) -> Any:
     """Optuna's own."""
-    return source._optuna._ot_study
+    return source.study
 
 
 class Search:
@@ -111,7 +118,7 @@ class Search:
         value = -abs(run.experiment.regularizer.lambda_tsr - 0.4)
         self.trained.append(run.name)
         self.records[run.name] = {"history": [{METRIC: value}]}
-        source.tell(run, value)
+        source.tell(run, {METRIC: value})
 
 
 def test_optuna_trains_every_configuration_once_and_stops_when_all_samples_are_drawn(
@@ -152,3 +159,56 @@ def test_optuna_continues_with_what_was_drawn_and_adds_samples(tmp_path: Path) -
     assert study.best_value == max(
         record["history"][0][METRIC] for record in search.records.values()
     )
+
+
+def gains_of(run: Run) -> tuple[float, float]:
+    """Made-up gains of two tasks that no value of lambda_tsr serves both."""
+    tsr = run.experiment.regularizer.lambda_tsr
+    return 10 - 20 * (tsr - 0.2) ** 2, 10 - 20 * (tsr - 0.8) ** 2
+
+
+def test_optuna_looks_for_the_pareto_front_of_the_tasks_also_after_an_interruption(
+    tmp_path: Path,
+) -> None:
+    space = {TSR: ray_tune.uniform(0, 1)}
+    records: dict[str, Record] = {}
+
+    def source(num_samples: int) -> OptunaRuns:
+        return OptunaRuns(
+            space,
+            (),
+            num_samples,
+            draws=Draws(BASE),
+            directory=str(tmp_path),
+            read=lambda run: records.get(run.name),
+            objectives=task_objectives(BASELINE),
+            num_objectives=2,
+        )
+
+    def train(searched: OptunaRuns) -> None:
+        for run in iter(searched.next_run, None):
+            segmentation, depth = gains_of(run)
+            metrics = {
+                "segmentation/miou": 40.0 * (1 + segmentation / 100),
+                "depth/abs_error": 0.05 * (1 - depth / 100),
+                "depth/loss": 1.0,
+            }
+            records[run.name] = {"history": [metrics]}
+            searched.tell(run, metrics)
+
+    train(source(5))
+    again = source(8)
+    train(again)
+    assert len(again.study.trials) == len(records) == 8
+    for trial in again.study.trials:
+        tsr = trial.params[TSR]
+        assert trial.values == pytest.approx(
+            [10 - 20 * (tsr - 0.2) ** 2, 10 - 20 * (tsr - 0.8) ** 2]
+        )
+    assert len(again.study.best_trials) > 1, "a front, not one best"
+
+
+def test_objectives_need_the_metrics_of_every_task() -> None:
+    assert task_objectives(BASELINE)({"segmentation/miou": 44.0}) is None
+    assert delta_p_objective({METRIC: 1}) == [1.0]
+    assert delta_p_objective({}) is None
