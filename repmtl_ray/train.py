@@ -190,7 +190,7 @@ def train(
             "experiment": experiment,
             "data": data,
             "baseline": None if baseline is None else dict(baseline),
-            "data_actors": placement.data_cpus or 0,
+            "placement": placement,
             "directory": folder,
             "checkpoints": checkpoints or CheckpointConfig(),
             "callbacks": list(loop_callbacks),

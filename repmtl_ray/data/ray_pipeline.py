@@ -3,8 +3,8 @@
 One row of the dataset is a few numbers of the run's plan: (first, count) stands for so many batches
 of this worker, training steps and the evaluation after each epoch in one sequence. An actor pool
 turns a row into packed batches by the functions that the worker's own threads call too (`plan`), so
-the batches are equal to the bit. Ray Data keeps the rows in order, limits how many batches are made
-ahead, and makes a row again if an actor or its node dies.
+the batches are equal to the bit. Ray Data keeps the rows in order and limits how many are made ahead. If
+an actor or its node dies, a new execution starts at the batch that the worker needs next.
 
 Every worker executes a dataset of its own, from the step of its checkpoint to the end of the run. The
 alternative, `streaming_split` of one dataset for all workers, hands blocks to whoever asks first, so a
@@ -17,8 +17,10 @@ Owns the way of batches between processes. Whether a run uses it is decided in `
 from __future__ import annotations
 
 import itertools
+import logging
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions, ExecutionResources
 
-from repmtl_ray.data.batches import prefetched
+from repmtl_ray.data.batches import planned_batches, planned_eval_batches, prefetched
 from repmtl_ray.data.cache import CheckedSplit, quiet
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.data.plan import (
@@ -43,8 +45,12 @@ from repmtl_ray.data.plan import (
 )
 from repmtl_ray.data.stream import Stream
 
+logger = logging.getLogger(__name__)
+
 TASK_BYTES = 24 * 2**20
 """Of the batches that one task makes, about; a task costs milliseconds whatever it makes."""
+TASK_S = 0.5
+"""Of the reading that one task does, about: the first batch waits for its whole task."""
 MAX_TASK_BATCHES = 8
 MAX_TASKS = 2_000
 """Of one execution. Ray Data stores every row before the first one is read, a millisecond for each;
@@ -90,16 +96,29 @@ class RunBatches:
         """Batches of an epoch and its evaluation."""
         return self.train.num_steps + self.num_evaluation
 
-    @property
-    def batch_bytes(self) -> int:
-        """Of a training batch of this worker, as it travels; about."""
-        return self.train.num_own * sum(
-            sum(
-                values.nbytes
-                for values in self.train_split.rows(stream).fetch(np.array([0])).values()
-            )
+    def cost(self) -> Cost:
+        """What a training batch of this worker takes, about: as if every sample were the first."""
+        begin = time.perf_counter()
+        first = [
+            values
             for stream in self.train.selected
-        )
+            for values in self.train_split.rows(stream).fetch(np.array([0])).values()
+        ]
+        seconds = time.perf_counter() - begin
+        num_own = self.train.num_own
+        return Cost(num_own * sum(values.nbytes for values in first), num_own * seconds)
+
+
+class Cost(NamedTuple):
+    """What a batch takes.
+
+    Attributes:
+        num_bytes: of the packed batch.
+        seconds: of one process, to read its samples.
+    """
+
+    num_bytes: int
+    seconds: float
 
 
 class Place(NamedTuple):
@@ -139,7 +158,7 @@ class DataActor:
             evaluation, {s.name: splits[1].rows(s) for s in evaluation.selected}
         )
         self._num_epoch = batches.num_epoch
-        self._memory = out_of_memory(batches)
+        self._memory = out_of_memory(train, batches.cost().num_bytes)
 
     def __call__(self, row: dict[str, NDArray[np.int64]]) -> pyarrow.Table:
         first, count = int(row["first"][0]), int(row["count"][0])
@@ -162,12 +181,11 @@ class DataActor:
         return self._eval.pack(number)
 
 
-def out_of_memory(batches: RunBatches) -> str:
-    """What to tell a user whose data actor had not enough memory."""
-    plan = batches.train
+def out_of_memory(plan: TrainPlan, num_bytes: int) -> str:
+    """What to tell a user whose data actor had not enough memory for a batch of so many bytes."""
     return (
         f"a data actor ran out of memory while it made a batch of {plan.num_own} samples of each of {len(plan.selected)} "
-        f"streams, {batches.batch_bytes / 2**20:.1f} MiB; take a smaller batch_size or more workers, fewer data actors a "
+        f"streams, {num_bytes / 2**20:.1f} MiB; take a smaller batch_size or more workers, fewer data actors a "
         "node (data_cpus), or nodes with more memory."
     )
 
@@ -225,10 +243,24 @@ class RayLoader:
         batches: of the run, for this worker.
         num_epochs: of the run.
         num_actors: how many processes make this worker's batches, each with one CPU.
+        timeout_s: how long a batch may take, the start of the actors included.
+        may_fall_back: whether threads of this process make the batches if none comes in time.
     """
 
-    def __init__(self, batches: RunBatches, *, num_epochs: int, num_actors: int) -> None:
-        self._batches = batches
+    def __init__(
+        self,
+        batches: RunBatches,
+        *,
+        num_epochs: int,
+        num_actors: int,
+        timeout_s: float | None = None,
+        may_fall_back: bool = False,
+    ) -> None:
+        self.note = ""
+        """What a user should know: that the actors did not come."""
+        self.batches = batches
+        self._timeout_s = timeout_s
+        self._may_fall_back = may_fall_back
         self._num_steps = batches.train.num_steps
         self._num_epoch = batches.num_epoch
         self._end = num_epochs * self._num_epoch
@@ -240,15 +272,28 @@ class RayLoader:
         self, plan: TrainPlan, *, epoch: int, first_step: int, dtype: torch.dtype
     ) -> Iterator[Batch]:
         """As `Loader.train`."""
-        assert plan == self._batches.train, "the actors have the plan of another run"
-        first = epoch * self._num_epoch
-        return self._between(first + first_step, first + self._num_steps, dtype)
+        assert plan == self.batches.train, "the actors have the plan of another run"
+        first = epoch * self._num_epoch + first_step
+        num_batches = self._num_steps - first_step
+
+        def local(done: int) -> Iterator[Batch]:
+            rows = {s.name: self.batches.train_split.rows(s) for s in plan.selected}
+            return planned_batches(
+                plan, rows, epoch=epoch, first_step=first_step + done, dtype=dtype
+            )
+
+        return self._between(first, first + num_batches, dtype, local)
 
     def evaluate(self, plan: EvalPlan, *, epoch: int, dtype: torch.dtype) -> Iterator[Batch]:
         """As `Loader.evaluate`."""
-        assert plan == self._batches.evaluation, "the actors have the plan of another run"
-        first = epoch * self._num_epoch
-        return self._between(first + self._num_steps, first + self._num_epoch, dtype)
+        assert plan == self.batches.evaluation, "the actors have the plan of another run"
+        first = epoch * self._num_epoch + self._num_steps
+
+        def local(done: int) -> Iterator[Batch]:
+            rows = {s.name: self.batches.eval_split.rows(s) for s in plan.selected}
+            return itertools.islice(planned_eval_batches(plan, rows, dtype=dtype), done, None)
+
+        return self._between(first, (epoch + 1) * self._num_epoch, dtype, local)
 
     def close(self) -> None:
         """Ends the execution and its actors."""
@@ -256,21 +301,61 @@ class RayLoader:
             self._items.close()
         self._items = self._next = None
 
-    def _between(self, first: int, end: int, dtype: torch.dtype) -> Iterator[Batch]:
+    def _between(
+        self, first: int, end: int, dtype: torch.dtype, local: Callable[[int], Iterator[Batch]]
+    ) -> Iterator[Batch]:
+        """The batches from a number to another.
+
+        Args:
+            first, end: the numbers.
+            dtype: of images, depths and normals.
+            local: makes them in this process, without the first so many.
+        """
         for wanted in range(first, end):
-            if self._next != wanted:
-                self.close()
-                self._items = prefetched(lambda: self._from(wanted, dtype), 1)  # noqa: B023
-            assert self._items is not None
-            number, batch = next(self._items)
-            assert number == wanted, "Ray Data keeps the order of rows"
-            self._next = wanted + 1
+            if not self.note:
+                try:
+                    batch = self._take(wanted, dtype)
+                except TimeoutError as error:
+                    self._give_up(error)
+            if self.note:
+                yield from local(wanted - first)
+                return
             yield batch
+
+    def _take(self, wanted: int, dtype: torch.dtype) -> Batch:
+        if self._next != wanted:
+            self.close()
+            self._items = prefetched(
+                lambda: self._from(wanted, dtype), 1, timeout_s=self._timeout_s
+            )
+        assert self._items is not None
+        number, batch = next(self._items)
+        assert number == wanted, "Ray Data keeps the order of rows"
+        self._next = wanted + 1
+        return batch
+
+    def _give_up(self, error: TimeoutError) -> None:
+        """Notes that no batch came in time.
+
+        Raises:
+            DataError: it was asked for data actors and nothing else.
+        """
+        waited = (
+            f"no batch came from {self._num_actors} data actors within {self._timeout_s:g} s: the cluster has no free CPU for "
+            "them, or reading stands still"
+        )
+        if not self._may_fall_back:
+            raise DataError(
+                f"{waited}; free CPUs or lower data_cpus, or take data='worker'."
+            ) from error
+        self.note = f"{waited}; the worker's own threads made the batches, which are the same."
+        logger.warning(self.note)
+        self.close()
 
     def _from(self, first: int, dtype: torch.dtype) -> Iterator[tuple[int, Batch]]:
         """All batches from a number to the end of the run, whatever dies meanwhile."""
-        train = TrainBatches(self._batches.train, {})
-        evaluation = EvalBatches(self._batches.evaluation, {})
+        train = TrainBatches(self.batches.train, {})
+        evaluation = EvalBatches(self.batches.evaluation, {})
         failures = 0
         while first < self._end:
             try:
@@ -285,30 +370,33 @@ class RayLoader:
                     first, failures = number + 1, 0
             except ray.exceptions.RayError as error:
                 failures += 1
+                logger.warning("data actors start again at batch %d: %s", first, _reason(error))
+                if failures < MAX_FAILURES:
+                    continue
                 if _is_out_of_memory(error):
-                    raise DataError(out_of_memory(self._batches)) from error
-                if failures == MAX_FAILURES:
-                    raise
+                    message = out_of_memory(train.plan, self.batches.cost().num_bytes)
+                    raise DataError(message) from error
+                raise
 
     def _execute(self, first: int) -> Iterator[tuple[int, list[dict[str, NDArray[Any]]]]]:
         """One execution of Ray Data; its batches until the end, or until it has had `MAX_TASKS`."""
-        batch_bytes = self._batches.batch_bytes
-        size = max(1, min(MAX_TASK_BATCHES, TASK_BYTES // batch_bytes))
+        cost = self.batches.cost()
+        size = min(MAX_TASK_BATCHES, TASK_BYTES / cost.num_bytes, TASK_S / cost.seconds)
+        size = max(1, int(size))
         firsts = range(first, self._end, size)[:MAX_TASKS]
         rows = [{"first": n, "count": min(size, self._end - n)} for n in firsts]
-        with quiet(), ray.data.DataContext.current(self._context(size * batch_bytes)):
+        with quiet(), ray.data.DataContext.current(self._context(size * cost.num_bytes)):
             plan = ray.data.from_items(rows, override_num_blocks=len(rows))
             made = plan.map_batches(
                 DataActor,
-                fn_constructor_kwargs={"batches": self._batches},
+                fn_constructor_kwargs={"batches": self.batches},
                 batch_size=None,
                 batch_format="numpy",
                 compute=ActorPoolStrategy(
                     size=self._num_actors, max_tasks_in_flight_per_actor=AHEAD
                 ),
                 num_cpus=1,
-                max_restarts=MAX_FAILURES,
-                max_task_retries=MAX_FAILURES,
+                max_restarts=0,  # an actor that restarts waits for a CPU that may not come back
             )
             for table in made.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=1
@@ -331,6 +419,11 @@ def _with_streams(
     streams: Sequence[Stream], parts: Sequence[Mapping[str, NDArray[Any]]]
 ) -> list[PackedPart]:
     return [PackedPart(stream, dict(part)) for stream, part in zip(streams, parts, strict=True)]
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of an error of Ray, which says most."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -8,13 +8,14 @@ controller import this module too.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray.train
 
-from repmtl_ray import collectives, node_check
+from repmtl_ray import cluster, collectives, node_check
 from repmtl_ray.config import Experiment, ExperimentError, digest
 from repmtl_ray.data.description import DataDescription, describe
 from repmtl_ray.runs.callbacks import AddDeltaP, Callback, StepInfo
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from repmtl_ray.collectives import Workers
     from repmtl_ray.data.batches import Loader
     from repmtl_ray.data.cache import CheckedSplit
+    from repmtl_ray.placement import Placement
     from repmtl_ray.runs.build import Split
     from repmtl_ray.runs.checkpoint import Parts
     from repmtl_ray.runs.fault_tolerance import FaultTolerance
@@ -153,7 +155,8 @@ def _train(
         num_before = len(history)
         if history:  # the last report before an interruption may not have been heard
             ray.train.report({**history[-1], "checkpoint_path": resume_from})
-    with data_actors(experiment, data, workers, num_actors=config["data_actors"]) as loader:
+    notes = checkpointing.manager.notes
+    with data_actors(experiment, data, workers, config["placement"], notes) as loader:
         parts, progress = loop.run(
             experiment,
             train=split_of(data, data.train, loader),
@@ -211,10 +214,20 @@ def evaluate_final(
 
 @contextlib.contextmanager
 def data_actors(
-    experiment: Experiment, data: CachedData, workers: Workers, *, num_actors: int
+    experiment: Experiment,
+    data: CachedData,
+    workers: Workers,
+    placement: Placement,
+    notes: list[str],
 ) -> Iterator[Loader | None]:
-    """This worker's data actors; None if its own threads make the batches."""
-    if num_actors == 0:
+    """This worker's data actors; None if its own threads make the batches.
+
+    Args:
+        experiment, data, workers: of the run.
+        placement: of the run, its data actors decided.
+        notes: gets what a user should know of the actors.
+    """
+    if not placement.data_cpus:
         yield None
         return
     from repmtl_ray.data.ray_pipeline import RayLoader, RunBatches
@@ -227,11 +240,19 @@ def data_actors(
         train_split=data.train,
         eval_split=data.evaluation,
     )
-    loader = RayLoader(batches, num_epochs=experiment.epochs, num_actors=num_actors)
+    loader = RayLoader(
+        batches,
+        num_epochs=experiment.epochs,
+        num_actors=placement.data_cpus,
+        timeout_s=float(os.environ.get(cluster.GROUP_START_TIMEOUT, "900")),
+        may_fall_back=placement.data == "auto",
+    )
     try:
         yield loader
     finally:
         loader.close()
+        if loader.note:
+            notes.append(loader.note)
 
 
 def split_of(data: CachedData, checked: CheckedSplit, loader: Loader | None = None) -> Split:

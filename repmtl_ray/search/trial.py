@@ -146,8 +146,9 @@ class RunsInProcess:
         try:
             loop.selected_tasks(experiment, settings.data.tasks)
             resume_from = checkpointing.start()
+            notes = checkpointing.manager.notes
             with data_actors(
-                experiment, settings.data, ALONE, num_actors=settings.placement.data_cpus or 0
+                experiment, settings.data, ALONE, settings.placement, notes
             ) as loader:
                 training = self._training(run, checkpointing, resume_from, loader, device)
                 num_before = training.progress.epochs_done

@@ -3,6 +3,7 @@ nodes to come; and addresses that cannot be joined."""
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from collections.abc import Callable
@@ -246,3 +247,65 @@ def test_a_cluster_file_that_is_none_is_refused(
     monkeypatch.setenv(cluster.CLUSTER_FILE, str(path))
     with pytest.raises(ValueError, match=message):
         cluster.allowed_nodes()
+
+
+@pytest.mark.parametrize(
+    ("placement", "up", "runs", "reads_storage", "actors"),
+    [
+        (Placement(), [(8, 0)], 1, False, 0),  # samples in this machine's memory
+        (Placement(), [(8, 0)], 1, True, 4),
+        (Placement(), [(2, 0)], 1, True, 1),
+        (Placement(), [(2, 0)], 2, True, 0),  # two runs at once leave nothing
+        (Placement(), [(8, 0)], 2, True, 3),
+        (Placement(), [(4, 0), (4, 0)], 1, False, 4),
+        (Placement(gpus_per_worker=1, cpus_per_worker=2), [(8, 2)], 2, False, 2),
+        (Placement(num_workers=(1, 2)), [(6, 0)], 1, True, 2),
+        (Placement(data_cpus=2), [(8, 0)], 1, True, 2),
+        (Placement(data="ray"), [(8, 0)], 1, False, 4),
+        (Placement(data="ray", data_cpus=6), [(8, 0)], 1, False, 6),
+        (Placement(data="worker"), [(8, 0)], 1, True, None),
+    ],
+)
+def test_data_actors_take_what_the_workers_leave(
+    nodes: Callable[..., Any],
+    placement: Placement,
+    up: list[tuple[int, ...]],
+    runs: int,
+    reads_storage: bool,
+    actors: int | None,
+) -> None:
+    nodes([Available(*node) for node in up])
+    decided = placement.decided(runs=runs, reads_storage=reads_storage)
+    assert decided.data_cpus == actors
+    assert decided.data == placement.data
+    again = decided.decided(runs=1, reads_storage=reads_storage)
+    assert again == decided, "a trial takes what its search decided"
+
+
+def test_nodes_that_may_come_count_for_data_actors(nodes: Callable[..., Any]) -> None:
+    nodes([HEAD], [GPU_NODE, CPU_NODE])
+    placement = Placement(cpus_per_worker=8, gpus_per_worker=1, data="ray", data_cpus=16)
+    placement.check_fits()
+    with pytest.raises(ValueError, match=r"'ray': 1 workers with 8 CPUs .* leave 16 .* need 17"):
+        dataclasses.replace(placement, data_cpus=17).check_fits()
+
+
+def test_runs_with_data_actors_need_room_for_them(nodes: Callable[..., Any]) -> None:
+    nodes([Available(8, 0)])
+    assert Placement(data="ray").concurrent() == 4
+    assert Placement(data="ray", data_cpus=3).concurrent() == 2
+    assert Placement(data="auto").concurrent() == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": "rays"}, "data is 'rays'"),
+        ({"data": "ray", "data_cpus": 0}, "data_cpus is 0"),
+        ({"data_cpus": -1}, "data_cpus is -1"),
+        ({"data": "worker", "data_cpus": 2}, "data_cpus is 2, but with data='worker'"),
+    ],
+)
+def test_data_actors_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Placement(**values)
