@@ -35,9 +35,10 @@ from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
 from repmtl_ray.data.augment import augment
 from repmtl_ray.data.cache import UncachedSplit, check_streams
+from repmtl_ray.data.data_actor import RunBatches
 from repmtl_ray.data.plan import EvalPlan, TrainPlan
 from repmtl_ray.data.prepare import prepare
-from repmtl_ray.data.ray_pipeline import RayLoader, RunBatches
+from repmtl_ray.data.ray_pipeline import RayLoader
 from repmtl_ray.data.sources import open_streams
 from repmtl_ray.data.stream import Stream
 from repmtl_ray.runs import loop
@@ -80,9 +81,9 @@ def write_official(root: Path, num_frames: int) -> None:
                 ("gtFine", "gtFine_labelIds", ids),
                 ("disparity", "disparity", disparity),
             ):
-                folder = root / part / split / "city"
+                folder = root / part / split / f"{split}city"
                 folder.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(folder / f"city_{index:06}_000019_{kind}.png"), pixels)
+                cv2.imwrite(str(folder / f"{split}city_{index:06}_000019_{kind}.png"), pixels)
 
 
 def torch_epochs(dataset: Dataset, stream: Stream, processes: int) -> Epochs:

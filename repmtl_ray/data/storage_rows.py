@@ -2,9 +2,8 @@
 
 Owns the reading threads. Like every `Rows` it hands out samples by number, so the order of an
 epoch, what each worker sees and every view are those of samples kept in memory, to the bit: a
-sample is read by the one worker that needs it, once an epoch. That takes storage that finds samples
-by number: shards do (`shards`), and folders of files. Ray Data's own pipelines, which hand blocks
-from task to task, gave 0.1 to 0.25 of a torch DataLoader's rate and orders of their own.
+sample is read by the one worker that needs it, or by its data actors, once an epoch. That takes
+storage that finds samples by number: shards do (`shards`), and folders of files.
 """
 
 from __future__ import annotations

@@ -31,11 +31,12 @@ class NoteProgress(Callback):
         self._folder, self._attempt = context.folder, uuid.uuid4().hex
         self._steps, self._epochs = context.steps_per_epoch, context.experiment.epochs
         self._num_workers, self._next = context.workers.size, 0.0
-        self._num_samples, self._begin = 0, time.monotonic()
+        self._num_samples, self._waited_s, self._begin = 0, 0.0, time.monotonic()
         self._note("step", {"global_step": context.progress.global_step})
 
     def on_step_end(self, step: StepInfo) -> None:
         self._num_samples += step.num_samples * self._num_workers
+        self._waited_s += step.wait_seconds
         now = time.monotonic()
         if now >= self._next:
             self._next = now + POLL_S
@@ -46,9 +47,14 @@ class NoteProgress(Callback):
         seconds = time.monotonic() - self._begin
         epoch = int(metrics["epoch"])
         self._note("step", {"global_step": int(metrics["global_step"])})
-        found = {"seconds": seconds, "samples": self._num_samples, "metrics": dict(metrics)}
+        found = {
+            "seconds": seconds,
+            "samples": self._num_samples,
+            "waited": self._waited_s,
+            "metrics": dict(metrics),
+        }
         self._note(f"epoch {epoch:06d}", found)
-        self._num_samples, self._begin = 0, time.monotonic()
+        self._num_samples, self._waited_s, self._begin = 0, 0.0, time.monotonic()
 
     def _note(self, what: str, found: Mapping[str, Any]) -> None:
         total = {"attempt": self._attempt, "steps": self._steps, "epochs": self._epochs}
@@ -104,7 +110,8 @@ class Lines:
 
 
 def epoch_line(found: Mapping[str, Any], seconds: list[float]) -> str:
-    """The line of an epoch: its number, the time that is left, samples per second, the metrics.
+    """The line of an epoch: its number, the time that is left, samples per second, the
+    share of the time that steps waited for data, the metrics.
 
     Args:
         found: as `NoteProgress` notes it.
@@ -120,6 +127,7 @@ def epoch_line(found: Mapping[str, Any], seconds: list[float]) -> str:
             f"epoch {epoch}/{epochs}",
             f"{duration(left)} left" if epoch < epochs else f"took {duration(sum(seconds))}",
             f"{rate:.3g} samples/s",
+            f"{100 * found['waited'] / max(found['seconds'], 1e-9):.0f} % waiting for data",
             *metric_words(metrics),
         ]
     )

@@ -230,7 +230,8 @@ def data_actors(
     if not placement.data_cpus:
         yield None
         return
-    from repmtl_ray.data.ray_pipeline import RayLoader, RunBatches
+    from repmtl_ray.data.data_actor import RunBatches
+    from repmtl_ray.data.ray_pipeline import RayLoader
     from repmtl_ray.runs import build
 
     tasks = build.selected_tasks(experiment, data.tasks)

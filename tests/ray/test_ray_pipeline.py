@@ -22,9 +22,11 @@ from repmtl_ray.data import ray_pipeline
 from repmtl_ray.data.batches import planned_batches, planned_eval_batches
 from repmtl_ray.data.cache import CheckedSplit, UncachedSplit, cache_streams
 from repmtl_ray.data.columns import Batch
+from repmtl_ray.data.data_actor import RunBatches
 from repmtl_ray.data.plan import DataError, EvalPlan, TrainPlan
-from repmtl_ray.data.ray_pipeline import RayLoader, RunBatches
+from repmtl_ray.data.ray_pipeline import RayLoader
 from repmtl_ray.data.stream import Sample, Stream
+from tests.helpers import training
 from tests.helpers.layouts import dense_stream, domain_stream
 
 pytestmark = pytest.mark.ray
@@ -182,11 +184,9 @@ def test_a_broken_sample_is_one_error_that_names_its_file(tmp_path: Path) -> Non
 def test_a_run_with_data_actors_has_the_metrics_of_one_without(
     tmp_path: Path, experiment: Experiment
 ) -> None:
-    with_actors, without = (
-        fit(experiment, placement=placement, storage=tmp_path, name=placement.data)
-        for placement in (Placement(data="ray", data_cpus=1), Placement(data="worker"))
-    )
-    assert with_actors.history == without.history
+    placement = Placement(data="ray", data_cpus=1)
+    found = fit(experiment, placement=placement, storage=tmp_path)
+    assert found.history == training.run(experiment).history
 
 
 def test_more_data_cpus_than_are_free_are_refused_before_anything_starts(
