@@ -147,9 +147,7 @@ class RunsInProcess:
             loop.selected_tasks(experiment, settings.data.tasks)
             resume_from = checkpointing.start()
             notes = checkpointing.manager.notes
-            with data_actors(
-                experiment, settings.data, ALONE, settings.placement, notes
-            ) as loader:
+            with data_actors(experiment, settings.data, ALONE, settings.placement, notes) as loader:
                 training = self._training(run, checkpointing, resume_from, loader, device)
                 num_before = training.progress.epochs_done
                 if num_before:  # the last report before an interruption may not have been heard
