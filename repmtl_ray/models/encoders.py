@@ -104,16 +104,21 @@ def keeps_channels_last(network: nn.Module) -> bool:
     return str(getattr(network, "output_fmt", "")).endswith("NHWC")
 
 
-def _create(config: ModelConfig, image_size: tuple[int, int], **arguments: Any) -> nn.Module:
+def encoder_arguments(config: ModelConfig, image_size: tuple[int, int]) -> dict[str, Any]:
+    """What `timm.create_model` is given for an encoder besides its name and weights."""
+    arguments: dict[str, Any] = {"num_classes": 0}
     if config.features == "map":
-        arguments |= {"features_only": True, "out_indices": (-1,)}
+        arguments = {"features_only": True, "out_indices": (-1,)}
         if config.output_stride is not None:
             arguments["output_stride"] = config.output_stride
-    else:
-        arguments["num_classes"] = 0
+    if has_fixed_size(config):
+        arguments["img_size"] = image_size
+    return arguments
+
+
+def _create(config: ModelConfig, image_size: tuple[int, int], **arguments: Any) -> nn.Module:
     try:
-        if has_fixed_size(config):
-            arguments["img_size"] = image_size
+        arguments |= encoder_arguments(config, image_size)
         return timm.create_model(config.encoder, **arguments)
     except (AssertionError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         hint = ""
