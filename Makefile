@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: tune test test-fast lint install clean
+.PHONY: tune test test-fast lint docs install clean
 
 tune: install
 	$(BIN)/python pipelines/tune_cityscapes.py
@@ -20,6 +20,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, into build/site; a warning is an error.
+docs: install
+	$(BIN)/mkdocs build --strict
 
 # Dependencies once per pyproject.toml; the link to this checkout every time (an environment may be shared by clones).
 install: $(VENV)/dependencies-installed

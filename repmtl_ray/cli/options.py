@@ -170,6 +170,7 @@ def add_study_options(parser: argparse.ArgumentParser, kind: str, unit: str) -> 
         type=int,
         help=f"{unit}s at once (default: what the cluster has room for)",
     )
+    add_log_options(where)
     where.add_argument("--name", help=f"of the {kind} (default: a new one)")
     where.add_argument(
         "--resume",
@@ -198,6 +199,7 @@ def study_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "name": arguments.name if arguments.resume is None else arguments.resume,
         "resume": arguments.resume is not None,
         "checkpoints": checkpoints_of(arguments),
+        **log_of(arguments),
     }
 
 

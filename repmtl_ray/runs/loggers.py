@@ -194,7 +194,8 @@ class MlflowLogger(RunLogger):
         self._write(epoch.values, epoch)
 
     def close(self, error: BaseException | None) -> None:
-        self._client.set_terminated(self._run, status="FINISHED" if error is None else "FAILED")
+        stopped = "KILLED" if isinstance(error, GeneratorExit) else "FAILED"
+        self._client.set_terminated(self._run, status="FINISHED" if error is None else stopped)
 
     def _write(self, values: Mapping[str, float], step: Step) -> None:
         import time

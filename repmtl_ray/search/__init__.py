@@ -25,6 +25,8 @@ from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.report.runs import pareto_front, search_runs
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
+from repmtl_ray.runs import loggers
+from repmtl_ray.runs.callbacks import Callback
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search.draws import (
     Draw,
@@ -85,6 +87,9 @@ def tune(
     name: str | None = None,
     resume: bool = False,
     checkpoints: CheckpointConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    log_every: int = loggers.EVERY_STEPS,
 ) -> SearchResult:
     """Searches `param_space` around an experiment for the largest delta_p over its tasks.
 
@@ -111,6 +116,7 @@ def tune(
             `num_samples` is larger than before. Another space, searcher, scheduler or references are
             refused.
         checkpoints: of every trial's run, as for `fit`.
+        callbacks, log, log_every: of every trial's run, as for `fit`; each has its own copies.
 
     Returns:
         The table and the best experiment.
@@ -121,6 +127,7 @@ def tune(
         KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the search.
     """
     check_arguments(tune, locals())
+    callbacks = loggers.checked_callbacks(callbacks, log, log_every)
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the search to continue.")
@@ -132,6 +139,7 @@ def tune(
     check_references(param_space, references)
     root, name = checked_place(storage, name, "tune", experiment)
     directory = f"{root}/{name}"
+    loggers.check_place(log, directory)
     check_resume("search", directory, resume)
     print(f"search {name} in {root}", flush=True)
     prepared = prepare_run(experiment, placement=placement)
@@ -158,6 +166,7 @@ def tune(
             epochs=experiment.epochs,
             metric=METRIC,
             checkpoints=checkpoints,
+            callbacks=callbacks,
         )
         single = train_baseline(study, experiment, root, [experiment.seed])
         baseline = {

@@ -25,6 +25,7 @@ from repmtl_ray import node_check, storage
 from repmtl_ray.config import Experiment, ExperimentError, digest, replace
 from repmtl_ray.placement import Placement
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt, remove_last_groups
+from repmtl_ray.runs.callbacks import Callback
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig, CheckpointManager, read_marker
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.runs.worker_loss import losses_printed
@@ -83,7 +84,7 @@ class Study:
         concurrency: at most so many runs at once.
         progress: prints.
         facts: what all records say.
-        checkpoints: as for `fit`.
+        checkpoints, callbacks: as for `fit`.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Study:
     progress: Progress
     facts: Mapping[str, Any]
     checkpoints: CheckpointConfig | None = None
+    callbacks: Sequence[Callback] = ()
 
     @classmethod
     def of(
@@ -109,11 +111,12 @@ class Study:
         metric: str | None = None,
         notes: Sequence[str] = (),
         checkpoints: CheckpointConfig | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> Study:
         """A study of a cluster that is connected.
 
         Args:
-            kind, directory, data, placement, checkpoints: of the study.
+            kind, directory, data, placement, checkpoints, callbacks: of the study.
             experiment: what its runs share.
             max_concurrent: at most so many runs at once; None: as many as there is room for.
             epochs: of its longest run.
@@ -130,6 +133,7 @@ class Study:
             progress=Progress(epochs, metric),
             facts=shared_facts(experiment, data, notes),
             checkpoints=checkpoints,
+            callbacks=callbacks,
         )
 
     def train(
@@ -166,6 +170,7 @@ class Study:
             baseline=None if baseline is None else dict(baseline),
             facts=dict(self.facts),
             checkpoints=self.checkpoints,
+            callbacks=self.callbacks,
             driver_note=node_check.write_driver_note(folder),
         )
         is_in_process = trains_in_process(self.placement)

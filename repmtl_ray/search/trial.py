@@ -7,12 +7,13 @@ several workers is one of Ray Train, for which its trial waits.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import logging
 import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,7 +62,7 @@ class TrialSettings:
         folder: path or URI that has the runs' folders ("runs") and records ("records").
         baseline: single-task metrics that every epoch's delta_p is relative to; None without one.
         facts: what all records say.
-        checkpoints: as for `fit`.
+        checkpoints, callbacks: as for `fit`.
         driver_note: for the check of the node that a trial lands on.
     """
 
@@ -71,6 +72,7 @@ class TrialSettings:
     baseline: Mapping[str, float] | None
     facts: Mapping[str, Any]
     checkpoints: CheckpointConfig | None = None
+    callbacks: Sequence[Callback] = ()
     driver_note: node_check.DriverNote | None = None
 
     def write_record(self, run: Run, result: FitResult, seconds: float) -> None:
@@ -202,6 +204,7 @@ class RunsInProcess:
         callbacks: list[Callback] = [NotePosition(checkpointing.folder)]
         if settings.baseline is not None:
             callbacks.append(AddDeltaP(settings.baseline))
+        callbacks += copy.deepcopy(list(settings.callbacks))  # another run's may come after it
         return loop.Training(
             run.experiment,
             train=dataclasses.replace(self._split("train"), loader=loader),
@@ -289,6 +292,7 @@ def run_with_ray_train(config: dict[str, Any], *, settings: TrialSettings) -> No
             checkpoints=settings.checkpoints,
             baseline=settings.baseline,
             callbacks=[reports],
+            loop_callbacks=settings.callbacks,
         )
     settings.write_record(run, result, time.monotonic() - begin_s)
     if result.epochs_now == 0:  # no report went through

@@ -21,6 +21,8 @@ from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.report.records import data_source, published_name
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
+from repmtl_ray.runs import loggers
+from repmtl_ray.runs.callbacks import Callback
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search.run_records import Record, Run
 from repmtl_ray.search.study import SINGLE_TASK, Study, train_baseline, train_missing
@@ -55,6 +57,9 @@ def benchmark(
     name: str | None = None,
     resume: bool = False,
     checkpoints: CheckpointConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+    log: Sequence[str] = (),
+    log_every: int = loggers.EVERY_STEPS,
 ) -> BenchmarkResult:
     """Trains every method with every seed, and each task alone with every seed before that.
 
@@ -70,6 +75,7 @@ def benchmark(
             ones go on from their last checkpoint, failed ones are tried again. There may be other
             methods and more seeds than before; a method that has changed is refused.
         checkpoints: of every run, as for `fit`.
+        callbacks, log, log_every: of every run, as for `fit`; each has its own copies.
 
     Returns:
         The records. A method that fails is among the failures, and the others go on.
@@ -81,6 +87,7 @@ def benchmark(
         KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the benchmark.
     """
     check_arguments(benchmark, locals())
+    callbacks = loggers.checked_callbacks(callbacks, log, log_every)
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the benchmark to continue.")
@@ -91,6 +98,7 @@ def benchmark(
         _check_published(experiment)
     root, name = checked_place(storage, name, "benchmark", experiment)
     directory = f"{root}/{name}"
+    loggers.check_place(log, directory)
     check_resume("benchmark", directory, resume)
     print(f"benchmark {name} in {root}", flush=True)
     final = protocols.final_split(experiment.protocol, experiment.data)
@@ -110,6 +118,7 @@ def benchmark(
             epochs=max(run.experiment.epochs for run in runs),
             notes=[note] if note else [],
             checkpoints=checkpoints,
+            callbacks=callbacks,
         )
         single = train_baseline(study, experiment, root, seeds) if baseline == "own" else []
         records, failures = train_missing(study, runs, folder=directory)

@@ -51,6 +51,7 @@ def study_here(patch: pytest.MonkeyPatch) -> None:
                 baseline=baseline,
                 facts=self.facts,
                 checkpoints=self.checkpoints,
+                callbacks=self.callbacks,
             )
         )
         while (run := source.next_run()) is not None:

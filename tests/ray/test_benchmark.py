@@ -45,8 +45,19 @@ def done(folder: Path) -> Any:
     """Run once: EW, and a method that diverges."""
     with pytest.MonkeyPatch.context() as patch:
         study_here(patch)
-        arguments = arguments_for(folder, "--name", "one")
+        arguments = arguments_for(folder, "--name", "one", "--log", "csv", "--log-every", "1")
         return comparison.run(arguments, METHODS, stem="benchmark")
+
+
+def test_every_run_has_its_own_log(done: Any, folder: Path) -> None:
+    logs = sorted(folder.glob("one/runs/*/logs/epochs.csv"))
+    histories = [record["history"] for record in done[0].records]
+    assert len(logs) == len(histories) == 1, "the run that diverges ends before its first epoch"
+    rows = list(csv.DictReader(logs[0].read_text().splitlines()))
+    expected = [metrics["depth/abs_error"] for metrics in histories[0]]
+    assert [float(row["depth/abs_error"]) for row in rows] == pytest.approx(expected)
+    assert "delta_p_task" in rows[0]
+    assert len(list(folder.glob("baselines/runs/*/logs/epochs.csv"))) == 2
 
 
 def test_a_method_that_fails_does_not_take_the_others_with_it(done: Any, folder: Path) -> None:

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import importlib
 import re
+import runpy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,3 +200,26 @@ def test_the_glossary_explains_every_word_once() -> None:
     assert len(words) == len(set(words))
     for word in ("own", "replicated", "saliency", "representation", "policy", "plain loss"):
         assert word in words
+
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def test_every_question_about_the_architecture_is_answered_by_a_files_name_alone() -> None:
+    answers = re.findall(r"^\| (.+\?) \| `([\w./]+)` \|$", ARCHITECTURE.read_text(), re.MULTILINE)
+    assert len(answers) >= 10
+    for question, file in answers:
+        assert (ROOT / file).is_file(), f"{question} {file} does not exist"
+
+
+def test_the_figure_of_the_floors_is_what_its_script_draws(tmp_path: Path) -> None:
+    script = tmp_path / "architecture.py"
+    script.write_text((ROOT / "docs/images/architecture.py").read_text())
+    runpy.run_path(str(script), run_name="__main__")
+    drawn = script.with_suffix(".svg").read_text()
+    assert drawn == (ROOT / "docs/images/architecture.svg").read_text()
+    for name in re.findall(r">([\w/]+)(?: \(thin\))?</text>", drawn):
+        if "/" in name or name in ("train", "config", "storage"):
+            path = ROOT / "repmtl_ray" / name
+            found = path.exists() or path.with_suffix(".py").exists() or (ROOT / name).exists()
+            assert found, f"the figure names {name}"

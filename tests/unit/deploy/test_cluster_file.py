@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+from repmtl_ray import aws_account
 from tests.helpers.paths import ROOT
 
 FILE = ROOT / "ray_cluster.yaml"
@@ -92,12 +93,12 @@ def test_no_port_is_opened_by_this_file(cluster: dict[str, Any]) -> None:
     assert cluster["provider"]["security_group"] == {"GroupName": "repmtl-ray"}
 
 
-def test_placeholders_are_unusable_and_marked() -> None:
+def test_what_is_of_an_account_is_filled_in_and_not_edited() -> None:
     text = FILE.read_text()
-    marked = [line for line in text.splitlines() if "# CHANGE" in line]
-    assert len([line for line in marked if re.search(r"ImageId: &image ami-0{17} ", line)]) == 1
-    assert len([line for line in marked if re.search("region|availability_zone", line)]) == 2
-    assert re.findall(r"s3://\S+", text) == ["s3://CHANGE-ME/repmtl_ray"]
+    assert "# CHANGE" not in text
+    assert text.count(aws_account.OPEN_IMAGE) == 1
+    assert re.findall(r"s3://\S+", text) == [f"s3://{aws_account.OPEN_BUCKET}/repmtl_ray"]
+    assert yaml.safe_load(text)["provider"]["module"] == "repmtl_ray.aws_provider.PreparedAWS"
 
 
 def test_the_project_is_mounted_without_what_git_ignores(cluster: dict[str, Any]) -> None:
@@ -143,7 +144,7 @@ def test_the_environment_file_of_a_node(cluster: dict[str, Any], tmp_path: Path)
         ["bash", "-c", show], check=True, env=environment, capture_output=True, text=True
     )
     assert shown.stdout.split() == [
-        "s3://CHANGE-ME/repmtl_ray",
+        f"s3://{aws_account.OPEN_BUCKET}/repmtl_ray",
         "1800",
         "disabled",
         f"{tmp_path}/venv/bin:/usr/bin:/bin",

@@ -18,6 +18,8 @@ import pytest
 import yaml
 from moto import mock_aws
 
+from repmtl_ray import aws_account
+from repmtl_ray.aws_provider import PreparedAWS
 from tests.helpers.paths import ROOT
 
 REGION = "eu-west-1"
@@ -59,7 +61,7 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         forget_clients()
         with mock_aws():
             prepare_aws = load_script()
-            patch.setattr(prepare_aws, "IMAGE", PUBLIC_IMAGE)
+            patch.setattr(aws_account, "IMAGE", PUBLIC_IMAGE)
             file = home / "my_cluster.yaml"
             arguments = argparse.Namespace(
                 region=REGION, bucket=BUCKET, ssh_from=HOME_ADDRESS, write=str(file)
@@ -68,6 +70,52 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             prepare_aws.prepare(arguments)  # a second time changes nothing
             yield file
         forget_clients()
+
+
+@pytest.fixture(scope="module")
+def unedited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What `ray up ray_cluster.yaml` works with in an account that nobody prepared."""
+    from ray.autoscaler._private.commands import _bootstrap_config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("new_home")))
+        patch.delenv("AWS_PROFILE", raising=False)
+        patch.setattr("time.sleep", lambda seconds: None)
+        patch.setattr(aws_account, "IMAGE", PUBLIC_IMAGE)
+        patch.setattr(aws_account, "own_address", lambda: HOME_ADDRESS)
+        # What EC2 says of the types is the matter of another test, and takes a minute here.
+        given = staticmethod(lambda config: config)
+        patch.setattr(PreparedAWS, "fillout_available_node_types_resources", given)
+        forget_clients()
+        with mock_aws():
+            config = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
+            yield _bootstrap_config(config, no_config_cache=True)
+        forget_clients()
+
+
+def test_the_file_as_it_lies_there_starts_machines_with_nothing_left_open(
+    unedited: dict[str, Any],
+) -> None:
+    from ray.autoscaler._private.providers import _get_node_provider
+    from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+    region, number = "us-west-2", "123456789012"
+    bucket = f"repmtl-ray-{number}-{region}"
+    text = json.dumps(unedited)
+    assert not [word for word in (aws_account.OPEN_BUCKET, "resolve:ssm", "CHANGE") if word in text]
+    assert f"REPMTL_RAY_STORAGE=s3://{bucket}/repmtl_ray" in text
+    assert unedited["provider"]["type"] == "aws", "the head needs no code of this project for it"
+    boto3.client("s3", region).head_bucket(Bucket=bucket)
+    provider = _get_node_provider(unedited["provider"], unedited["cluster_name"])
+    for name, kind in unedited["available_node_types"].items():
+        role = "head" if name == "head" else "worker"
+        tags = {TAG_RAY_NODE_KIND: role, TAG_RAY_USER_NODE_TYPE: name}
+        (instance,) = provider.create_node(copy.deepcopy(kind["node_config"]), tags, 1)
+        reply = boto3.client("ec2", region).describe_instances(InstanceIds=[instance])
+        there = reply["Reservations"][0]["Instances"][0]
+        assert there["ImageId"].startswith("ami-")
+        assert there["IamInstanceProfile"]["Arn"].endswith(f"instance-profile/repmtl-ray-{role}")
+        assert [group["GroupName"] for group in there["SecurityGroups"]] == ["repmtl-ray"]
 
 
 @pytest.fixture(scope="module")

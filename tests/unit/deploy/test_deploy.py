@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from repmtl_ray import aws_account
 from tests.helpers.paths import ROOT
 
 
@@ -35,7 +36,10 @@ def test_the_twin_differs_from_the_original_only_in_what_the_cloud_needs(
         assert google[key] == amazon[key], key
     assert google["head_start_ray_commands"] == amazon["head_start_ray_commands"]
     assert google["worker_start_ray_commands"] == amazon["worker_start_ray_commands"]
-    swapped = [command.replace("gs://", "s3://") for command in google["setup_commands"]]
+    swapped = [
+        command.replace("gs://CHANGE-ME", f"s3://{aws_account.OPEN_BUCKET}")
+        for command in google["setup_commands"]
+    ]
     assert swapped == amazon["setup_commands"]
 
 

@@ -313,6 +313,8 @@ def test_options_reach_experiment_space_and_search(
         "name": "old",
         "resume": True,
         "checkpoints": CheckpointConfig(),
+        "log": [],
+        "log_every": 10,
     }
     assert (tmp_path / "out/results.csv").exists()
 
