@@ -118,6 +118,6 @@ class NoteTrialLosses(Callback):
         self._folder = folder
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if ray_compat.is_worker_loss(trial.get_pickled_error()):
+        if ray_compat.trial_lost_its_process(trial):
             folder = f"{self._folder}/runs/{trial.config['run'].name}"
             note_loss(folder, trial.run_metadata.num_failures, [0])
