@@ -66,25 +66,23 @@ def benchmark_runs(records: Sequence[Record], baseline: Mapping[str, float]) -> 
     """
     runs = []
     for record in records:
-        policy, regularizer = record["experiment"]["policy"], record["experiment"]["regularizer"]
-        parameters = _parameters(
-            policy["log_losses"],
-            regularizer["lambda_tsr"],
-            regularizer["lambda_csa"],
-            regularizer["temperature"],
-            record["experiment"]["optimizer"]["learning_rate"],
-        )
+        experiment = record["experiment"]
         metrics = {name: float(record["metrics"][name]) for name in baseline}
         runs.append(
-            Run(
+            _run(
+                experiment["policy"]["name"],
+                {
+                    "log_losses": experiment["policy"]["log_losses"],
+                    "lambda_tsr": experiment["regularizer"]["lambda_tsr"],
+                    "lambda_csa": experiment["regularizer"]["lambda_csa"],
+                    "tau": experiment["regularizer"]["temperature"],
+                    "learning_rate": experiment["optimizer"]["learning_rate"],
+                },
+                baseline,
                 name=f"{record['method']}, seed {record['seed']}",
                 method=record["method"],
-                configuration=record["method"],
-                parameters=parameters,
                 metrics=metrics,
                 delta_p=delta_p(metrics, baseline).task,
-                gains=gains_by_task(metrics, baseline),
-                is_reference=_is_reference(policy["name"], parameters),
                 history=record["history"],
                 seed=record["seed"],
                 digest=record["digest"],
@@ -102,35 +100,25 @@ def search_runs(
 
     Args:
         table: of the search's result.
-        baseline: single-task metrics that gains are relative to.
+        baseline: single-task metrics.
         histories: by trial, one row per epoch.
     """
     runs = []
     for _, row in table.iterrows():
-        parameters = _parameters(
-            row["log_losses"],
-            row["lambda_tsr"],
-            row["lambda_csa"],
-            row["tau"],
-            row["learning_rate"],
-        )
-        metrics = {
-            name: float(row[name])
-            for name in directions(baseline)
-            if name in row and pandas.notna(row[name])
-        }
-        is_complete = len(metrics) == len(directions(baseline))
         delta = row["delta_p_task"]
         runs.append(
-            Run(
+            _run(
+                row["policy"],
+                row,
+                baseline,
                 name=f"trial {row['rank']}: {row['policy']}",
                 method=row["policy"],
-                configuration=row["policy"],
-                parameters=parameters,
-                metrics=metrics,
+                metrics={
+                    name: float(row[name])
+                    for name in directions(baseline)
+                    if name in row and pandas.notna(row[name])
+                },
                 delta_p=float(delta) if pandas.notna(delta) else None,
-                gains=gains_by_task(metrics, baseline) if is_complete else {},
-                is_reference=_is_reference(row["policy"], parameters),
                 history=histories.get(row["trial"], ()),
                 status=row["status"],
                 reason=row["error"],
@@ -142,14 +130,40 @@ def search_runs(
     return [dataclasses.replace(run, configuration=_configuration(run, varied)) for run in runs]
 
 
-def _parameters(log_losses: Any, tsr: Any, csa: Any, tau: Any, rate: Any) -> dict[str, Any]:
-    return {
-        "losses": "log" if log_losses else "plain",
-        "lambda_tsr": float(tsr),
-        "lambda_csa": float(csa),
-        "tau": float(tau) if csa else None,
-        "learning rate": float(rate),
+def _run(
+    policy: str,
+    values: Any,
+    baseline: Mapping[str, float],
+    *,
+    method: str,
+    metrics: Mapping[str, float],
+    **fields: Any,
+) -> Run:
+    """A run of a benchmark or a search.
+
+    Args:
+        policy: its name.
+        values: "log_losses", "lambda_tsr", "lambda_csa", "tau" and "learning_rate".
+        baseline: single-task metrics that gains are relative to.
+        method, metrics, fields: of the run.
+    """
+    parameters = {
+        "losses": "log" if values["log_losses"] else "plain",
+        "lambda_tsr": float(values["lambda_tsr"]),
+        "lambda_csa": float(values["lambda_csa"]),
+        "tau": float(values["tau"]) if values["lambda_csa"] else None,
+        "learning rate": float(values["learning_rate"]),
     }
+    is_complete = all(name in metrics for name in directions(baseline))
+    return Run(
+        method=method,
+        configuration=method,
+        parameters=parameters,
+        metrics=metrics,
+        gains=gains_by_task(metrics, baseline) if is_complete else {},
+        is_reference=_is_reference(policy, parameters),
+        **fields,
+    )
 
 
 def _is_reference(policy: str, parameters: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from repmtl_ray import code_version
 from repmtl_ray.cli import results as cli_results
+from repmtl_ray.cli.invocation import invocation
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.report import heatmap
 from repmtl_ray.report.heatmap import MAX_CELLS, delta_p_heatmap
@@ -39,7 +40,7 @@ from tests.helpers.searches import (
     search_result,
 )
 
-REFUSED = "policy.name is 'UWW', which is no policy; did you mean 'UW'?"
+REFUSED = "policy.name is 'UWW', which is no policy; did you mean 'UW' or 'UW-SO'?"
 
 
 def test_a_single_task_experiment_is_one_plain_loss_of_the_same_protocol() -> None:
@@ -299,7 +300,7 @@ def test_results_are_a_csv_a_table_a_picture_and_a_configuration(
     assert digest(read) == digest(best)
     printed = capsys.readouterr().out
     assert "single-task" in printed
-    assert f"python pipelines/train.py {out / 'best.json'}" in printed
+    assert f"{invocation('train')} {out / 'best.json'}" in printed
     assert "--resume tune-x" in printed
 
 
