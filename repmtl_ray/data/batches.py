@@ -214,19 +214,8 @@ def planned_eval_batches(
     return prefetched(make, prefetch)
 
 
-def prefetched(
-    make: Callable[[], Iterator[T]], depth: int, *, timeout_s: float | None = None
-) -> Generator[T, None, None]:
-    """Runs an iterator in a thread, at most `depth` items ahead of its consumer.
-
-    Args:
-        make: the iterator.
-        depth: at least 1.
-        timeout_s: how long an item may take; None: for ever.
-
-    Raises:
-        TimeoutError: an item took longer.
-    """
+def prefetched(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, None]:
+    """Runs an iterator in a thread, at most `depth` items ahead of its consumer."""
     assert depth >= 1, "a queue of size 0 would be unbounded"
     items: queue.Queue[T | BaseException | None] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -252,17 +241,10 @@ def prefetched(
     thread = threading.Thread(target=work, name="batches", daemon=True)
     thread.start()
     try:
-        while (item := _taken(items, timeout_s)) is not None:
+        while (item := items.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
         stop.set()
         thread.join()
-
-
-def _taken(items: queue.Queue[T], timeout_s: float | None) -> T:
-    try:
-        return items.get(timeout=timeout_s)
-    except queue.Empty:
-        raise TimeoutError(f"nothing came within {timeout_s} s") from None

@@ -72,8 +72,8 @@ class RayLoader:
         batches: of the run, for this worker.
         num_epochs: of the run.
         num_actors: how many processes make this worker's batches, each with one CPU.
-        timeout_s: how long a batch may take, the start of the actors included.
-        may_fall_back: whether threads of this process make the batches if none comes in time.
+        timeout_s: how long the start of the actors may take; None: any time.
+        may_fall_back: whether threads of this process make the batches if the actors do not come.
     """
 
     def __init__(
@@ -154,9 +154,7 @@ class RayLoader:
     def _take(self, wanted: int, dtype: torch.dtype) -> Batch:
         if self._next != wanted:
             self.close()
-            self._items = prefetched(
-                lambda: self._from(wanted, dtype), 1, timeout_s=self._timeout_s
-            )
+            self._items = prefetched(lambda: self._from(wanted, dtype), 1)
         assert self._items is not None
         number, batch = next(self._items)
         assert number == wanted, "Ray Data keeps the order of rows"
@@ -164,15 +162,12 @@ class RayLoader:
         return batch
 
     def _give_up(self, error: TimeoutError) -> None:
-        """Notes that no batch came in time.
+        """Notes that the actors did not come in time.
 
         Raises:
             DataError: it was asked for data actors and nothing else.
         """
-        waited = (
-            f"no batch came from {self._num_actors} data actors within {self._timeout_s:g} s: the cluster has no free CPU for "
-            "them, or reading stands still"
-        )
+        waited = f"{self._num_actors} data actors did not start within {self._timeout_s:g} s: the cluster has too few free CPUs"
         if not self._may_fall_back:
             raise DataError(
                 f"{waited}; free CPUs or lower data_cpus, or take data='worker'."
@@ -197,6 +192,8 @@ class RayLoader:
                         packed = _with_streams((evaluation.stream_of(place.number),), parts)
                         yield number, evaluation.unpack(packed, dtype)
                     first, failures = number + 1, 0
+            except ray.exceptions.GetTimeoutError:  # of `wait_for_min_actors_s`
+                raise
             except ray.exceptions.RayError as error:
                 failures += 1
                 logger.warning("data actors start again at batch %d: %s", first, _reason(error))
@@ -234,6 +231,8 @@ class RayLoader:
 
     def _context(self, task_bytes: int) -> DataContext:
         context = DataContext.get_current().copy()
+        if self._timeout_s is not None:
+            context.wait_for_min_actors_s = math.ceil(self._timeout_s)
         context.execution_options = ExecutionOptions(
             preserve_order=True,
             resource_limits=ExecutionResources.for_limits(

@@ -196,3 +196,26 @@ def test_more_data_cpus_than_are_free_are_refused_before_anything_starts(
     placement = Placement(cpus_per_worker=cpus, data="ray")
     with pytest.raises(ValueError, match=r"data is 'ray': 1 workers .* leave 0 .* need 1; take"):
         fit(experiment, placement=placement, storage=tmp_path)
+
+
+def test_actors_that_find_no_cpu_are_one_error_or_the_workers_own_threads() -> None:
+    class Holder:
+        def held(self) -> bool:
+            return True
+
+    cpus = ray.cluster_resources()["CPU"]
+    holder: Any = ray.remote(num_cpus=cpus)(Holder).remote()
+    ray.get(holder.held.remote())
+    batches = batches_of(uncached(DENSE), uncached((dense_stream(4),)))
+    options: dict[str, Any] = {"num_epochs": 1, "num_actors": 1, "timeout_s": 2}
+    loader = RayLoader(batches, **options)
+    with pytest.raises(
+        DataError, match=r"1 data actors did not start within 2 s: .* data='worker'"
+    ):
+        list(run(batches, loader, epochs=1))
+    loader = RayLoader(batches, **options, may_fall_back=True)
+    expected = run(batches, None, epochs=1)
+    for found, other in zip(run(batches, loader, epochs=1), expected, strict=True):
+        assert_equal(found, other)
+    assert "the worker's own threads made the batches" in loader.note
+    ray.kill(holder)
