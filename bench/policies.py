@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,10 +39,11 @@ TASKS: tuple[Task, ...] = (
     InverseDepth(name="depth"),
     Normals(name="normal"),
 )
-NEEDED = {
+NEEDED: dict[str, dict[str, Any]] = {
     "Constant": {"weights": 1.0},
     "COSMOS": {"lambda_": 1.0},
     "PIVRG": {"single_task_losses": 1.0},
+    **{name: {"outer": "train"} for name in ("Auto-Lambda", "FORUM", "MOML")},
 }
 AT_REPRESENTATION = "@r"
 WARM_UP = 2

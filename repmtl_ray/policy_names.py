@@ -19,6 +19,7 @@ _EVERY_BUT_CLIPPING = tuple(name for name in _EVERY if name != "max_norm")
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "Aligned-MTL": ("scale_mode", *_EVERY),
+    "Auto-Lambda": ("inner_learning_rate", "outer", "outer_learning_rate"),
     "CAGrad": ("c", "scale", "norm_eps", *_EVERY),
     "ConFIG": _EVERY,
     "ConsMTL": ("lambda_", "clip", "max_norm"),
@@ -32,6 +33,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "FairGrad": ("alpha", "max_iters", *_EVERY),
     "F-MTL": ("radius", "adaptive", "aggregate", "base", "base_arguments"),
     "FAMO": ("learning_rate", "weight_decay"),
+    "FORUM": ("pull", "inner_learning_rate", "inner_steps", "outer", "outer_learning_rate"),
     "GLS": (),
     "GO4Align": ("num_groups", "step_size"),
     "GradDrop": ("leak",),
@@ -51,6 +53,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "MGDA": ("normalization", "sum_to", "epsilon", "max_iters", *_EVERY),
     "MoCo": ("beta", "beta_sigma", "gamma", "gamma_sigma", "rho", "projection", "length"),
     "MoDo": ("gamma", "rho"),
+    "MOML": ("inner_learning_rate", "outer", "outer_learning_rate"),
     "MTAdam": ("anchor", "beta1", "beta2", "norm_beta", "eps", "ranks"),
     "Nash-MTL": ("max_norm", "optim_niter", *_EVERY_BUT_CLIPPING),
     "PBI": ("theta", "weights", "reference"),

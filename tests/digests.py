@@ -49,6 +49,7 @@ NEEDED_ARGUMENTS: dict[str, Changes] = {
     "COSMOS": {"lambda_": 0.5},
     "TrimmedMean": {"trim_number": 0},
     "PIVRG": {"single_task_losses": 0.4},
+    **{name: {"outer": "train"} for name in ("Auto-Lambda", "FORUM", "MOML")},
     "STCH": {"warmup_epochs": 1},
     "IGBv2": {"random_epochs": 0, "baseline_epoch": 0, "learning_epoch": 1, "learn_every": 1, "batch_size": 4},
 }  # fmt: skip

@@ -28,14 +28,16 @@ def names() -> tuple[str, ...]:
 
 
 def ready(num_tasks: int) -> tuple[str, ...]:
-    """The names of the policies that train so many tasks without arguments of their own, sorted."""
+    """The names of the policies that train so many tasks without arguments of their own and without
+    a holdout split, sorted."""
     trainable = []
     for name in names():
         try:
-            build(name, num_tasks=num_tasks)
+            policy = build(name, num_tasks=num_tasks)
         except ValueError:  # it needs arguments, or more or fewer tasks
             continue
-        trainable.append(name)
+        if not policy.needs_holdout:
+            trainable.append(name)
     return tuple(trainable)
 
 
@@ -69,6 +71,7 @@ def check(
     *,
     max_gradient_norm: float | None = None,
     share: float | None = None,
+    eval_split: str | None = None,
 ) -> None:
     """Finds, before any training, whatever would keep a policy from being made or used.
 
@@ -77,12 +80,20 @@ def check(
         tasks: names, in the order of the losses.
         max_gradient_norm: the optimiser's part.
         share: the regulariser's part.
+        eval_split: the split that a run evaluates on after every epoch; None if that is not known.
 
     Raises:
         ValueError: as `build`; clipping, or a penalty's share of the gradient, where there is no
-            gradient to clip or to take a share of.
+            gradient to clip or to take a share of; a run without the holdout split that the policy
+            needs.
     """
     policy = build(config, tasks)
+    if policy.needs_holdout and eval_split not in (None, "holdout"):
+        raise ValueError(
+            f"policy {config.name!r} is steered by batches of the holdout split (policy.arguments."
+            f"outer is 'holdout'), but data.eval_split is {eval_split!r}. Set data.holdout and "
+            "data.eval_split='holdout', or outer='train', which halves the training batch."
+        )
     if policy.makes_update and max_gradient_norm is not None:
         raise ValueError(
             f"optimizer.max_gradient_norm is {max_gradient_norm!r}, but policy {config.name!r} "

@@ -14,7 +14,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from repmtl_ray.policy_names import ARGUMENTS
 
@@ -41,12 +41,13 @@ class Rule(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Rule):
-    """A finite number between bounds."""
+    """A finite number between bounds, or None where that is allowed."""
 
     at_least: float = -math.inf
     above: float = -math.inf
     at_most: float = math.inf
     below: float = math.inf
+    or_none: bool = False
 
     @property
     def bounds(self) -> str:
@@ -57,9 +58,11 @@ class Number(Rule):
 
     @property
     def expected(self) -> str:
-        return f"a finite number {self.bounds}".rstrip()
+        return f"a finite number {self.bounds}".rstrip() + " or None" * self.or_none
 
-    def accept(self, value: Any, tasks: Sequence[str]) -> float:
+    def accept(self, value: Any, tasks: Sequence[str]) -> float | None:
+        if value is None and self.or_none:
+            return None
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _require(is_number and math.isfinite(value))
         _require(self.at_least <= value <= self.at_most and self.above < value < self.below)
@@ -161,7 +164,7 @@ class NumberPerTask(Rule):
         elif not isinstance(value, (list, tuple)):
             value = [value] * len(tasks)
         _require(len(value) == len(tasks))
-        numbers = tuple(self.number.accept(number, tasks) for number in value)
+        numbers = tuple(cast(float, self.number.accept(number, tasks)) for number in value)
         _require(any(numbers) or not self.not_all_zero)
         return numbers
 

@@ -118,6 +118,11 @@ class Policy(ABC):
         self.tasks = tuple(self.tasks)
         accept_arguments(self, self.name, self.tasks)
 
+    @property
+    def needs_holdout(self) -> bool:
+        """Whether the policy looks at batches of the holdout split."""
+        return False
+
     @abstractmethod
     def backward(self, task_pass: TaskPass) -> None:
         """Leaves finished `.grad` on every parameter of the pass."""

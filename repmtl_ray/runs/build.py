@@ -6,7 +6,7 @@ on every worker. No Ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from repmtl_ray import policies
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment, ExperimentError, OptimizerConfig
 from repmtl_ray.data.batches import Loader, Rows
-from repmtl_ray.data.columns import IMAGE
+from repmtl_ray.data.columns import IMAGE, Batch
 from repmtl_ray.data.plan import EvalPlan, TrainPlan
 from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
@@ -108,6 +108,7 @@ def selected_tasks(
             [task.name for task in tasks],
             max_gradient_norm=experiment.optimizer.max_gradient_norm,
             share=experiment.regularizer.share,
+            eval_split=experiment.data.eval_split,
         )
     except ValueError as error:
         raise ExperimentError(str(error)) from error
@@ -206,9 +207,14 @@ def _first_size(rows: Rows) -> tuple[int, int]:
 
 
 def build_stepper(
-    experiment: Experiment, tasks: Sequence[Task], parts: Parts, workers: Workers
+    experiment: Experiment,
+    tasks: Sequence[Task],
+    parts: Parts,
+    workers: Workers,
+    *,
+    holdout: Callable[[int], Batch] | None = None,
 ) -> Stepper:
-    """What does a step with these parts."""
+    """What does a step with these parts; `holdout` as in `Stepper`."""
     return Stepper(
         model=parts.model,
         tasks=tasks,
@@ -224,4 +230,5 @@ def build_stepper(
         workers=workers,
         diagnostics=experiment.regularizer.diagnostics,
         direction=experiment.regularizer.direction,
+        holdout=holdout,
     )

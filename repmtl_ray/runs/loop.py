@@ -38,6 +38,7 @@ from repmtl_ray.runs.build import (
 from repmtl_ray.runs.callbacks import Callback, RunContext, StepInfo
 from repmtl_ray.runs.checkpoint import Parts, Progress, Snapshot
 from repmtl_ray.runs.evaluate import evaluate
+from repmtl_ray.runs.holdout import HoldoutBatches
 from repmtl_ray.tasks import Task
 
 
@@ -106,7 +107,12 @@ class Training:
                 description=self._description,
             )
             _check_place(resume_from, self.progress, self.steps_per_epoch)
-        self._stepper = build_stepper(experiment, self.tasks, self.parts, workers)
+        holdout: HoldoutBatches | None = None
+        if self.parts.policy.needs_holdout:  # which `selected_tasks` found to be the evaluation's
+            holdout = HoldoutBatches(
+                experiment, self.tasks, evaluation, workers=workers, device=self.device
+            )
+        self._stepper = build_stepper(experiment, self.tasks, self.parts, workers, holdout=holdout)
 
     def epochs(self) -> Generator[dict[str, float], None, None]:
         """Trains the epochs that are left, and gives the metrics of each when it is stored.

@@ -33,7 +33,8 @@ class Toy:
         penalty: scalar, differentiable by `parameters`.
         shared, heads: parameters; heads by task.
         root: the representation in the graph of `losses`.
-        losses_now: [T] plain losses of the batch at the parameters as they are when it is called.
+        losses_now: [T] plain losses at the parameters as they are when it is called; of the batch,
+            or of what `TaskPass.look` calls a part or the holdout.
     """
 
     task_pass: TaskPass
@@ -42,7 +43,7 @@ class Toy:
     shared: list[Parameter]
     heads: list[list[Parameter]]
     root: Tensor
-    losses_now: Callable[[], Tensor]
+    losses_now: Callable[..., Tensor]
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -188,6 +189,10 @@ def toy_pass(
         with moved(parameters, moves):
             yield differentiated(part, holdout=holdout)
 
+    def losses_of(*, part: tuple[int, int] = (0, 1), holdout: bool = False) -> Tensor:
+        root = torch.tanh((held_out_images if holdout else images) @ encoder)
+        return torch.stack(losses_at(root, slice(part[0], None, part[1]), holdout=holdout))
+
     def losses_there(moves: Sequence[Tensor]) -> Tensor:
         with moved(parameters, moves):
             return torch.stack(losses_at(torch.tanh(images @ encoder))).detach()
@@ -201,7 +206,7 @@ def toy_pass(
         shared=[encoder, *downstream],
         heads=heads,
         root=root,
-        losses_now=lambda: torch.stack(losses_at(torch.tanh(images @ encoder))),
+        losses_now=losses_of,
     )
 
 

@@ -44,11 +44,14 @@ GRAMIAN_POLICIES = [
     "UPGrad",
 ]
 OWN_GRADIENT_POLICIES = [
+    "Auto-Lambda",
     "ConsMTL",
     "DB-MTL",
     "F-MTL",
+    "FORUM",
     "GradNorm",
     "IMTL",
+    "MOML",
     "MTAdam",
     "MetaBalance",
     "MoCo",
@@ -59,7 +62,8 @@ OWN_GRADIENT_POLICIES = [
 ]
 """Their references are transcriptions (test_transcriptions.py), not TorchJD's aggregators."""
 EVERY_GRAMIAN_POLICY = [*GRAMIAN_POLICIES, "IMTL", "PIVRG"]
-BEYOND_GRADIENTS = ["ConsMTL", "F-MTL", "SAMO"]
+BILEVEL = ["Auto-Lambda", "FORUM", "MOML"]
+BEYOND_GRADIENTS = ["ConsMTL", "F-MTL", "SAMO", *BILEVEL]
 """They use more of the losses than their values and gradients at the parameters as they are."""
 GRADIENT_POLICIES = [*GRAMIAN_POLICIES, *JACOBIAN_POLICIES, *OWN_GRADIENT_POLICIES]
 NAMES = sorted([*LOSS_POLICIES, *GRADIENT_POLICIES, "stl"])

@@ -37,6 +37,7 @@ NEEDED_ARGUMENTS: dict[str, dict[str, Any]] = {
     "Constant": {"weights": [0.7, 1.6]},
     "COSMOS": {"lambda_": 0.5},
     "PIVRG": {"single_task_losses": 0.5},
+    **{name: {"outer": "train"} for name in ("Auto-Lambda", "FORUM", "MOML")},
     "TrimmedMean": {"trim_number": 0},
     "IGBv2": {
         "random_epochs": 1,

@@ -183,7 +183,7 @@ REFUSED = [
     ({"name": "MTAdam", "arguments": {"ranks": [1, 0, 1]}}, 3, "one finite number per task"),
     ({"name": "GO4Align", "arguments": {"num_groups": 0}}, 3, "expected an integer >= 1"),
     ({"name": "MoDo", "gradients": "representation"}, 3, "needs task gradients at the parameters"),
-    ({"name": "zzz"}, 3, "known names: Aligned-MTL, CAGrad"),
+    ({"name": "zzz"}, 3, "known names: Aligned-MTL, Auto-Lambda"),
     ({"name": "UPGrad"}, 1, r"weighs tasks .*found 1 \(a\); take policy 'stl' for one task"),
     ({"name": "EW"}, 1, "take policy 'stl' for one task"),
     ({"name": "stl"}, 2, r"policy 'stl' trains one task, found 2 \(a, b\)"),
