@@ -14,7 +14,7 @@ CONSOLE = "repmtl-ray"
 MODULE = "python -m repmtl_ray"
 RECIPES = {"inspect": "inspect_data", "plan": "plan_cluster", "prepare": "prepare_data"}
 """The recipes of `pipelines/` whose names are not their commands'."""
-WITHOUT_RECIPE = ("evaluate", "predict", "report")
+WITHOUT_RECIPE = ("evaluate", "predict")
 
 
 def invocation(command: str) -> str:

@@ -41,6 +41,19 @@ def test_the_command_is_the_typed_one_with_the_name(
     assert command(shlex.split(typed), kind, directory) == f"python {expected}"
 
 
+@pytest.mark.parametrize(
+    ("started", "words"),
+    [
+        ("/venv/bin/repmtl-ray", "repmtl-ray"),
+        ("/lib/repmtl_ray/__main__.py", "python -m repmtl_ray"),
+    ],
+)
+def test_the_console_command_is_continued_as_it_was_typed(started: str, words: str) -> None:
+    typed = [started, "tune", "cityscapes", "--seed", "1"]
+    found = command(typed, "search", "/s/tune-1")
+    assert found == f"{words} tune cityscapes --seed 1 --resume tune-1"
+
+
 RECIPE = """
 import sys, time
 from repmtl_ray import cli, run_lock
