@@ -27,7 +27,6 @@ import itertools
 import os
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -131,29 +130,16 @@ def preemption_notice() -> PreemptionNotice | None:
     return PreemptionNotice(info.deadline_ms / 1000 if info.deadline_ms else None)
 
 
-class NodeNotice:
+def node_notice() -> PreemptionNotice | None:
     """The notice that this process's node is about to go, for processes that Ray Train does not run.
 
     Why: Ray Tune tells its trials nothing of a node that goes. Upstream: no issue known. It can go
     when a trial is told.
     """
+    from ray._private.state import state
 
-    POLL_S = 1.0
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._notice: PreemptionNotice | None = None
-
-    def __call__(self) -> PreemptionNotice | None:
-        """The notice; None without one. Ray's head is asked once every `POLL_S` seconds."""
-        from ray._private.state import state
-
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + self.POLL_S
-            deadline_ms = state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
-            if deadline_ms is not None:
-                self._notice = PreemptionNotice(deadline_ms / 1000 if deadline_ms else None)
-        return self._notice
+    deadline_ms = state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
+    return None if deadline_ms is None else PreemptionNotice(deadline_ms / 1000 or None)
 
 
 class OwnedGroup(NamedTuple):

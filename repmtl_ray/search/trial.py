@@ -96,6 +96,22 @@ class TrialSettings:
         return {**metrics, "checkpoint_path": result.checkpoint}
 
 
+class _NodeNotice:
+    """Looks once every `POLL_S` seconds whether this node is about to go: it asks Ray's head."""
+
+    POLL_S = 1.0
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+        self._notice: ray_compat.PreemptionNotice | None = None
+
+    def __call__(self) -> ray_compat.PreemptionNotice | None:
+        if time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + self.POLL_S
+            self._notice = ray_compat.node_notice() or self._notice
+        return self._notice
+
+
 class RunsInProcess:
     """Trains one run of one worker after the other in this process.
 
@@ -143,7 +159,7 @@ class RunsInProcess:
             folder,
             settings.checkpoints or CheckpointConfig(),
             ALONE,
-            notice=ray_compat.NodeNotice(),
+            notice=_NodeNotice(),
         )
         try:
             loop.selected_tasks(experiment, settings.data.tasks)
