@@ -101,7 +101,7 @@ def batch_of(arguments: argparse.Namespace) -> Batch:
         "normal": normals,
     }
     return Batch(
-        images=images.to(arguments.device),
+        inputs=images.to(arguments.device),
         targets={name: target.to(arguments.device) for name, target in targets.items()},
         rows={task.name: slice(0, count) for task in TASKS},
         sample_ids=torch.arange(count),

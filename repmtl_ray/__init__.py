@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from repmtl_ray.data.custom import CustomData
     from repmtl_ray.delta import delta_m, delta_p
     from repmtl_ray.inference import TrainedModel, evaluate, load_model, predict
+    from repmtl_ray.models.own import Model
     from repmtl_ray.placement import Placement
     from repmtl_ray.regularizers import csa_loss, tsr_loss
     from repmtl_ray.rep_mtl import RepMTL
@@ -56,6 +57,7 @@ _NAMES = {
         "load_model",
         "predict",
     ),
+    "models.own": ("Model",),
     "placement": ("Placement",),
     "rep_mtl": ("RepMTL",),
     "regularizers": (
@@ -95,6 +97,7 @@ __all__ = [
     "Experiment",
     "FitResult",
     "InverseDepth",
+    "Model",
     "ModelConfig",
     "NonFiniteLossError",
     "Normals",

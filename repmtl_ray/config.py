@@ -53,7 +53,9 @@ MAX_CHANNELS = 65_536
 MAX_FLOAT = 1e38
 """Greater numbers overflow in float32."""
 SEGNET = "segnet_mtan"
-"""The encoder of this project's own (`models/segnet.py`); all others are timm's."""
+"""The encoder of this project's own (`models/segnet.py`)."""
+OWN_MODEL = "custom"
+"""The encoder of a model of the user's own; all others are timm's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,9 @@ class ModelConfig:
     """One shared timm encoder and one head for every task.
 
     Args:
-        encoder: a timm model name, or "segnet_mtan", SegNet with MTAN's attention, from scratch.
+        encoder: a timm model name, or "segnet_mtan", SegNet with MTAN's attention, from scratch;
+            "custom" for a model handed to `fit(model=...)`, whose settings here are
+            `representation` and `batch_norm` alone.
         features: what the encoder hands over: "map" [B, C, H', W'] (its last feature map), "pooled"
             [B, C] or "tokens" [B, N, C].
         output_stride: of the feature map (features "map" only); 8 gives dilated ResNets. Encoders
@@ -84,6 +88,8 @@ class ModelConfig:
             near 0.01 are slow for runs of a few hundred steps.
         input_scale: "data" hands images over as the data set normalises them; "symmetric" brings
             them to -1..1, (x - 0.5) / 0.5 of images in 0..1, as some pretrained weights expect.
+        code: which code a model of the user's own is made by; `fit`, `tune` and `benchmark` fill it
+            in.
     """
 
     encoder: str = "resnet50"
@@ -100,6 +106,7 @@ class ModelConfig:
     batch_norm: Literal["global", "local"] = "global"
     batch_norm_momentum: float | None = added(None)
     input_scale: Literal["data", "symmetric"] = added("data")
+    code: str = added("")
 
     def __post_init__(self) -> None:
         check_types(self, "model")
@@ -110,6 +117,12 @@ class ModelConfig:
             "4, 8, 16, 32 or None",
         )
         check_range("model.head_channels", self.head_channels, 1, MAX_CHANNELS)
+        check(
+            self.code == "" or self.encoder == OWN_MODEL,
+            "model.code",
+            self.code,
+            f"'', except with encoder {OWN_MODEL!r}",
+        )
         is_segnet = self.encoder == SEGNET
         check(
             is_segnet == (self.head == "mtan"),

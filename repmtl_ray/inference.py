@@ -22,6 +22,7 @@ from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.description import DataDescription, tasks_of
 from repmtl_ray.data.sources import open_streams
 from repmtl_ray.models import MultiTaskModel
+from repmtl_ray.models.own import ModelFunction
 from repmtl_ray.runs import checkpoint, export, loop
 
 SplitName = Literal["train", "val", "test", "holdout"]
@@ -46,12 +47,18 @@ class TrainedModel:
         return next(self.network.parameters()).device
 
 
-def load_model(source: str | Path, *, device: torch.device | str = "cpu") -> TrainedModel:
+def load_model(
+    source: str | Path,
+    *,
+    model: ModelFunction | None = None,
+    device: torch.device | str = "cpu",
+) -> TrainedModel:
     """The model of a checkpoint or of an exported file. The data are not needed.
 
     Args:
         source: folder or URI of a checkpoint (`FitResult.checkpoint`), or the file that
             `repmtl-ray export` writes.
+        model: the function that made a model of your own, which no file holds.
         device: where the model is to be.
 
     Raises:
@@ -64,7 +71,7 @@ def load_model(source: str | Path, *, device: torch.device | str = "cpu") -> Tra
         network, experiment = export.import_model(path)
         data = export.read_exported_description(path)
     else:
-        network = checkpoint.read_model(source)
+        network = checkpoint.read_model(source, model)
         experiment, data = checkpoint.read_experiment(source), checkpoint.read_description(source)
     return TrainedModel(network=network.to(device), experiment=experiment, data=data)
 
@@ -127,6 +134,11 @@ def predict(
         ValueError: another shape, size or kind of number.
     """
     pixels = torch.as_tensor(images)
+    if model.data.image_size is None:
+        raise ValueError(
+            f"the model takes {', '.join(model.data.inputs)} and no images; call model.network with "
+            "tensors of these inputs by name."
+        )
     height, width = model.data.image_size
     if pixels.ndim != 4 or pixels.shape[1:] != (height, width, 3) or not len(pixels):
         raise ValueError(

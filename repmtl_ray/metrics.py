@@ -29,6 +29,10 @@ HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
         "within_22.5": True,
         "within_30": True,
         "accuracy": True,
+        "rmse": False,
+        "auc": True,
+        "average_precision": True,
+        "f1": True,
     }
 )
 """Every metric of the project, by the last part of its name."""

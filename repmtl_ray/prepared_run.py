@@ -7,12 +7,13 @@ their content, all of them before training. Where a run is kept is for `run_fold
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from repmtl_ray import cluster
-from repmtl_ray.config import Experiment
+from repmtl_ray import cluster, user_code
+from repmtl_ray.config import OWN_MODEL, Experiment, ModelConfig, differences
 from repmtl_ray.conversion import shown
 from repmtl_ray.placement import Placement
 from repmtl_ray.run_folder import OwnData
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from repmtl_ray.data.cache import CheckedSplit
     from repmtl_ray.data.custom import CustomData
     from repmtl_ray.data.stream import Stream
+    from repmtl_ray.models.own import ModelFunction
+    from repmtl_ray.runs import build
     from repmtl_ray.tasks import Task
 
 Split = Literal["train", "val", "test", "holdout"]
@@ -36,19 +39,21 @@ class PreparedRun:
         experiment: what is trained.
         placement: its workers.
         tasks: all of the data set, in its order.
-        image_size: (height, width).
+        image_size: (height, width); None without images.
         streams: of every split that the run reads, by its name; empty for data of the user's own.
         splits: the names of the training, the evaluation and, if there is one, the final split.
         own_samples: of the user's own data, which can only be read whole.
+        make_model: makes a model of the user's own.
     """
 
     experiment: Experiment
     placement: Placement
     tasks: tuple[Task, ...]
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     streams: Mapping[str, tuple[Stream, ...]] = field(default_factory=dict)
     splits: tuple[Split, ...] = ()
     own_samples: CachedData | None = None
+    make_model: ModelFunction | None = None
 
     @property
     def own_data(self) -> OwnData | None:
@@ -70,6 +75,48 @@ def expect(name: str, value: object, kind: type, *, optional: bool = False) -> N
         raise ValueError(
             f"{name} is {shown(value)}; expected a value of type {kind.__name__}{also}."
         )
+
+
+def with_model(experiment: Experiment, model: ModelFunction | None) -> Experiment:
+    """The experiment with a model of the user's own, known by the identity of its code.
+
+    Args:
+        experiment: its `model` says nothing but `representation` and `batch_norm`.
+        model: the function that makes the model; None leaves the experiment as it is.
+
+    Raises:
+        ValueError: no function, or an experiment that asks for another model.
+    """
+    expect("experiment", experiment, Experiment)
+    given = experiment.model
+    if model is None:
+        if given.encoder == OWN_MODEL:
+            raise ValueError(
+                f"model.encoder is {OWN_MODEL!r}, but no model was handed over; give the function "
+                "that makes it: model=..."
+            )
+        return experiment
+    if not callable(model) or isinstance(model, type):
+        raise ValueError(
+            f"model is {shown(model)}; expected a function without arguments that returns a "
+            "repmtl_ray.Model: every worker calls it under the seed of the run."
+        )
+    own = ModelConfig(
+        encoder=OWN_MODEL,
+        representation=given.representation,
+        batch_norm=given.batch_norm,
+        code=user_code.identity(model),
+    )
+    usual = dataclasses.replace(
+        ModelConfig(), representation=given.representation, batch_norm=given.batch_norm
+    )
+    if given not in (usual, dataclasses.replace(own, code=given.code)):
+        raise ValueError(
+            f"model is handed over, but the experiment asks for another: {differences(usual, given)}. "
+            "Leave these settings out; of ModelConfig, a model of your own has `representation` "
+            "and `batch_norm` alone."
+        )
+    return dataclasses.replace(experiment, model=own)
 
 
 def check_settings(
@@ -106,6 +153,12 @@ def _check_own(experiment: Experiment, data: object) -> None:
             f"data.name is {experiment.data.name!r}, but fit has data of your own; use "
             f"DataConfig(name={custom.NAME!r})."
         )
+    assert isinstance(data, custom.CustomData)
+    if experiment.data.augment and "image" not in data.inputs:
+        raise ValueError(
+            f"data.augment is True, but only the column 'image' is augmented, and the inputs are "
+            f"{', '.join(data.inputs)}; leave it out."
+        )
 
 
 def prepare_run(
@@ -113,12 +166,14 @@ def prepare_run(
     *,
     placement: Placement | None = None,
     data: CustomData | None = None,
+    model: ModelFunction | None = None,
     final_split: FinalSplit | None = None,
 ) -> PreparedRun:
     """Checks everything that can be checked before samples are read, and joins Ray.
 
     Args:
-        experiment, placement, data: as for `fit`.
+        experiment: as for `fit`; with a model of the user's own, as `with_model` returns it.
+        placement, data, model: as for `fit`.
         final_split: read once, after training (`protocols.final_split`).
 
     Returns:
@@ -127,18 +182,18 @@ def prepare_run(
     Raises:
         ValueError: where, what was found, what to do.
     """
-    from repmtl_ray.models import build_model
-    from repmtl_ray.runs import loop
+    from repmtl_ray.runs import build, loop
 
     placement = placement or Placement()
     check_settings(experiment, placement, data)
+    _send_by_value(model, data)
     if data is None:
         prepared = open_data(experiment, placement, final_split)
         loop.num_steps(experiment, prepared.streams["train"])
     else:  # only Ray can read the rows
         cluster.connect()
         placement.check_fits()
-        samples = _read_own(data)
+        samples = _read_own(data, model)
         loop.num_steps(experiment, samples.train.streams)
         _check_labels(experiment, samples, ("train", "evaluation"))
         prepared = PreparedRun(
@@ -148,12 +203,9 @@ def prepare_run(
             image_size=samples.image_size,
             own_samples=samples,
         )
-    build_model(
-        experiment.model,
-        loop.selected_tasks(experiment, prepared.tasks),
-        image_size=prepared.image_size,
-        penalized=experiment.regularizer.active,
-    )
+    prepared = dataclasses.replace(prepared, make_model=model)
+    tasks = build.selected_tasks(experiment, prepared.tasks)
+    build.initial_model(experiment, tasks, _training_split(prepared))
     cluster.connect()
     placement.check_fits()
     return prepared
@@ -212,6 +264,7 @@ def read_samples(prepared: PreparedRun) -> CachedData:
         final=checked[2] if len(checked) > 2 else None,
         tasks=prepared.tasks,
         image_size=prepared.image_size,
+        make_model=prepared.make_model,
     )
     _check_labels(prepared.experiment, samples, prepared.splits)
     for note in samples.notes:
@@ -219,12 +272,63 @@ def read_samples(prepared: PreparedRun) -> CachedData:
     return samples
 
 
-def _read_own(data: CustomData) -> CachedData:
+def _training_split(prepared: PreparedRun) -> build.Split:
+    """The training samples as the loop takes them, for a look at the first ones."""
+    from repmtl_ray.data.batches import LocalRows
+    from repmtl_ray.runs import build
+    from repmtl_ray.runs.worker import split_of
+
+    if prepared.own_samples is not None:
+        return split_of(prepared.own_samples, prepared.own_samples.train)
+    streams = prepared.streams["train"]
+    return build.Split(
+        streams=streams,
+        rows={stream.name: LocalRows(stream) for stream in streams},
+        tasks=prepared.tasks,
+        image_size=prepared.image_size,
+        make_model=prepared.make_model,
+    )
+
+
+def _send_by_value(model: ModelFunction | None, data: CustomData | None) -> None:
+    """Makes the user's own code travel to the workers as a copy, not as the name of a module.
+
+    A node of a cluster has no copy of the user's script and of the modules beside it.
+
+    Raises:
+        ValueError: code that cannot be copied.
+    """
+    from ray import cloudpickle
+
+    parts: dict[str, Any] = {"model": model}
+    if data is not None:
+        parts |= {"CustomData.collate": data.collate, "CustomData.tasks": data.tasks}
+    for name, part in parts.items():
+        if part is None:
+            continue
+        for module in user_code.modules_of(part):
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            cloudpickle.dumps(part)
+        except Exception as error:  # what the user's objects raise when they are copied
+            raise ValueError(
+                f"{name} cannot be sent to the workers ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}). Create what cannot be copied (open files, "
+                "locks, connections) inside the function, not outside of it."
+            ) from error
+
+
+def _read_own(data: CustomData, model: ModelFunction | None) -> CachedData:
     from repmtl_ray.data.custom import cache_custom
 
     train, evaluation, size = cache_custom(data)
     return CachedData(
-        train=train, evaluation=evaluation, tasks=data.tasks, image_size=size, is_own=True
+        train=train,
+        evaluation=evaluation,
+        tasks=data.tasks,
+        image_size=size,
+        make_model=model,
+        is_own=True,
     )
 
 

@@ -30,7 +30,13 @@ from repmtl_ray.config import (
 from repmtl_ray.conversion import shown
 from repmtl_ray.placement import Placement
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt
-from repmtl_ray.prepared_run import check_settings, expect, prepare_run, read_samples
+from repmtl_ray.prepared_run import (
+    check_settings,
+    expect,
+    prepare_run,
+    read_samples,
+    with_model,
+)
 from repmtl_ray.run_folder import check_owner, checked_place, claim
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import loggers
@@ -47,6 +53,7 @@ from repmtl_ray.runs.worker_loss import NoteLosses, losses_printed
 
 if TYPE_CHECKING:
     from repmtl_ray.data.custom import CustomData
+    from repmtl_ray.models.own import ModelFunction
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +86,7 @@ def fit(
     experiment: Experiment,
     *,
     data: CustomData | None = None,
+    model: ModelFunction | None = None,
     placement: Placement | None = None,
     storage: str | Path | None = None,
     name: str | None = None,
@@ -94,6 +102,8 @@ def fit(
     Args:
         experiment: what to train.
         data: Ray Datasets of your own, with an experiment whose `data.name` is "custom".
+        model: makes a model of your own (`repmtl_ray.Model`); a function without arguments, which
+            travels to the workers by value.
         placement: its workers; one CPU worker by default. Results do not depend on it (beyond float
             rounding).
         storage: folder or URI (s3://, gs://) for checkpoints, shared by all nodes; by default under
@@ -123,13 +133,14 @@ def fit(
     placement = Placement() if placement is None else placement
     _check_arguments(name, max_failures, checkpoints)
     callbacks = loggers.checked_callbacks(callbacks, log, log_every)
+    experiment = with_model(experiment, model)
     check_settings(experiment, placement, data)
     root, name = checked_place(storage, name, "fit", experiment)
     directory = f"{root}/{name}"
     loggers.check_place(log, directory)
     check_owner(directory, experiment)
     print(f"run {name} in {root}", flush=True)
-    prepared = prepare_run(experiment, placement=placement, data=data)
+    prepared = prepare_run(experiment, placement=placement, data=data, model=model)
     shown = progress_printed(directory) if progress else contextlib.nullcontext()
     with hold(directory, "run"), losses_printed(directory), shown:
         note = claim(directory, experiment, prepared.own_data)

@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch
+from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch, Inputs
 from repmtl_ray.data.stream import Kind, Normalization, Stream
 
+_INTEGERS: tuple[Kind, ...] = ("label", "class", "binary")
+_MAPS: tuple[Kind, ...] = ("depth", "inverse_depth", "normal")
 Packed = dict[str, NDArray[Any]]
 """Samples of one stream as stored, stacked, images and maps with their channels first."""
 
@@ -56,11 +58,45 @@ def pack(stream: Stream, samples: Mapping[str, NDArray[Any]], tasks: Sequence[st
         By column: sample ids [rows], images [rows, 3, H, W], and the tasks' targets, dense ones as
         [rows, channels, H, W] or, labels, [rows, H, W].
     """
-    packed = {SAMPLE_ID: samples[SAMPLE_ID], IMAGE: _channels_first(samples[IMAGE])}
+    packed = {SAMPLE_ID: samples[SAMPLE_ID], **_pack_inputs(stream, samples)}
     for task in tasks:
         if task in stream.kinds:
-            values = samples[task]
-            packed[task] = values if _is_label(stream.kinds[task]) else _channels_first(values)
+            values, kind = samples[task], stream.kinds[task]
+            packed[task] = _channels_first(values) if kind in _MAPS else values
+    return packed
+
+
+def _pack_inputs(stream: Stream, samples: Mapping[str, NDArray[Any]]) -> Packed:
+    """What the encoder takes, as arrays by name.
+
+    Raises:
+        ValueError: the user's own `collate` made no tensors by name, or another number of rows.
+    """
+    columns = {name: samples[name] for name in stream.inputs}
+    packed: Packed = {}
+    if IMAGE in columns:
+        packed[IMAGE] = _channels_first(columns.pop(IMAGE))
+    if stream.make_inputs is None:
+        return {**packed, **columns}
+    num_rows = len(samples[SAMPLE_ID])
+    made = stream.make_inputs(columns)
+    if not isinstance(made, Mapping) or not made:
+        raise ValueError(
+            f"CustomData.collate returned a {type(made).__name__}; expected tensors by the name of "
+            "the encoder's argument, for example {'tokens': tokens, 'is_padding': is_padding}."
+        )
+    for name, tensor in made.items():
+        if not isinstance(tensor, Tensor) or tensor.shape[:1] != (num_rows,):
+            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(
+                f"CustomData.collate: {name!r} is {found}; expected a tensor with {num_rows} rows, "
+                "one for each sample."
+            )
+        if name in packed or name in stream.kinds or name == SAMPLE_ID:
+            raise ValueError(
+                f"CustomData.collate: {name!r} is the name of another column; choose a different one."
+            )
+        packed[name] = tensor.detach().cpu().numpy()
     return packed
 
 
@@ -76,30 +112,43 @@ def unpack(
     Raises:
         ValueError: sample ids that are no integers.
     """
-    images: list[NDArray[Any]] = []
+    inputs: dict[str, list[NDArray[Any]]] = {}
     targets: dict[str, Tensor] = {}
     rows: dict[str, slice] = {}
     num_rows = 0
     for stream, packed in parts:
-        end = num_rows + len(packed[IMAGE])
-        images.append(_images(packed[IMAGE], stream.normalize, dtype))
+        end = num_rows + len(packed[SAMPLE_ID])
+        for name in packed.keys() - stream.kinds.keys() - {SAMPLE_ID}:
+            values = packed[name]
+            is_image = name == IMAGE
+            inputs.setdefault(name, []).append(
+                _images(values, stream.normalize, dtype) if is_image else values
+            )
         for task in tasks:
             if task in stream.kinds:
-                kind = np.int64 if _is_label(stream.kinds[task]) else _float(dtype)
+                kind = np.int64 if stream.kinds[task] in _INTEGERS else _float(dtype)
                 targets[task] = torch.from_numpy(packed[task].astype(kind))
                 rows[task] = slice(num_rows, end)
         num_rows = end
     sample_ids = [_integers(packed[SAMPLE_ID], stream.name) for stream, packed in parts]
     return Batch(
-        images=torch.from_numpy(images[0] if len(images) == 1 else np.concatenate(images)),
+        inputs=_tensors(inputs, dtype),
         targets=targets,
         rows=rows,
         sample_ids=torch.from_numpy(np.concatenate(sample_ids)),
     )
 
 
-def _is_label(kind: Kind) -> bool:
-    return kind in ("label", "class")
+def _tensors(inputs: Mapping[str, Sequence[NDArray[Any]]], dtype: torch.dtype) -> Inputs:
+    """What the encoder takes: the one tensor, or several by name."""
+    tensors = {}
+    for name, parts in sorted(inputs.items()):
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if values.dtype.kind == "f":
+            values = values.astype(_float(dtype), copy=False)
+        # What came from a data actor lies in shared memory, which nobody may write to.
+        tensors[name] = torch.from_numpy(values if values.flags.writeable else values.copy())
+    return next(iter(tensors.values())) if len(tensors) == 1 else tensors
 
 
 def _float(dtype: torch.dtype) -> type[np.floating[Any]]:

@@ -1,16 +1,16 @@
 """The batch contract: the names, shapes, dtypes and ignore values that every source keeps.
 
-Owns no data and no reading. A source is one or more **streams**; a stream's samples carry one image
-and the targets of one or more tasks. Dense data sets have one stream for all tasks; Office has one
-a domain, each for its own task. The rows of a batch are the streams' rows one after the other, and
-every task knows which rows are its own.
+Owns no data and no reading. A source is one or more **streams**; a stream's samples carry what the
+encoder takes (an image, or inputs of the user's own) and the targets of one or more tasks. Dense
+data sets have one stream for all tasks; Office has one a domain, each for its own task. The rows of
+a batch are the streams' rows one after the other, and every task knows which rows are its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 if TYPE_CHECKING:  # processes that only read samples never load torch
     import torch
@@ -27,6 +27,8 @@ INVALID_DEPTH = 0.0
 
 Rows = slice
 """The rows of a batch that belong to one task."""
+Inputs: TypeAlias = Union["Tensor", "Mapping[str, Tensor]"]
+"""What an encoder is called with: images [rows, 3, H, W] or one other tensor, or several by name."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,48 @@ class Batch:
     """One worker's part of a global batch.
 
     Args:
-        images: [rows, 3, H, W] float.
+        inputs: images [rows, 3, H, W] float, or what else the encoder takes.
         targets: by task; its rows only: segmentation [rows, H, W] int64 (ignore -1), depth and
             inverse depth [rows, 1, H, W] float (invalid 0), normal [rows, 3, H, W] float unit
-            vectors (invalid all zero), classification [rows] int64 (ignore -1).
-        rows: by task; where its rows lie in `images`.
+            vectors (invalid all zero), classification [rows] int64 (ignore -1), binary [rows] or
+            [rows, K] int64 (ignore -1), values [rows] or [rows, K] float (not known NaN).
+        rows: by task; where its rows lie in `inputs`.
         sample_ids: [rows] int64.
     """
 
-    images: Tensor
+    inputs: Inputs
     targets: Mapping[str, Tensor]
     rows: Mapping[str, Rows]
     sample_ids: Tensor
 
+    @property
+    def images(self) -> Tensor:
+        """The one tensor that the encoder takes."""
+        assert not isinstance(self.inputs, Mapping), "the encoder takes several inputs"
+        return self.inputs
+
+    @property
+    def device(self) -> torch.device:
+        inputs = self.inputs
+        return next(iter(inputs.values()) if isinstance(inputs, Mapping) else iter([inputs])).device
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.sample_ids)
+
     def to(self, device: torch.device) -> Batch:
-        """The same batch with images and targets on another device."""
+        """The same batch with inputs and targets on another device."""
         targets = {name: t.to(device, non_blocking=True) for name, t in self.targets.items()}
-        images = self.images.to(device, non_blocking=True)
-        return replace(self, images=images, targets=targets)
+        return replace(self, inputs=inputs_to(self.inputs, device), targets=targets)
+
+
+def inputs_to(inputs: Inputs, device: torch.device, dtype: torch.dtype | None = None) -> Inputs:
+    """The inputs on a device, floats in a dtype (None keeps theirs)."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else None
+        return tensor.to(device, kind, non_blocking=True)
+
+    if isinstance(inputs, Mapping):
+        return {name: moved(tensor) for name, tensor in inputs.items()}
+    return moved(inputs)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast, get_args
 
 import numpy as np
 import pyarrow
@@ -31,12 +31,16 @@ from repmtl_ray.data.blocks import (
     views_of,
 )
 from repmtl_ray.data.cache import CachedSplit, quiet, warn_if_large
-from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
+from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from repmtl_ray.tasks import Task
 
+Collate: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, Union["Tensor", Any]]]
+_MAY_BE_MISSING = ("class", "binary", "value")
 NAME = "custom"
 _SHOWN = 5
 _NO_VALUE = "give a sample without a label the ignore value everywhere (-1, depth 0, normal 0)"
@@ -48,20 +52,30 @@ class CustomData:
     """What to train and to evaluate on, as Ray Datasets.
 
     Every row has `sample_id` (an integer, unique in its data set: with seed and epoch it decides
-    the row's augmentation), `image` and one column a task, by the task's name, as `stream.Kind`
-    says. Samples are numbered in the order of their ids, so the order of rows and blocks does not
-    matter. A sample without a label for a task has its ignore value (-1, depth 0, normal 0).
+    the row's augmentation), the inputs of the encoder and one column a task, by the task's name, as
+    `stream.Kind` says. Samples are numbered in the order of their ids, so the order of rows and
+    blocks does not matter. A sample without a label for a task has its ignore value (-1, value NaN,
+    depth 0, normal 0); a class, a binary label or a value may also be missing (None, NaN).
 
     Args:
         train, evaluation: the rows; read once, into the object store.
         tasks: what to learn, in order.
         normalize: mean and deviation of images, by channel; None leaves them in 0..1.
+        inputs: the columns that the encoder takes. The column "image" is a picture, which is
+            normalised and may be augmented; the others are numbers of any shape, the same in all
+            rows. An encoder gets one input as its argument, and several by name.
+        collate: from the input columns of a batch, stacked by name (without the image; arrays of
+            several lengths come in an array of objects), to the tensors that the encoder takes by
+            name, for example padded tokens with their mask. It must make each row from that row's
+            sample alone. None takes every column as a tensor.
     """
 
     train: Dataset
     evaluation: Dataset
     tasks: tuple[Task, ...]
     normalize: Normalization | None = None
+    inputs: tuple[str, ...] = (IMAGE,)
+    collate: Collate | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "evaluation"):
@@ -69,7 +83,14 @@ class CustomData:
             check(
                 isinstance(rows, Dataset), f"CustomData.{name}", rows, f"a Ray Dataset, {_MADE_BY}"
             )
-        object.__setattr__(self, "tasks", _checked_tasks(self.tasks))
+        object.__setattr__(self, "inputs", _checked_inputs(self.inputs))
+        object.__setattr__(self, "tasks", _checked_tasks(self.tasks, self.inputs))
+        check(
+            self.collate is None or callable(self.collate),
+            "CustomData.collate",
+            self.collate,
+            "None or a function",
+        )
         object.__setattr__(self, "normalize", _checked_normalization(self.normalize))
 
 
@@ -85,11 +106,11 @@ class _Report:
     num_bytes: int = 0
 
 
-def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int, int]]:
+def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int, int] | None]:
     """Reads, checks and keeps both data sets.
 
     Returns:
-        Training and evaluation samples; (height, width) of the images.
+        Training and evaluation samples; (height, width) of the images, None without images.
 
     Raises:
         ValueError: everything that is wrong with tasks and rows, in one message.
@@ -110,11 +131,24 @@ def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int,
     train, evaluation = splits
     assert train is not None, "without problems there is a split"
     assert evaluation is not None, "without problems there is a split"
-    assert sizes[0] is not None, "images without problems have a size"
     return train, evaluation, sizes[0]
 
 
-def _checked_tasks(tasks: Any) -> tuple[Task, ...]:
+def _checked_inputs(inputs: Any) -> tuple[str, ...]:
+    """The names of the input columns as a tuple.
+
+    Raises:
+        ValueError: no names, one twice or the name of another column.
+    """
+    given = (inputs,) if isinstance(inputs, str) else inputs
+    is_right = isinstance(given, list | tuple) and all(isinstance(name, str) for name in given)
+    expected = 'names of columns, each once, for example ("user", "item", "price")'
+    is_right = is_right and len(set(given)) == len(given) > 0 and SAMPLE_ID not in given
+    check(is_right, "CustomData.inputs", inputs, expected)
+    return tuple(given)
+
+
+def _checked_tasks(tasks: Any, inputs: Sequence[str]) -> tuple[Task, ...]:
     """The tasks of custom data as a tuple.
 
     Raises:
@@ -133,7 +167,7 @@ def _checked_tasks(tasks: Any) -> tuple[Task, ...]:
     for name, count in Counter(task.name for task in tasks).items():
         if count > 1:
             raise ValueError(f"CustomData.tasks: {name!r} comes {count} times; names must differ.")
-        if name in (IMAGE, SAMPLE_ID):
+        if name in (*inputs, IMAGE, SAMPLE_ID):
             raise ValueError(
                 f"CustomData.tasks: {name!r} is the name of another column; choose a different one."
             )
@@ -183,26 +217,38 @@ def _cache(
 ) -> tuple[CachedSplit | None, tuple[int, int] | None, list[str]]:
     """One data set in the object store, or what is wrong with it."""
     kinds = {task.name: task.kind for task in data.tasks}
-    num_classes = {
-        task.name: task.num_classes for task in data.tasks if hasattr(task, "num_classes")
-    }
+    numbers = {task.name: getattr(task, "num_classes", task.num_targets) for task in data.tasks}
+    num_classes = {task: number for task, number in numbers.items() if number is not None}
+    columns = (SAMPLE_ID, *data.inputs, *kinds)
     with quiet():
         try:
             there = set(dataset.columns() or [])
-            wanted = [column for column in (SAMPLE_ID, IMAGE, *kinds) if column in there]
+            wanted = [column for column in columns if column in there]
             if not wanted:
                 have = f"it has {', '.join(sorted(there))}" if there else "it is empty"
-                missing = ", ".join([SAMPLE_ID, IMAGE, *kinds])
-                return None, None, [f"{name}: expected the columns {missing}; {have}"]
-            blocks = tuple(dataset.select_columns(wanted).materialize().to_arrow_refs())
+                expected = ", ".join(columns)
+                return None, None, [f"{name}: expected the columns {expected}; {have}"]
+            chosen = dataset.select_columns(wanted)
+            may_lack = {n: kind for n, kind in kinds.items() if kind in _MAY_BE_MISSING}
+            if may_lack:
+                chosen = chosen.map_batches(
+                    cast(Any, _with_ignore_values),
+                    batch_format="pyarrow",
+                    batch_size=None,
+                    fn_kwargs={"kinds": may_lack},
+                    num_cpus=0,
+                )
+            blocks = tuple(chosen.materialize().to_arrow_refs())
         except (ray.exceptions.RayError, ValueError, TypeError, pyarrow.ArrowException) as error:
             return None, None, [f"{name}: its rows cannot be read: {_reason(error)}"]
-        reports = over_blocks(_Check(kinds, num_classes), blocks)
+        reports = over_blocks(
+            _Check(kinds, num_classes, data.inputs, data.collate is not None), blocks
+        )
     wrong = [f"{name}: {text}" for text in _explained(reports, there)]
     if wrong:
         return None, None, wrong
     summaries = [report.summary for report in reports]
-    size = next(report.size for report in reports if report.size)
+    size = next((report.size for report in reports if report.size), None)
     stream = Stream(
         name=NAME,
         kinds=kinds,
@@ -210,6 +256,8 @@ def _cache(
         load=_not_numbered,
         normalize=data.normalize,
         image_size=size,
+        inputs=data.inputs,
+        make_inputs=data.collate,
     )
     num_bytes = sum(report.num_bytes for report in reports)
     warn_if_large(num_bytes)
@@ -221,6 +269,38 @@ def _cache(
         fingerprint=fingerprint_of({NAME: cached.contents}),
     )
     return split, size, []
+
+
+def _with_ignore_values(table: pyarrow.Table, *, kinds: Mapping[str, Kind]) -> pyarrow.Table:
+    """The table with -1 or NaN where a single label is missing.
+
+    Columns without gaps stay as they are. Truth values become 0 and 1, whole floats integers,
+    because a column of integers with gaps comes out of pandas as floats.
+    """
+    for name, kind in kinds.items():
+        if name not in table.column_names:
+            continue
+        values = table.column(name)
+        place, given = table.column_names.index(name), values.type
+        if pyarrow.types.is_null(given):
+            values = values.cast(pyarrow.float64())
+        elif pyarrow.types.is_boolean(given):
+            values = values.cast(pyarrow.int64())
+        is_float = pyarrow.types.is_floating(values.type)
+        if not is_float and not pyarrow.types.is_integer(values.type):
+            continue  # several numbers a sample: their gaps are the user's to fill
+        if kind == "value":
+            values = values.fill_null(float("nan")) if is_float else values
+        elif is_float:
+            numbers = values.to_numpy(zero_copy_only=False)
+            is_gap = np.isnan(numbers)
+            if (numbers[~is_gap] == np.rint(numbers[~is_gap])).all():
+                filled = np.where(is_gap, IGNORE_LABEL, numbers).astype(np.int64)
+                values = pyarrow.chunked_array([filled])
+        else:
+            values = values.fill_null(IGNORE_LABEL)
+        table = table.set_column(place, name, values)
+    return table
 
 
 def _reason(error: BaseException) -> str:
@@ -248,6 +328,8 @@ class _Check:
 
     kinds: Mapping[str, Kind]
     num_classes: Mapping[str, int]
+    inputs: tuple[str, ...] = (IMAGE,)
+    has_collate: bool = False
 
     def __call__(self, table: Any) -> _Report:
         empty = {name: table.column(name).is_null().to_pylist() for name in table.column_names}
@@ -261,20 +343,23 @@ class _Check:
             problems = [(None, f"{SAMPLE_ID}: {wrong}")]
             ids = np.arange(count)
         ids = ids.astype(np.int64)
-        forms: dict[str, Counter[str]] = {name: Counter() for name in (IMAGE, *self.kinds)}
+        one_form = () if self.has_collate else self.inputs
+        one_form = (*one_form, *([IMAGE] if IMAGE in self.inputs else []))
+        forms: dict[str, Counter[str]] = {name: Counter() for name in (*one_form, *self.kinds)}
         size = None
         for name, is_empty in empty.items():
             why = "it decides the sample's order and view" if name == SAMPLE_ID else _NO_VALUE
             text = f"{name}: has no value (None); {why}"
             numbered: list[int | None] = [None] * count if name == SAMPLE_ID else ids.tolist()
             problems += [(numbered[row], text) for row in range(count) if is_empty[row]]
-        for row in range(count):
+        lacks_input = any(name in empty for name in self.inputs)
+        for row in range(0 if self._is_plainly_right(columns, empty) else count):
             sample = {name: np.asarray(values[row]) for name, values in columns.items()}
             kinds = {name: kind for name, kind in self.kinds.items() if name not in empty}
             sample_problems = (
                 []
-                if IMAGE in empty
-                else validation.sample_problems(sample, kinds, self.num_classes)
+                if lacks_input
+                else validation.sample_problems(sample, kinds, self.num_classes, self.inputs)
             )
             problems += [(int(ids[row]), text) for text in sample_problems]
             for name, counts in forms.items():
@@ -294,6 +379,35 @@ class _Check:
             forms,
             size,
             sum(values.nbytes for values in columns.values()),
+        )
+
+    def _is_plainly_right(
+        self, columns: Mapping[str, NDArray[Any]], empty: Collection[str]
+    ) -> bool:
+        """Whether a block of numbers needs no look at every row: tables have very many.
+
+        The rows of an array have one shape and one dtype, so the first row and the content of the
+        whole column tell of all of them. Images and maps are looked at one by one.
+        """
+        kinds = {**dict.fromkeys(self.inputs, "input"), **self.kinds}
+        if empty or IMAGE in self.inputs or not kinds.keys() <= columns.keys():
+            return False
+        if not all(len(values) for values in columns.values()):
+            return False
+        if any(values.dtype.kind == "O" for values in columns.values()):
+            return False
+        if not set(kinds.values()) <= {"input", "class", "value", "binary"}:
+            return False
+        first = {name: np.asarray(values[0]) for name, values in columns.items()}
+        return not validation.sample_problems(
+            first, self.kinds, self.num_classes, self.inputs
+        ) and not any(
+            validation.content_problems(
+                columns[name],
+                cast(Kind, kind),
+                num_classes=self.num_classes.get(name) if kind == "class" else None,
+            )
+            for name, kind in kinds.items()
         )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from repmtl_ray.conversion import check_types, differences
+from repmtl_ray.conversion import added, check_types, differences
 
 if TYPE_CHECKING:
     from repmtl_ray.data.stream import Normalization
@@ -56,18 +56,34 @@ class DataDescription:
 
     Args:
         tasks: that it predicts, in order.
-        image_size: (height, width) of the images in pixels.
+        image_size: (height, width) of the images in pixels; None without images.
         mean, deviation: of the images' three channels, subtracted and divided by; None leaves images
             in 0..1.
+        inputs: the columns that the encoder takes.
     """
 
     tasks: tuple[TaskDescription, ...]
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     mean: tuple[float, float, float] | None = None
     deviation: tuple[float, float, float] | None = None
+    inputs: tuple[str, ...] = added(("image",))
 
     def __post_init__(self) -> None:
         check_types(self, "data")
+
+    @property
+    def size_of_images(self) -> tuple[int, int]:
+        """(height, width).
+
+        Raises:
+            ValueError: the model takes no images.
+        """
+        if self.image_size is None:
+            raise ValueError(
+                f"the model takes {', '.join(self.inputs)} and no images, which this is for; call "
+                "the network of load_model(source, model=...) with tensors of these inputs by name."
+            )
+        return self.image_size
 
     @property
     def normalize(self) -> Normalization | None:
@@ -80,20 +96,25 @@ class DataDescription:
 
 
 def describe(
-    tasks: Sequence[Task], image_size: tuple[int, int], normalize: Normalization | None
+    tasks: Sequence[Task],
+    image_size: tuple[int, int] | None,
+    normalize: Normalization | None,
+    inputs: tuple[str, ...] = ("image",),
 ) -> DataDescription:
     """The description of data.
 
     Args:
         tasks: those that are trained.
-        image_size: (height, width).
-        normalize: as in `Stream`; all streams of a data set have the same.
+        image_size: (height, width); None without images.
+        normalize, inputs: as in `Stream`; all streams of a data set have the same.
     """
-    described = tuple(describe_task(task) for task in tasks)
-    if normalize is None:
-        return DataDescription(tasks=described, image_size=image_size)
+    mean, deviation = (None, None) if normalize is None else (normalize.mean, normalize.std)
     return DataDescription(
-        tasks=described, image_size=image_size, mean=normalize.mean, deviation=normalize.std
+        tasks=tuple(describe_task(task) for task in tasks),
+        image_size=image_size,
+        mean=mean,
+        deviation=deviation,
+        inputs=inputs,
     )
 
 
@@ -104,7 +125,7 @@ def describe_task(task: Task) -> TaskDescription:
         ValueError: a setting that no file can hold.
     """
     cls = type(task)
-    is_own = cls.__module__ == OWN_TASKS
+    is_own = cls.__module__.startswith(OWN_TASKS)
     return TaskDescription(
         name=task.name,
         class_name=cls.__name__ if is_own else f"{cls.__module__}.{cls.__qualname__}",

@@ -52,7 +52,7 @@ def open_own_rows(path: str | Path, data: DataDescription, num_rows: int) -> Str
     samples = [_sample(table, row, str(path)) for row in range(table.num_rows)]
     for row, sample in enumerate(samples):
         problems = sample_problems(sample, kinds, num_classes)
-        if sample[IMAGE].shape[:2] != data.image_size:
+        if data.image_size is not None and sample[IMAGE].shape[:2] != data.image_size:
             height, width = data.image_size
             problems = [*problems, f"image: the model was trained on {height} x {width}"]
         if problems:

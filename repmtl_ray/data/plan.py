@@ -285,7 +285,7 @@ def _fetch(
 
 
 def _columns(stream: Stream, tasks: Sequence[str]) -> list[str]:
-    return [SAMPLE_ID, IMAGE, *(task for task in tasks if task in stream.kinds)]
+    return [SAMPLE_ID, *stream.inputs, *(task for task in tasks if task in stream.kinds)]
 
 
 def _kinds(stream: Stream, tasks: Sequence[str]) -> dict[str, Kind]:

@@ -10,14 +10,19 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from repmtl_ray.data.columns import SAMPLE_ID
+from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
 
-Kind = Literal["image", "label", "depth", "inverse_depth", "normal", "class"]
+if TYPE_CHECKING:  # processes that only read samples never load torch
+    from torch import Tensor
+
+Kind = Literal[
+    "image", "label", "depth", "inverse_depth", "normal", "class", "value", "binary", "input"
+]
 """How a column is stored, augmented and batched. As stored:
 
 image          [H, W, 3], uint8 in 0..255 or float32 in 0..1
@@ -25,7 +30,10 @@ label          [H, W] integers, a class for every pixel, -1 to ignore
 depth          [H, W, 1] float32, metres, 0 where invalid
 inverse_depth  [H, W, 1] float32, anything proportional to 1 / metres, 0 where invalid
 normal         [H, W, 3] float32 unit vectors, zero where invalid
-class          integer scalar, a class for the whole image, -1 to ignore
+class          integer scalar, a class for the whole sample, -1 to ignore
+value          float scalar or [K] floats, NaN where not known
+binary         integer scalar or [K] integers, 0 or 1, -1 where not known
+input          numbers of any shape that an encoder of the user's own takes; finite
 """
 
 Sample: TypeAlias = dict[str, NDArray[Any]]
@@ -55,6 +63,9 @@ class Stream:
         reload: the same as `load`, for samples that were loaded before, in whatever process; may
             leave out checks. None: `load` itself.
         image_size: (height, width) of every image; None where that is not known before one is read.
+        inputs: the columns that the encoder takes.
+        make_inputs: turns stacked columns, without the image, into what the encoder takes; None
+            takes every column as it is.
     """
 
     name: str
@@ -66,6 +77,8 @@ class Stream:
     notes: tuple[str, ...] = ()
     reload: Callable[[int], Sample] | None = None
     image_size: tuple[int, int] | None = None
+    inputs: tuple[str, ...] = (IMAGE,)
+    make_inputs: Callable[[Mapping[str, NDArray[Any]]], Mapping[str, Tensor]] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ are checked as they are (`prepare`, `custom`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,9 @@ _SHAPES: dict[Kind, str] = {
     "inverse_depth": "[height, width, 1]",
     "normal": "[height, width, 3]",
     "class": "a single number",
+    "value": "a single number, or the same number of them in every sample",
+    "binary": "a single 0, 1 or -1, or the same number of them in every sample",
+    "input": "numbers",
 }
 _DTYPES: dict[Kind, str] = {
     "image": "uint8 or float32",
@@ -51,41 +54,52 @@ _DTYPES: dict[Kind, str] = {
     "depth": "float32",
     "inverse_depth": "float32",
     "normal": "float32",
+    "value": "float32 or float64",
+    "binary": "integers",
+    "input": "numbers or truth values",
 }
+
+
+_SPATIAL = ("label", "depth", "inverse_depth", "normal")
 
 
 def sample_problems(
     sample: Mapping[str, NDArray[Any]],
     kinds: Mapping[str, Kind],
     num_classes: Mapping[str, int] | None = None,
+    inputs: Sequence[str] = (IMAGE,),
 ) -> list[str]:
     """Everything that is wrong with a finished sample; each problem begins with the column's name.
 
     Args:
         sample: by column.
-        kinds: of its targets, by task; the image needs no mention.
-        num_classes: of label and class columns, where known.
+        kinds: of its targets, by task; the inputs need no mention.
+        num_classes: of label and class columns, where known; of columns with several values, how
+            many a sample has.
+        inputs: the columns that the encoder takes.
 
     Returns:
         Nothing, if the sample is as `Kind` says.
     """
     problems: list[str] = []
-    for name, kind in {IMAGE: "image", **kinds}.items():
+    of_inputs: dict[str, Kind] = {n: "image" if n == IMAGE else "input" for n in inputs}
+    for name, kind in {**of_inputs, **kinds}.items():
         if name not in sample:
             problems.append(f"{name}: missing; there are {', '.join(sorted(sample))}")
             continue
         values = np.asarray(sample[name])
-        wrong = _form_problems(values, kind)
+        number = (num_classes or {}).get(name)
+        wrong = _form_problems(values, kind, number)
         if not wrong:
-            wrong = content_problems(values, kind, num_classes=(num_classes or {}).get(name))
+            wrong = content_problems(values, kind, num_classes=number)
         problems += [f"{name}: {problem}" for problem in wrong]
-    if not problems:
+    if not problems and IMAGE in inputs:
         size = np.shape(sample[IMAGE])[:2]
         problems = [
             f"{name}: is {' x '.join(map(str, np.shape(sample[name])[:2]))}, the image is "
             f"{' x '.join(map(str, size))}"
             for name, kind in kinds.items()
-            if kind != "class" and np.shape(sample[name])[:2] != size
+            if kind in _SPATIAL and np.shape(sample[name])[:2] != size
         ]
     return problems
 
@@ -106,12 +120,19 @@ def content_problems(
     Returns:
         One problem, or nothing.
     """
+    if kind == "value":
+        num_strange = int(np.count_nonzero(np.isinf(values)))
+        return [f"has {num_strange} infinite values; NaN says unknown"] if num_strange else []
     if values.dtype.kind == "f":
         num_strange = int(np.count_nonzero(~np.isfinite(values)))
         if num_strange:
             return [f"has {num_strange} values that are NaN or infinite"]
+    if kind == "input":
+        return []
     if kind == "image":
         return _image_problems(values)
+    if kind == "binary":
+        return _label_problems(values, 2)
     if kind in ("label", "class"):
         return _label_problems(values, num_classes)
     if kind == "normal":
@@ -119,7 +140,9 @@ def content_problems(
     return _depth_problems(values, kind, is_stored)
 
 
-def _form_problems(values: NDArray[Any], kind: Kind) -> list[str]:
+def _form_problems(values: NDArray[Any], kind: Kind, number: int | None) -> list[str]:
+    if kind in ("value", "binary", "input"):
+        return _vector_problems(values, kind, number)
     wrong = []
     channels = {"image": 3, "normal": 3, "depth": 1, "inverse_depth": 1}.get(kind)
     dimensions = {"class": 0, "label": 2}.get(kind, 3)
@@ -130,6 +153,22 @@ def _form_problems(values: NDArray[Any], kind: Kind) -> list[str]:
     else:
         right = values.dtype == np.float32 or (kind == "image" and values.dtype == np.uint8)
     if not right:
+        wrong.append(f"has dtype {values.dtype}, expected {_DTYPES[kind]}")
+    return wrong
+
+
+def _vector_problems(values: NDArray[Any], kind: Kind, number: int | None) -> list[str]:
+    """What is wrong with the shape and the dtype of a column that is no image and no map."""
+    kinds = {"value": "f", "binary": "ui", "input": "uifb"}[kind]
+    wrong = []
+    if number is not None:
+        shapes = [(number,)] if number > 1 else [(), (1,)]
+        if values.shape not in shapes:
+            count = "a single number" if number == 1 else f"{number} numbers"
+            wrong.append(f"has shape {values.shape}, expected {count}")
+    elif not values.size:
+        wrong.append(f"has shape {values.shape}, expected {_SHAPES[kind]}")
+    if values.dtype.kind not in kinds or values.dtype == np.float16:
         wrong.append(f"has dtype {values.dtype}, expected {_DTYPES[kind]}")
     return wrong
 
@@ -213,8 +252,10 @@ def is_labelled(values: NDArray[Any], kind: Kind) -> bool:
         values: of one sample, or of several along a first axis.
         kind: of the target.
     """
-    if kind in ("label", "class"):
+    if kind in ("label", "class", "binary"):
         return bool((values != IGNORE_LABEL).any())
+    if kind == "value":
+        return bool(np.isfinite(values).any())
     return bool(values.any())
 
 

@@ -1,12 +1,13 @@
-"""The multi-task model: one timm encoder, one head per task, and the place of the saliency.
+"""The multi-task model: one shared encoder, one head per task, and the place of the saliency.
 
-Owns the model's construction and forward pass. The encoder's own construction and weights are in
-`encoders`, heads in `heads`, the place where saliency is taken in `representation`, batch
-statistics over workers in `batch_norm`.
+Owns the forward pass, and the construction of a model with a timm encoder; models of the user's own
+are in `own`. The encoder's own construction and weights are in `encoders`, heads in `heads`, the
+place where saliency is taken in `representation`, batch statistics over workers in `batch_norm`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import SEGNET, ModelConfig
+from repmtl_ray.data.columns import IMAGE, Inputs
 from repmtl_ray.data.stream import Normalization
 from repmtl_ray.models import segnet
 from repmtl_ray.models.batch_norm import use_global_statistics
@@ -26,18 +28,22 @@ from repmtl_ray.models.encoders import build_encoder, has_fixed_size
 from repmtl_ray.models.heads import HasHead, bottleneck, build_head
 from repmtl_ray.models.representation import (
     allow_second_derivatives,
+    blank_images,
     channel_axis,
     check_second_derivative,
     output_shape,
+    second_derivatives_of_attention,
 )
 
 
 @final
 class MultiTaskModel(nn.Module):
-    """A shared encoder and a head for every task; build it with `build_model`.
+    """A shared encoder and a head for every task; build it with `build_model` or
+    `own.build_own_model`.
 
     Args:
-        encoder: images [rows, 3, H, W] -> features: [rows, C, H', W'], [rows, C] or [rows, N, C].
+        encoder: images [rows, 3, H, W], or several inputs by name -> features: [rows, C, H', W'],
+            [rows, C] or [rows, N, C].
         heads: by task.
         tasks: in the order of the predictions.
 
@@ -45,6 +51,7 @@ class MultiTaskModel(nn.Module):
         encoder, heads: as given, heads as a ModuleDict.
         representation: name of the module whose output saliency is taken at.
         representation_shape: of that output, without the rows, at the image size of the build.
+        is_own: whether encoder and heads are the user's own.
         channel_axis: of that output with the rows; 1 for maps [rows, C, H, W] and pooled features,
             2 for tokens [rows, N, C], 3 for maps [rows, H, W, C] of networks that keep channels
             last.
@@ -60,44 +67,58 @@ class MultiTaskModel(nn.Module):
         self.representation = "encoder"
         self.representation_shape: tuple[int, ...] = ()
         self.channel_axis = 1
+        self.is_own = False
 
-    def forward(self, images: Tensor, rows: Mapping[str, slice] | None = None) -> dict[str, Tensor]:
+    def forward(self, inputs: Inputs, rows: Mapping[str, slice] | None = None) -> dict[str, Tensor]:
         """Every task's prediction.
 
         Args:
-            images: [rows, 3, H, W].
+            inputs: images [rows, 3, H, W], or what else the encoder takes.
             rows: by task, which rows it predicts for, as in `Batch`; None: all. Tasks that are not
                 in it are left out.
 
         Returns:
             By task: [its rows, num_outputs, H, W] if dense, else [its rows, num_outputs].
         """
-        features = self.encoder(images)
-        size = (images.shape[-2], images.shape[-1])
-        if rows is None:
-            return {task: self.predict(task, features, size) for task in self._dense}
-        return {
-            task: self.predict(task, features[rows[task]], size)
-            for task in self._dense
-            if task in rows
-        }
+        with second_derivatives_of_attention() if self.is_own else contextlib.nullcontext():
+            # Several inputs are the encoder's arguments by name.
+            features = (
+                self.encoder(**inputs) if isinstance(inputs, Mapping) else self.encoder(inputs)
+            )
+            size, num_rows = _size_of(inputs)
+            return {
+                task: self.predict(task, features, size)
+                if rows is None or rows[task] == slice(0, num_rows)
+                else self.predict(task, features[rows[task]], size)
+                for task in self._dense
+                if rows is None or task in rows
+            }
 
-    def predict(self, task: str, features: Tensor, image_size: tuple[int, int]) -> Tensor:
+    def predict(self, task: str, features: Tensor, image_size: tuple[int, int] | None) -> Tensor:
         """One task's prediction; dense ones are resized bilinearly with aligned corners.
 
         Args:
             task: name.
             features: the encoder's output, or the task's rows of it.
-            image_size: (H, W) of the prediction.
+            image_size: (H, W) of the prediction; None without images.
         """
         output: Tensor = self.heads[task](features)
-        if self._dense[task] and output.shape[-2:] != image_size:
+        if self._dense[task] and image_size is not None and output.shape[-2:] != image_size:
             output = functional.interpolate(output, image_size, mode="bilinear", align_corners=True)
         return output
 
     @property
     def num_encoder_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.encoder.parameters())
+
+
+def _size_of(inputs: Inputs) -> tuple[tuple[int, int] | None, int]:
+    """(height, width) of the images among the inputs, if there are any; and the number of rows."""
+    images = inputs.get(IMAGE) if isinstance(inputs, Mapping) else inputs
+    num_rows = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
+    if images is None or images.ndim != 4:
+        return None, num_rows
+    return (images.shape[-2], images.shape[-1]), num_rows
 
 
 def build_model(
@@ -136,7 +157,7 @@ def build_model(
     use_global_statistics(model, workers if config.batch_norm == "global" else ALONE)
     _set_representation(model, config, tasks, image_size)
     if penalized and config.representation != "encoder":
-        check_second_derivative(model, config.representation, image_size)
+        check_second_derivative(model, config.representation, blank_images(model, image_size))
     return model
 
 
@@ -184,20 +205,21 @@ def _set_representation(
     if name != "encoder":
         allow_second_derivatives(model.encoder)
     model.representation = name
-    model.representation_shape = output_shape(model, name, image_size)
+    model.representation_shape = output_shape(model, name, blank_images(model, image_size))
     if name == "encoder":  # whose layout `build_encoder` promises
         model.channel_axis = 2 if config.features == "tokens" else 1
         return
 
     def other_shape() -> tuple[int, ...]:
         height, width = image_size
-        if not has_fixed_size(config):
-            return output_shape(model, name, (height + 64, width + 64))  # one more at any stride
+        if not has_fixed_size(config):  # one more at any stride
+            return output_shape(model, name, blank_images(model, (height + 64, width + 64)))
         # A network of one image size: another one, with random weights that nobody sees.
         larger = (2 * height, 2 * width)
         plain = dataclasses.replace(config, pretrained=False, weights=None)
         with torch.random.fork_rng(devices=[]):
             encoder, heads = _parts(plain, tasks, larger)
-        return output_shape(MultiTaskModel(encoder, heads, tasks), name, larger)
+        other = MultiTaskModel(encoder, heads, tasks)
+        return output_shape(other, name, blank_images(other, larger))
 
     model.channel_axis = channel_axis(name, model.representation_shape, other_shape)

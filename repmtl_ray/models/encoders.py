@@ -19,7 +19,8 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from repmtl_ray.config import SEGNET, ModelConfig, nearest
+from repmtl_ray.config import OWN_MODEL, SEGNET, ModelConfig, nearest
+from repmtl_ray.data.columns import Inputs
 from repmtl_ray.models.packaged import EFFICIENTNET_LITE0, ENCODER, packaged_file, renamed_weights
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def check_available(config: ModelConfig) -> None:
             a file that does not exist.
     """
     architecture = config.encoder.split(".")[0]
-    if config.encoder != SEGNET and not timm.is_model(architecture):
+    if config.encoder not in (SEGNET, OWN_MODEL) and not timm.is_model(architecture):
         raise ValueError(
             f"model.encoder is {config.encoder!r}, which timm does not know; "
             f"{similar_names(architecture, timm.list_models())}"
@@ -88,12 +89,19 @@ def similar_names(name: str, known: Iterable[str]) -> str:
     return hint if len(hint) < 300 else "no name is similar."
 
 
-@torch.no_grad()
 def blank_forward(encoder: nn.Module, image_size: tuple[int, int], num_images: int = 1) -> Tensor:
     """Blank images through an encoder in eval mode; leaves no trace."""
+    images = next(encoder.parameters()).new_zeros(num_images, 3, *image_size)
+    return forward_once(encoder, images)
+
+
+@torch.no_grad()
+def forward_once(encoder: nn.Module, inputs: Inputs) -> Any:
+    """Inputs through an encoder in eval mode; leaves no trace."""
     modes = [(module, module.training) for module in encoder.modules()]
     try:
-        return encoder.eval()(next(encoder.parameters()).new_zeros(num_images, 3, *image_size))
+        encoder.eval()
+        return encoder(**inputs) if isinstance(inputs, Mapping) else encoder(inputs)
     finally:
         for module, mode in modes:
             module.training = mode

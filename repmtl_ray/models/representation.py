@@ -6,13 +6,16 @@ blank images. Nothing is guessed from names: what cannot be decided is refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from repmtl_ray.models.encoders import blank_forward, reason_of, similar_names
+from repmtl_ray.data.columns import Inputs
+from repmtl_ray.models.encoders import forward_once, reason_of, similar_names
 
 NUM_IMAGES = 2
 """Blank images per run: a first axis of this length is the batch."""
@@ -39,6 +42,16 @@ def representation_module(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
+@contextlib.contextmanager
+def second_derivatives_of_attention() -> Iterator[None]:
+    """Attention inside is computed by plain matrix products, which can be differentiated twice.
+
+    PyTorch's fused kernels of `scaled_dot_product_attention` have no second derivative.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 def allow_second_derivatives(encoder: nn.Module) -> None:
     """Prepares an encoder for a representation inside it: what follows is differentiated twice.
 
@@ -51,13 +64,18 @@ def allow_second_derivatives(encoder: nn.Module) -> None:
                 setattr(module, option, False)
 
 
-def output_shape(model: nn.Module, name: str, image_size: tuple[int, int]) -> tuple[int, ...]:
-    """The shape of a module's output for one image, without the rows.
+def blank_images(model: nn.Module, image_size: tuple[int, int]) -> Tensor:
+    """[NUM_IMAGES, 3, H, W] zeros for a model."""
+    return next(model.parameters()).new_zeros(NUM_IMAGES, 3, *image_size)
+
+
+def output_shape(model: nn.Module, name: str, inputs: Inputs) -> tuple[int, ...]:
+    """The shape of a module's output for one sample, without the rows.
 
     Args:
         model: a `MultiTaskModel`; only its encoder runs, in eval mode.
         name: of the module, as for `representation_module`.
-        image_size: (height, width).
+        inputs: of `NUM_IMAGES` rows.
 
     Raises:
         ValueError: an output that cannot be the representation.
@@ -70,7 +88,7 @@ def output_shape(model: nn.Module, name: str, image_size: tuple[int, int]) -> tu
     encoder = model.get_submodule("encoder")
     handle = representation_module(model, name).register_forward_hook(record)
     try:
-        blank_forward(encoder, image_size, NUM_IMAGES)
+        forward_once(encoder, inputs)
     finally:
         handle.remove()
     output, version = outputs[0] if outputs else (None, 0)
@@ -124,13 +142,13 @@ def channel_axis(
     return axes[0]
 
 
-def check_second_derivative(model: nn.Module, name: str, image_size: tuple[int, int]) -> None:
-    """Differentiates what follows the representation twice, on blank images in eval mode.
+def check_second_derivative(model: nn.Module, name: str, inputs: Inputs) -> None:
+    """Differentiates what follows the representation twice, in eval mode.
 
     Args:
         model: a `MultiTaskModel`, complete with heads.
         name: of the representation's module.
-        image_size: (height, width).
+        inputs: of `NUM_IMAGES` rows.
 
     Raises:
         ValueError: an operation in between has no second derivative; PyTorch names it.
@@ -145,11 +163,11 @@ def check_second_derivative(model: nn.Module, name: str, image_size: tuple[int, 
     handle = representation_module(model, name).register_forward_hook(begin_graph)
     try:
         with torch.enable_grad():
-            images = next(model.parameters()).new_zeros(NUM_IMAGES, 3, *image_size)
-            predictions = model.eval()(images)
+            predictions = model.eval()(inputs)
             # Squares, so that the loss of a linear head has a second derivative too.
             total = torch.stack([p.square().mean() for p in predictions.values()]).sum()
             (saliency,) = torch.autograd.grad(total, leaves, create_graph=True)
+            _refuse_delayed_errors(saliency)
             torch.autograd.grad(saliency.square().sum(), leaves, allow_unused=True)
     except RuntimeError as error:
         raise ValueError(
@@ -161,3 +179,24 @@ def check_second_derivative(model: nn.Module, name: str, image_size: tuple[int, 
         handle.remove()
         for module, mode in modes:
             module.training = mode
+
+
+def _refuse_delayed_errors(tensor: Tensor) -> None:
+    """Raises what PyTorch would raise for a function that is differentiable once, if it got there.
+
+    The node that raises (`once_differentiable`) is not on the way to any leaf, so a derivative that
+    is asked for by leaf comes out as None, as if there were no dependence.
+
+    Raises:
+        RuntimeError: there is such a function.
+    """
+    seen: set[Any] = set()
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "Error":
+            raise RuntimeError("a function marked with @once_differentiable")
+        waiting += [before for before, _ in node.next_functions]

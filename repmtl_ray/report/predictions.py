@@ -77,8 +77,13 @@ def write_predictions(
         How many files were written, predictions.csv included.
 
     Raises:
-        ValueError: a photograph that cannot be decoded.
+        ValueError: a photograph that cannot be decoded, or a model of other inputs.
     """
+    if model.data.image_size is None:
+        raise ValueError(
+            f"the model takes {', '.join(model.data.inputs)} and no photographs; call model.network "
+            "with tensors of these inputs by name."
+        )
     height, width = model.data.image_size
     rows: list[list[object]] = []
     for start in range(0, len(photographs), batch_size):

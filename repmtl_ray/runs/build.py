@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from repmtl_ray import policies
-from repmtl_ray.collectives import Workers
-from repmtl_ray.config import Experiment, ExperimentError, OptimizerConfig
+from repmtl_ray.collectives import ALONE, Workers
+from repmtl_ray.config import OWN_MODEL, Experiment, ExperimentError, OptimizerConfig
 from repmtl_ray.data.batches import Loader, Rows
-from repmtl_ray.data.columns import IMAGE, Batch
+from repmtl_ray.data.collate import collate
+from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch, Inputs
 from repmtl_ray.data.plan import EvalPlan, TrainPlan
 from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
-from repmtl_ray.data.stream import Normalization, check_one_size
-from repmtl_ray.models import build_model
+from repmtl_ray.data.stream import check_one_size
+from repmtl_ray.models import MultiTaskModel, build_model
+from repmtl_ray.models.own import ModelFunction, build_own_model
 from repmtl_ray.rep_mtl import regularizer_of
 from repmtl_ray.runs.checkpoint import Parts
 from repmtl_ray.runs.step import Stepper
@@ -36,8 +38,10 @@ class Split:
 
     Args:
         streams, rows: the samples.
-        tasks, image_size: of data that `DataConfig` does not describe; None: what it says.
+        tasks, image_size: of data that `DataConfig` does not describe; None: what it says, or no
+            images.
         loader: who makes the batches of these samples; None: threads of this process.
+        make_model: makes a model that `ModelConfig` does not describe.
     """
 
     streams: Sequence[Stream]
@@ -45,6 +49,15 @@ class Split:
     tasks: tuple[Task, ...] | None = None
     image_size: tuple[int, int] | None = None
     loader: Loader | None = None
+    make_model: ModelFunction | None = None
+
+    def example_inputs(self) -> Inputs:
+        """The encoder's inputs for the first two samples (twice the same if there is one)."""
+        stream = self.streams[0]
+        rows = self.rows[stream.name]
+        first = np.array([0, min(1, len(rows) - 1)])
+        samples = rows.fetch(first, [SAMPLE_ID, *stream.inputs])
+        return collate([(stream, samples)], [], torch.float32).inputs
 
 
 def train_plan(
@@ -138,27 +151,78 @@ def num_steps(experiment: Experiment, streams: Sequence[Stream]) -> int:
         raise ExperimentError(str(error)) from error
 
 
+def size_of(experiment: Experiment, train: Split | None) -> tuple[int, int] | None:
+    """(height, width) of the images; None without images."""
+    if train is None or train.tasks is None:
+        return image_size(experiment.data)
+    return train.image_size
+
+
+def initial_model(
+    experiment: Experiment,
+    tasks: Sequence[Task],
+    train: Split | None = None,
+    *,
+    workers: Workers = ALONE,
+) -> MultiTaskModel:
+    """The model of an experiment before training, on the CPU.
+
+    Args:
+        experiment, tasks, workers: of the run.
+        train: the training samples, of which two show what a model of the user's own takes; None:
+            `DataConfig` and `ModelConfig` say everything.
+
+    Raises:
+        ExperimentError: a model of the user's own that is missing or cannot be trained, or images
+            that are missing.
+        ValueError: as `build_model`.
+    """
+    penalized = experiment.regularizer.active
+    if experiment.model.encoder != OWN_MODEL:
+        size = size_of(experiment, train)
+        if size is None:
+            raise ExperimentError(
+                f"model.encoder {experiment.model.encoder!r} sees images, but the data have none "
+                "(CustomData.inputs); hand over a model of your own: model=..."
+            )
+        return build_model(
+            experiment.model,
+            tasks,
+            image_size=size,
+            workers=workers,
+            penalized=penalized,
+            normalize=None if train is None else train.streams[0].normalize,
+        )
+    if train is None or train.make_model is None:
+        raise ExperimentError(
+            f"model.encoder is {OWN_MODEL!r}, but no model was handed over; give the function that "
+            "makes it: model=..."
+        )
+    try:
+        return build_own_model(
+            train.make_model,
+            experiment.model,
+            tasks,
+            inputs=train.example_inputs(),
+            workers=workers,
+            penalized=penalized,
+        )
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+
+
 def build(
     experiment: Experiment,
     tasks: Sequence[Task],
+    train: Split | None = None,
     *,
     device: torch.device,
     workers: Workers,
-    size: tuple[int, int] | None = None,
-    normalize: Normalization | None = None,
 ) -> Parts:
     """Model, optimiser, scheduler and policy as they are before the first step; equal on every
-    worker. `size` is that of the images, where `DataConfig` does not say it; `normalize` is what was
-    done to them."""
+    worker. Arguments as for `initial_model`."""
     torch.manual_seed(experiment.seed)
-    model = build_model(
-        experiment.model,
-        tasks,
-        image_size=size or image_size(experiment.data),
-        workers=workers,
-        penalized=experiment.regularizer.active,
-        normalize=normalize,
-    )
+    model = initial_model(experiment, tasks, train, workers=workers)
     model = model.to(device=device, dtype=DTYPES[experiment.precision])
     workers.broadcast_([*model.parameters(), *model.buffers()])
     optimizer = _optimizer(experiment.optimizer, model)
@@ -189,7 +253,7 @@ def check_sizes(splits: Mapping[str, Split]) -> None:
     streams = {
         name: [
             stream
-            if stream.image_size is not None
+            if stream.image_size is not None or IMAGE not in stream.inputs
             else replace(stream, image_size=_first_size(split.rows[stream.name]))
             for stream in split.streams
         ]

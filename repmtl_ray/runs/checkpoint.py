@@ -18,11 +18,19 @@ from typing import Any
 
 import torch
 
-from repmtl_ray.config import Experiment, ExperimentError, differences, from_dict, to_dict
+from repmtl_ray.config import (
+    OWN_MODEL,
+    Experiment,
+    ExperimentError,
+    differences,
+    from_dict,
+    to_dict,
+)
 from repmtl_ray.data.description import DataDescription, data_differences
 from repmtl_ray.data.sources import describe_config
 from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.models.encoders import check_tensors
+from repmtl_ray.models.own import ModelFunction, stored_own_model
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.runs import checkpoint_manager
 from repmtl_ray.runs.checkpoint_manager import FORMAT, Contents, Marker
@@ -285,30 +293,49 @@ def _described_otherwise(directory: str | Path, description: DataDescription) ->
     return data_differences(read_description(directory), description)
 
 
-def build_stored_model(experiment: Experiment, data: DataDescription) -> MultiTaskModel:
+def build_stored_model(
+    experiment: Experiment, data: DataDescription, make_model: ModelFunction | None = None
+) -> MultiTaskModel:
     """The model that stored weights are for; its own weights are of no meaning.
 
     Args:
         experiment: of the run.
         data: of the run.
+        make_model: the function that made a model of the user's own.
+
+    Raises:
+        ValueError: a model of the user's own without its function, or with another.
     """
+    if experiment.model.encoder == OWN_MODEL:
+        if make_model is None:
+            raise ValueError(
+                "the model is the user's own code, which no file holds; hand over the function that "
+                "makes it: load_model(source, model=...)"
+            )
+        own = stored_own_model(make_model, data.tasks)
+        return own.double() if experiment.precision == "float64" else own
     # The weights are stored: nothing of the hub or of another file is needed.
     config = dataclasses.replace(experiment.model, pretrained=False, weights=None)
+    assert data.image_size is not None, "encoders of timm see images"
     model = build_model(
         config, data.tasks, image_size=data.image_size, penalized=False, normalize=data.normalize
     )
     return model.double() if experiment.precision == "float64" else model
 
 
-def read_model(directory: str | Path) -> MultiTaskModel:
+def read_model(directory: str | Path, make_model: ModelFunction | None = None) -> MultiTaskModel:
     """The model of a checkpoint, on the CPU, in eval mode. The data are not needed.
+
+    Args:
+        directory: of the checkpoint, path or URI.
+        make_model: the function that made a model of the user's own.
 
     Raises:
         ValueError: as `read_state`, `read_experiment` and `read_description`; or weights that do not
             fit the experiment beside them, which then is another's.
     """
     experiment, state = read_experiment(directory), read_state(directory)
-    model = build_stored_model(experiment, read_description(directory))
+    model = build_stored_model(experiment, read_description(directory), make_model)
     check_tensors(f"checkpoint {directory}", state["model"], model.state_dict())
     try:
         model.load_state_dict(state["model"])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import ExperimentError, NonFiniteLossError
-from repmtl_ray.data.columns import Batch
+from repmtl_ray.data.columns import Batch, inputs_to
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.tasks import Task
 
@@ -40,7 +40,7 @@ def evaluate(
         batches: this worker's part of the split; workers may hold different numbers of batches, or
             none.
         tasks: at least one; each seen in at least one batch of one worker.
-        workers: who share the split; they talk once, at the end.
+        workers: who share the split; they talk at the end alone.
         device: where the model is; batches are moved there.
         precision: of the forward pass; losses are in float32 at least, sums in float64.
 
@@ -58,9 +58,10 @@ def evaluate(
         task.name: torch.zeros(2 + task.num_statistics, dtype=torch.float64, device=device)
         for task in tasks
     }
+    collected: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
     with _eval_mode(model):
         for batch in batches:
-            _add_batch(sums, model, batch, tasks, device, precision)
+            _add_batch(sums, collected, model, batch, tasks, device, precision)
     workers.total_(sums.values())
     results: dict[str, float] = {}
     for task in tasks:
@@ -70,7 +71,8 @@ def evaluate(
                 f"task {task.name!r}: loss over the evaluation split is {loss_sum}"
             )
         try:
-            values = task.metrics(sums[task.name][2:])
+            rows = _all_rows(collected[task.name], task.num_columns, workers, device)
+            values = task.metrics(sums[task.name][2:], rows)
         except ValueError as error:
             raise ExperimentError(str(error)) from error
         for name, value in values.items():
@@ -81,31 +83,51 @@ def evaluate(
 
 def _add_batch(
     sums: dict[str, Tensor],
+    collected: dict[str, list[Tensor]],
     model: MultiTaskModel,
     batch: Batch,
     tasks: Sequence[Task],
     device: torch.device,
     precision: str,
 ) -> None:
-    num_images = len(batch.images)
     rows = {
         task.name: batch.rows[task.name]
         for task in tasks
-        if task.name in batch.rows and len(range(num_images)[batch.rows[task.name]])
+        if task.name in batch.rows and len(range(batch.num_rows)[batch.rows[task.name]])
     }
     dtype = torch.float64 if precision == "float64" else torch.float32
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        predictions = model(batch.images.to(device, dtype, non_blocking=True), rows)
+        predictions = model(inputs_to(batch.inputs, device, dtype), rows)
     for task in tasks:
         if task.name in rows:
             target = batch.targets[task.name].to(device, non_blocking=True)
             sums[task.name] += _sums(task, predictions[task.name], target)
+            if task.num_columns:
+                collected[task.name].append(task.collected(predictions[task.name], target))
 
 
 def _sums(task: Task, prediction: Tensor, target: Tensor) -> Tensor:
     """Loss sum, number of labels, statistics: what is added up for a task."""
     loss_and_count = torch.stack(task.loss_sum(prediction, target)).double()
     return torch.cat([loss_and_count, task.statistics(prediction, target)])
+
+
+def _all_rows(
+    own: Sequence[Tensor], num_columns: int, workers: Workers, device: torch.device
+) -> Tensor | None:
+    """What all workers collected, one worker's rows after another's; None of a task that collects
+    nothing."""
+    if not num_columns:
+        return None
+    rows = torch.cat([torch.zeros(0, num_columns, dtype=torch.float64, device=device), *own])
+    counts = torch.zeros(workers.size, dtype=torch.float64, device=device)
+    counts[workers.rank] = len(rows)
+    workers.total_([counts])
+    first = int(counts[: workers.rank].sum())
+    everyone = rows.new_zeros(int(counts.sum()), num_columns)
+    everyone[first : first + len(rows)] = rows
+    workers.total_([everyone])  # the others' rows are zero here, so the sum is exact
+    return everyone
 
 
 @contextlib.contextmanager

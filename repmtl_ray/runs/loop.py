@@ -21,7 +21,6 @@ from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import Experiment, ExperimentError, NonFiniteLossError
 from repmtl_ray.data.batches import planned_batches, planned_eval_batches
 from repmtl_ray.data.description import describe
-from repmtl_ray.data.sources import image_size
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.runs import checkpoint
 from repmtl_ray.runs.build import (
@@ -33,6 +32,7 @@ from repmtl_ray.runs.build import (
     eval_plan,
     num_steps,
     selected_tasks,
+    size_of,
     train_plan,
 )
 from repmtl_ray.runs.callbacks import Callback, RunContext, StepInfo
@@ -86,17 +86,10 @@ class Training:
         self.tasks = selected_tasks(experiment, train.tasks)
         self.steps_per_epoch = num_steps(experiment, train.streams)
         check_sizes({"train": train, experiment.data.eval_split: evaluation})
-        size = train.image_size or image_size(experiment.data)
-        self._description = describe(self.tasks, size, train.streams[0].normalize)
+        first, size = train.streams[0], size_of(experiment, train)
+        self._description = describe(self.tasks, size, first.normalize, first.inputs)
         self._data = data
-        self.parts = build(
-            experiment,
-            self.tasks,
-            device=self.device,
-            workers=workers,
-            size=size,
-            normalize=self._description.normalize,
-        )
+        self.parts = build(experiment, self.tasks, train, device=self.device, workers=workers)
         self.progress = Progress(seed=experiment.seed)
         if resume_from is not None:
             self.progress = checkpoint.load(
@@ -221,7 +214,7 @@ class Training:
                 epoch=progress.epochs_done + 1,
                 step_in_epoch=step,
                 metrics=values,
-                num_samples=len(batch.images),
+                num_samples=batch.num_rows,
                 seconds=end_s - begin_s,
                 wait_seconds=wait_s,
             )

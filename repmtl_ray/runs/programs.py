@@ -84,7 +84,7 @@ def export_onnx(network: MultiTaskModel, data: DataDescription, out: Path) -> No
             'ONNX needs onnx and onnxscript; pip install "repmtl_ray[onnx]".'
         ) from error
     module = Program(network, data).eval()
-    height, width = data.image_size
+    height, width = data.size_of_images
     try:
         torch.onnx.export(
             module,
@@ -102,7 +102,7 @@ def export_onnx(network: MultiTaskModel, data: DataDescription, out: Path) -> No
 
 
 def _traced(network: MultiTaskModel, data: DataDescription) -> torch.export.ExportedProgram:
-    height, width = data.image_size
+    height, width = data.size_of_images
     example = torch.zeros(2, 3, height, width)
     rows = torch.export.Dim("rows", max=MAX_ROWS)
     return torch.export.export(
@@ -121,7 +121,7 @@ def plain_description(
     model = experiment.model
     if model.encoder == SEGNET:
         raise ValueError(f"encoder {SEGNET!r} is no network of timm; export a .pt2 or .onnx file.")
-    size = data.image_size
+    size = data.size_of_images
     head: dict[str, Any] = {"kind": model.head}
     if model.head == "aspp":
         head |= {"width": model.head_channels, "rates": list(model.atrous_rates)}

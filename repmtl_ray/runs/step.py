@@ -211,16 +211,10 @@ class Stepper:
         torch.manual_seed(
             zlib.crc32(f"step {self.seed} {global_step} {self.workers.rank}".encode())
         )
-        height, width = batch.images.shape[-2:]
-        device, low_precision = batch.images.device, self.precision == "bfloat16"
+        device, low_precision = batch.device, self.precision == "bfloat16"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision):
-            representation = self.model.encoder(batch.images)
-            return [
-                self.model.predict(
-                    task.name, _rows(representation, batch.rows[task.name]), (height, width)
-                )
-                for task in self.tasks
-            ]
+            predictions = self.model(batch.inputs, batch.rows)
+        return [predictions[task.name] for task in self.tasks]
 
     def losses(
         self,
@@ -375,7 +369,3 @@ class Stepper:
         loss_sums, label_counts = totals.chunk(2)
         losses = torch.where(label_counts > 0, loss_sums / label_counts.clamp(min=1), 1.0)
         return losses.to(sums[0].dtype)
-
-
-def _rows(representation: Tensor, rows: slice) -> Tensor:
-    return representation if rows == slice(0, representation.shape[0]) else representation[rows]

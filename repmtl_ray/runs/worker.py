@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from repmtl_ray.collectives import Workers
     from repmtl_ray.data.batches import Loader
     from repmtl_ray.data.cache import CheckedSplit
+    from repmtl_ray.models.own import ModelFunction
     from repmtl_ray.placement import Placement
     from repmtl_ray.runs.build import Split
     from repmtl_ray.runs.checkpoint import Parts
@@ -46,15 +47,18 @@ class CachedData:
     """The split that is read once, at the end, with the best epoch's weights (protocols.py)."""
     tasks: tuple[Task, ...]
     """All of the data set, in its order."""
-    image_size: tuple[int, int]
-    """(height, width)."""
+    image_size: tuple[int, int] | None
+    """(height, width); None without images."""
+    make_model: ModelFunction | None = None
+    """Makes a model of the user's own; None for those that a configuration describes."""
     is_own: bool = False
     """Whether they are the user's own: no configuration describes them then."""
 
     @property
     def description(self) -> DataDescription:
         """What a model must know of the data."""
-        return describe(self.tasks, self.image_size, self.train.streams[0].normalize)
+        first = self.train.streams[0]
+        return describe(self.tasks, self.image_size, first.normalize, first.inputs)
 
     @property
     def fingerprint(self) -> str:
@@ -266,4 +270,5 @@ def split_of(data: CachedData, checked: CheckedSplit, loader: Loader | None = No
         tasks=data.tasks,
         image_size=data.image_size,
         loader=loader,
+        make_model=data.make_model,
     )

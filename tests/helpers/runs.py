@@ -99,7 +99,7 @@ def dense_batch(index: int, workers: Workers, *, size: int = BATCH_SIZE, absent:
     own = slice(workers.rank * share, (workers.rank + 1) * share)
     everything = slice(0, share)
     return Batch(
-        images=images[own],
+        inputs=images[own],
         targets={"segmentation": labels[own], "depth": depth[own]},
         rows={"segmentation": everything, "depth": everything},
         sample_ids=torch.arange(size)[own],
@@ -121,7 +121,7 @@ def office_batch(
         rows[task.name] = slice(first, first + share)
         first += share
     return Batch(
-        images=torch.cat(images), targets=targets, rows=rows, sample_ids=torch.arange(first)
+        inputs=torch.cat(images), targets=targets, rows=rows, sample_ids=torch.arange(first)
     )
 
 

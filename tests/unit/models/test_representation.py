@@ -144,8 +144,8 @@ def model_with(module: nn.Module) -> MultiTaskModel:
 def test_an_operation_without_second_derivative_is_named(module: nn.Module, operation: str) -> None:
     model = model_with(module)
     with pytest.raises(ValueError, match=rf"'encoder.0'.*{operation}.*lambda_csa to 0"):
-        check_second_derivative(model, "encoder.0", SIZE)
-    check_second_derivative(model, "encoder.2", SIZE)  # after it
+        check_second_derivative(model, "encoder.0", torch.zeros(2, 3, *SIZE))
+    check_second_derivative(model, "encoder.2", torch.zeros(2, 3, *SIZE))  # after it
     assert model.training
     assert not model.get_submodule("encoder.0")._forward_hooks
 
@@ -165,7 +165,7 @@ def test_an_operation_without_second_derivative_is_named(module: nn.Module, oper
     ],
 )
 def test_activations_with_second_derivatives_pass(function: type[nn.Module]) -> None:
-    check_second_derivative(model_with(Gate(function())), "encoder.0", SIZE)
+    check_second_derivative(model_with(Gate(function())), "encoder.0", torch.zeros(2, 3, *SIZE))
 
 
 def test_a_network_with_hard_sigmoids_is_refused_when_built_with_penalties() -> None:

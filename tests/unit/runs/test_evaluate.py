@@ -72,7 +72,7 @@ def _batches(cuts: list[int]) -> list[Batch]:
         part = slice(start, start + size)
         batches.append(
             Batch(
-                images=images[part],
+                inputs=images[part],
                 targets={name: target[part] for name, target in targets.items()},
                 rows=dict.fromkeys(targets, slice(0, size)),
                 sample_ids=torch.arange(start, start + size),
@@ -142,7 +142,7 @@ def test_modes_running_statistics_and_gradients_stay_as_they_were(model: MultiTa
 def test_an_error_on_the_way_restores_the_modes(model: MultiTaskModel) -> None:
     model.train()
     batch = _batches([1])[0]
-    broken = Batch(images=batch.images, targets={}, rows=batch.rows, sample_ids=batch.sample_ids)
+    broken = Batch(inputs=batch.images, targets={}, rows=batch.rows, sample_ids=batch.sample_ids)
     with pytest.raises(KeyError):
         evaluate(model, [broken], TASKS)
     assert all(module.training for module in model.modules())
@@ -172,7 +172,7 @@ def test_every_task_is_judged_on_its_own_rows() -> None:
         rows = {"dslr": slice(6, 6), **rows}  # a domain that ran out has no rows
         wrong = (right["dslr"][rows["dslr"]] + 1) % 3
         targets = {"amazon": right["amazon"][rows["amazon"]], "dslr": wrong}
-        batches.append(Batch(images=images, targets=targets, rows=rows, sample_ids=torch.arange(6)))
+        batches.append(Batch(inputs=images, targets=targets, rows=rows, sample_ids=torch.arange(6)))
     found = evaluate(model, batches, tasks)
     assert found["amazon/accuracy"] == 100
     assert found["dslr/accuracy"] == 0
@@ -182,7 +182,7 @@ def test_a_task_without_labels_in_the_split_is_named(model: MultiTaskModel) -> N
     batch = _batches([6])[0]
     targets = {**batch.targets, "depth": torch.zeros_like(batch.targets["depth"])}
     blank = Batch(
-        images=batch.images, targets=targets, rows=batch.rows, sample_ids=batch.sample_ids
+        inputs=batch.images, targets=targets, rows=batch.rows, sample_ids=batch.sample_ids
     )
     with pytest.raises(ValueError, match="task 'depth': abs_error has no valid label"):
         evaluate(model, [blank], TASKS)

@@ -1,0 +1,117 @@
+"""The identity of the user's code: what it depends on, and what it does not."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from repmtl_ray.user_code import identity, modules_of
+
+SOURCE = '''
+"""A module of the user's."""
+import torch
+from torch import nn
+
+WIDTH = 4
+UNUSED = 1
+
+
+class Towers(nn.Module):
+    """Something."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, WIDTH)  # a comment
+
+    def forward(self, x):
+        return helper(self.layer(x))
+
+
+def helper(x):
+    return x.tanh()
+
+
+def model():
+    return Towers()
+
+
+def other():
+    return UNUSED
+'''
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Any:
+    names: list[str] = []
+
+    def from_source(source: str) -> Any:
+        name = f"users_module_{len(names)}"
+        path = tmp_path / f"{name}.py"
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        names.append(name)
+        spec.loader.exec_module(module)
+        return module
+
+    yield from_source
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_equal"),
+    [
+        ("# a comment", "# another", True),
+        ('"""Something."""', '"""Something else."""', True),
+        ("    return x.tanh()", "\n    return (x.tanh())", True),
+        ("UNUSED = 1", "UNUSED = 2", True),
+        ("WIDTH = 4", "WIDTH = 5", False),
+        ("x.tanh()", "x.relu()", False),
+        ("nn.Linear(3, WIDTH)", "nn.Linear(3, WIDTH, bias=False)", False),
+        ("return Towers()", "return Towers().double()", False),
+    ],
+)
+def test_it_is_the_code_that_a_function_reaches(
+    load: Any, old: str, new: str, is_equal: bool
+) -> None:
+    assert old in SOURCE
+    before, after = load(SOURCE), load(SOURCE.replace(old, new))
+    assert (identity(before.model) == identity(after.model)) is is_equal
+
+
+def test_values_that_a_function_is_bound_to_count() -> None:
+    def made(width: int) -> Any:
+        return lambda: nn.Linear(3, width)
+
+    assert identity(made(4)) == identity(made(4))
+    assert identity(made(4)) != identity(made(5))
+    assert identity(functools.partial(made, 4)) != identity(functools.partial(made, 5))
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    assert identity([ones]) == identity([ones.clone()]) != identity([zeros])
+
+
+def test_only_the_users_modules_are_sent(load: Any) -> None:
+    module = load(SOURCE)
+    assert modules_of(module.model) == (module,)
+    assert modules_of(nn.Linear(2, 2)) == ()
+
+
+def test_code_typed_at_a_prompt_has_an_identity() -> None:
+    def typed(source: str) -> Any:
+        scope: dict[str, Any] = {"__name__": "__main__"}
+        exec(source, scope)
+        return scope["model"]
+
+    one, same = typed("def model():\n    return 1"), typed("def model():\n    return 1")
+    assert identity(one) == identity(same) != identity(typed("def model():\n    return 2"))
