@@ -7,11 +7,10 @@ object store. What the columns must hold is in `stream.Kind`; single samples are
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast, get_args
 
 import numpy as np
@@ -21,17 +20,14 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from repmtl_ray.conversion import check, shown
-from repmtl_ray.data import validation
 from repmtl_ray.data.blocks import (
-    Summary,
-    contents_of,
     fingerprint_of,
     index_of,
     over_blocks,
-    views_of,
 )
 from repmtl_ray.data.cache import CachedSplit, quiet, warn_if_large
 from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
+from repmtl_ray.data.custom_check import BlockCheck, explained
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
 
 if TYPE_CHECKING:
@@ -42,8 +38,6 @@ if TYPE_CHECKING:
 Collate: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, Union["Tensor", Any]]]
 _MAY_BE_MISSING = ("class", "binary", "value")
 NAME = "custom"
-_SHOWN = 5
-_NO_VALUE = "give a sample without a label the ignore value everywhere (-1, depth 0, normal 0)"
 _MADE_BY = "for example ray.data.from_pandas(frame), from_items(rows) or read_parquet(folder)"
 
 
@@ -92,18 +86,6 @@ class CustomData:
             "None or a function",
         )
         object.__setattr__(self, "normalize", _checked_normalization(self.normalize))
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What one block holds: problems as (sample_id, text), with None where a problem is not one
-    sample's; by column, how often each form came."""
-
-    summary: Summary
-    problems: list[tuple[int | None, str]]
-    forms: dict[str, Counter[str]] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
-    num_bytes: int = 0
 
 
 def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int, int] | None]:
@@ -242,9 +224,9 @@ def _cache(
         except (ray.exceptions.RayError, ValueError, TypeError, pyarrow.ArrowException) as error:
             return None, None, [f"{name}: its rows cannot be read: {_reason(error)}"]
         reports = over_blocks(
-            _Check(kinds, num_classes, data.inputs, data.collate is not None), blocks
+            BlockCheck(kinds, num_classes, data.inputs, data.collate is not None), blocks
         )
-    wrong = [f"{name}: {text}" for text in _explained(reports, there)]
+    wrong = [f"{name}: {text}" for text in explained(reports, there)]
     if wrong:
         return None, None, wrong
     summaries = [report.summary for report in reports]
@@ -320,140 +302,3 @@ def _reason(error: BaseException) -> str:
 
 def _not_numbered(index: int) -> Sample:
     raise AssertionError("samples of a Ray Dataset are only in the object store")
-
-
-@dataclass(frozen=True)
-class _Check:
-    """Checks every sample of a block."""
-
-    kinds: Mapping[str, Kind]
-    num_classes: Mapping[str, int]
-    inputs: tuple[str, ...] = (IMAGE,)
-    has_collate: bool = False
-
-    def __call__(self, table: Any) -> _Report:
-        empty = {name: table.column(name).is_null().to_pylist() for name in table.column_names}
-        empty = {name: rows for name, rows in empty.items() if any(rows)}
-        columns = views_of(table.drop_columns(list(empty))) if table.num_rows else {}
-        count = table.num_rows
-        ids = np.asarray(columns.get(SAMPLE_ID, np.arange(count)))
-        problems: list[tuple[int | None, str]] = []
-        wrong = _wrong_ids(ids)
-        if wrong:
-            problems = [(None, f"{SAMPLE_ID}: {wrong}")]
-            ids = np.arange(count)
-        ids = ids.astype(np.int64)
-        one_form = () if self.has_collate else self.inputs
-        one_form = (*one_form, *([IMAGE] if IMAGE in self.inputs else []))
-        forms: dict[str, Counter[str]] = {name: Counter() for name in (*one_form, *self.kinds)}
-        size = None
-        for name, is_empty in empty.items():
-            why = "it decides the sample's order and view" if name == SAMPLE_ID else _NO_VALUE
-            text = f"{name}: has no value (None); {why}"
-            numbered: list[int | None] = [None] * count if name == SAMPLE_ID else ids.tolist()
-            problems += [(numbered[row], text) for row in range(count) if is_empty[row]]
-        lacks_input = any(name in empty for name in self.inputs)
-        for row in range(0 if self._is_plainly_right(columns, empty) else count):
-            sample = {name: np.asarray(values[row]) for name, values in columns.items()}
-            kinds = {name: kind for name, kind in self.kinds.items() if name not in empty}
-            sample_problems = (
-                []
-                if lacks_input
-                else validation.sample_problems(sample, kinds, self.num_classes, self.inputs)
-            )
-            problems += [(int(ids[row]), text) for text in sample_problems]
-            for name, counts in forms.items():
-                if name in sample:
-                    counts[f"{sample[name].dtype} {sample[name].shape}"] += 1
-            if not sample_problems and IMAGE in sample:
-                size = sample[IMAGE].shape[0], sample[IMAGE].shape[1]
-        if problems or SAMPLE_ID not in columns:
-            summary = Summary(ids, np.zeros(count, dtype=np.uint32), [])
-        else:
-            has_label = [validation.is_labelled(columns[n], kind) for n, kind in self.kinds.items()]
-            labelled = frozenset(itertools.compress(self.kinds, has_label))
-            summary = Summary(ids, contents_of(columns), [], labelled)
-        return _Report(
-            summary,
-            problems,
-            forms,
-            size,
-            sum(values.nbytes for values in columns.values()),
-        )
-
-    def _is_plainly_right(
-        self, columns: Mapping[str, NDArray[Any]], empty: Collection[str]
-    ) -> bool:
-        """Whether a block of numbers needs no look at every row: tables have very many.
-
-        The rows of an array have one shape and one dtype, so the first row and the content of the
-        whole column tell of all of them. Images and maps are looked at one by one.
-        """
-        kinds = {**dict.fromkeys(self.inputs, "input"), **self.kinds}
-        if empty or IMAGE in self.inputs or not kinds.keys() <= columns.keys():
-            return False
-        if not all(len(values) for values in columns.values()):
-            return False
-        if any(values.dtype.kind == "O" for values in columns.values()):
-            return False
-        if not set(kinds.values()) <= {"input", "class", "value", "binary"}:
-            return False
-        first = {name: np.asarray(values[0]) for name, values in columns.items()}
-        return not validation.sample_problems(
-            first, self.kinds, self.num_classes, self.inputs
-        ) and not any(
-            validation.content_problems(
-                columns[name],
-                cast(Kind, kind),
-                num_classes=self.num_classes.get(name) if kind == "class" else None,
-            )
-            for name, kind in kinds.items()
-        )
-
-
-def _wrong_ids(ids: NDArray[Any]) -> str:
-    """What is wrong with a block's sample ids; "" if nothing."""
-    if ids.dtype.kind not in "ui" or ids.ndim != 1:
-        what = f"dtype {ids.dtype}" if ids.ndim == 1 else f"shape {ids.shape[1:]} in each row"
-        return f"has {what}, expected integers"
-    if ids.size and ids.max() > np.iinfo(np.int64).max:
-        return f"has values up to {ids.max()}, expected at most {np.iinfo(np.int64).max} (int64)"
-    return ""
-
-
-def _explained(reports: Sequence[_Report], there: set[str]) -> list[str]:
-    """Every kind of violation once, with how many samples have it and the first of them."""
-    ids = np.concatenate([report.summary.ids for report in reports] or [np.array([])])
-    if not len(ids):
-        return ["has no rows; expected at least one"]
-    lines = []
-    if SAMPLE_ID not in there:
-        have = ", ".join(sorted(there))
-        lines.append(
-            f"{SAMPLE_ID}: missing; expected unique integers, for example those of enumerate(rows); "
-            f"there are {have}"
-        )
-    is_numbered = all(n is not None for report in reports for n, _ in report.problems)
-    distinct_ids, counts = np.unique(ids, return_counts=True)
-    if SAMPLE_ID in there and is_numbered and (counts > 1).any():
-        twice = ", ".join(map(str, distinct_ids[counts > 1][:_SHOWN].tolist()))
-        lines.append(f"{SAMPLE_ID}: {(counts > 1).sum()} ids come more than once: {twice}")
-    groups: dict[str, list[tuple[int | None, str]]] = {}
-    for report in reports:
-        for sample_id, text in report.problems:
-            groups.setdefault(" ".join(text.split()[:3]), []).append((sample_id, text))
-    for members in groups.values():
-        which = sorted({sample_id for sample_id, _ in members if sample_id is not None})
-        first = next(text for sample_id, text in members if not which or sample_id == which[0])
-        shown = ", ".join(map(str, which[:_SHOWN])) + (", ..." if len(which) > _SHOWN else "")
-        lines.append(f"{first} ({len(which)} samples: {shown})" if which else first)
-    forms: dict[str, Counter[str]] = {}
-    for report in reports:
-        for name, seen in report.forms.items():
-            forms.setdefault(name, Counter()).update(seen)
-    lines += [
-        f"{name}: has several forms: {', '.join(f'{form} ({n})' for form, n in seen.most_common(3))}; expected one"
-        for name, seen in forms.items()
-        if len(seen) > 1
-    ]
-    return lines

@@ -11,7 +11,7 @@ import pytest
 import ray.data
 
 from repmtl_ray import CustomData
-from repmtl_ray.data import custom, validation
+from repmtl_ray.data import custom_check, validation
 from repmtl_ray.data.stream import Kind, Normalization
 from repmtl_ray.tasks import Depth, Segmentation, Task
 
@@ -125,12 +125,12 @@ def table(**columns: Any) -> pa.Table:
 
 
 def problems_of(block: pa.Table) -> list[tuple[int | None, str]]:
-    return custom._Check({"scene": "class"}, {"scene": 3})(block).problems
+    return custom_check.BlockCheck({"scene": "class"}, {"scene": 3})(block).problems
 
 
 def test_a_row_without_a_value_is_named_by_its_id() -> None:
     assert problems_of(table(scene=[0, None, 2])) == [
-        (8, f"scene: has no value (None); {custom._NO_VALUE}")
+        (8, f"scene: has no value (None); {custom_check.NO_VALUE}")
     ]
 
 
@@ -138,13 +138,15 @@ def test_rows_without_ids_are_a_problem_and_not_an_error() -> None:
     (problem,) = problems_of(table(sample_id=[7, None, 9]))
     assert problem[0] is None
     assert "sample_id: has no value" in problem[1]
-    report = custom._Check({"scene": "class"}, {"scene": 3})(table().drop_columns("sample_id"))
-    explained = custom._explained([report], {"image", "scene"})
+    report = custom_check.BlockCheck({"scene": "class"}, {"scene": 3})(
+        table().drop_columns("sample_id")
+    )
+    explained = custom_check.explained([report], {"image", "scene"})
     assert "sample_id: missing; expected unique integers" in explained[0]
 
 
 def test_the_tasks_with_a_label_are_those_that_a_loss_could_read() -> None:
-    check = custom._Check({"scene": "class"}, {"scene": 3})
+    check = custom_check.BlockCheck({"scene": "class"}, {"scene": 3})
     assert check(table()).summary.labelled == {"scene"}
     assert check(table(scene=[-1, -1, -1])).summary.labelled == frozenset()
 

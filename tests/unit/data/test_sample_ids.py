@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from repmtl_ray.collectives import ALONE
-from repmtl_ray.data import custom
+from repmtl_ray.data import custom_check
 from repmtl_ray.data.batches import LocalRows, eval_batches, train_batches
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.data.sampler import Indices
@@ -113,9 +113,9 @@ def block(ids: pa.Array) -> pa.Table:
 
 
 def violations(*blocks: pa.Table) -> list[str]:
-    check = custom._Check({"segmentation": "label"}, {"segmentation": 7})
+    check = custom_check.BlockCheck({"segmentation": "label"}, {"segmentation": 7})
     reports = [check(table) for table in blocks]
-    return custom._explained(reports, {"sample_id", "image", "segmentation"})
+    return custom_check.explained(reports, {"sample_id", "image", "segmentation"})
 
 
 @pytest.mark.parametrize(
