@@ -4,6 +4,22 @@ Each says which section of the paper (arXiv:2507.21049) it comes from. Write you
 and hand it to `repmtl_ray.tune`, or to a pipeline by `--space package.module:function`.
 """
 
-from search_spaces.rep_mtl import joint, paper_grid, policies, sensitivity, small
+from search_spaces.rep_mtl import (
+    bounded,
+    joint,
+    paper_grid,
+    policies,
+    scalarisation,
+    sensitivity,
+    small,
+)
 
-__all__ = ["joint", "paper_grid", "policies", "sensitivity", "small"]
+__all__ = [
+    "bounded",
+    "joint",
+    "paper_grid",
+    "policies",
+    "scalarisation",
+    "sensitivity",
+    "small",
+]

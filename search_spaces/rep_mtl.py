@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ray import tune
 
 PAPER_LAMBDAS = (0.7, 0.9, 1.1, 1.3, 1.5)
@@ -63,6 +64,43 @@ def policies(names: Sequence[str] = ()) -> dict[str, Any]:
 
         chosen = list(known.ready(2))
     return {"policy.name": tune.grid_search(chosen)}
+
+
+def bounded(names: Sequence[str] = ("EW", "UW")) -> dict[str, Any]:
+    """The bounded penalty: its share of the tasks' gradient, to the encoder alone; ours, not the
+    paper's (docs/methods.md).
+
+    Args:
+        names: policies to choose from.
+    """
+    return {
+        "policy.name": tune.choice(list(names)),
+        "regularizer.share": tune.loguniform(0.05, 0.3),
+        "regularizer.through": "encoder",
+        CSA: tune.choice([0.0, 0.9]),
+    }
+
+
+def scalarisation(num_tasks: int = 2, num_weights: int = 64) -> dict[str, Any]:
+    """Constant weights drawn evenly from the simplex, times the number of tasks; no penalties.
+
+    Published comparisons find that weights which are searched like any hyper-parameter match most
+    methods (Kurin et al., NeurIPS 2022, arXiv:2201.04122; Xin et al., NeurIPS 2022,
+    arXiv:2209.11379).
+
+    Args:
+        num_tasks: of the experiment.
+        num_weights: how many the space has; always the same ones.
+    """
+    drawn = num_tasks * np.random.default_rng(0).dirichlet(np.ones(num_tasks), num_weights)
+    weights = [[float(f"{weight:.3g}") for weight in row] for row in drawn]
+    return {
+        "policy.name": "Constant",
+        "policy.arguments": tune.choice([{"weights": row} for row in weights]),
+        "policy.log_losses": tune.choice([True, False]),
+        TSR: 0.0,
+        CSA: 0.0,
+    }
 
 
 def small(names: Sequence[str] = ("EW", "UW", "GLS")) -> dict[str, Any]:

@@ -32,6 +32,26 @@ EW_PLAIN = {
     "regularizer.lambda_csa": 0.0,
 }
 EW_LOG = {**EW_PLAIN, "policy.log_losses": True}
+ROWS: dict[str, dict[str, Any]] = {
+    "EW": EW_PLAIN,
+    "EW-log": EW_LOG,
+    **{
+        f"scalarisation {weights[0]:g} : {weights[1]:g}": {
+            **EW_LOG,
+            "policy.name": "Constant",
+            "policy.arguments": {"weights": weights},
+        }
+        for weights in ([0.5, 1.5], [1.5, 0.5])
+    },
+    "Rep-MTL as printed": {
+        "policy.name": "EW",
+        "policy.log_losses": True,
+        "regularizer.lambda_tsr": 0.9,
+        "regularizer.lambda_csa": 0.9,
+    },
+}
+"""Of two tasks: what the demonstration is held against. With EW-log, whose weights are 1 : 1, the two
+scalarisations are a search over constant weights with three candidates."""
 REFERENCES = (EW_PLAIN, EW_LOG)
 """Tried first by every search whose space has these values: what the logarithm gives is not the
 penalties' merit."""
@@ -47,7 +67,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--space",
-        help="a function of search_spaces (small, joint, policies, paper_grid, sensitivity) "
+        help="a function of search_spaces (bounded, scalarisation, small, joint, policies, paper_grid, sensitivity) "
         "or package.module:function (default: the preset's)",
     )
     what.add_argument(
@@ -95,6 +115,8 @@ def run_search(
     samples: int,
     metrics: Sequence[str],
     data_title: str,
+    rows: Mapping[str, Mapping[str, Any]] | None = None,
+    num_seeds: int = 1,
 ) -> SearchResult:
     """Searches, prints the table, and writes the results.
 
@@ -104,21 +126,30 @@ def run_search(
         space, samples: the preset's, where the options say nothing; a grid is run once.
         metrics: columns of the table.
         data_title: names the data in table and figure.
+        rows: trained besides the draws, by name; each with every seed.
+        num_seeds: of every row, and of every draw unless Optuna draws; from the experiment's on.
     """
     from repmtl_ray.cli.results import write_results
     from repmtl_ray.search import tune
 
-    param_space = search_space(arguments.space or space, arguments.policies)
     experiment = replace(experiment, assignments(arguments.set))
+    param_space = search_space(arguments.space or space, arguments.policies, experiment)
+    num_samples = _num_samples(arguments.samples, samples, param_space)
+    references = [] if arguments.no_references or rows else references_for(param_space)
+    seeds = list(range(experiment.seed, experiment.seed + num_seeds))
+    if num_seeds > 1 and arguments.searcher == "random":
+        param_space["seed"] = {"grid_search": seeds}
+    named = {} if arguments.no_references or rows is None else rows
     out = cli.folder(arguments.out)
     result = tune(
         experiment,
         param_space,
-        num_samples=_num_samples(arguments.samples, samples, param_space),
+        num_samples=num_samples,
         searcher=arguments.searcher,
         scheduler=arguments.scheduler,
         objective=arguments.objective,
-        references=[] if arguments.no_references else references_for(param_space),
+        references=references,
+        rows={name: [{**row, "seed": seed} for seed in seeds] for name, row in named.items()},
         **study_options(arguments),
     )
     write_results(result, out, metrics=metrics, title=data_title)
@@ -138,8 +169,10 @@ def _num_samples(chosen: int | None, preset: int, param_space: Mapping[str, Any]
     )
 
 
-def search_space(name: str, policies: Sequence[str] | None) -> dict[str, Any]:
-    """Calls a space function by name.
+def search_space(
+    name: str, policies: Sequence[str] | None, experiment: Experiment | None = None
+) -> dict[str, Any]:
+    """Calls a space function by name, with the experiment's number of tasks if it asks for it.
 
     Raises:
         ValueError: no such function, policies for one that takes none, or none for one that needs
@@ -163,7 +196,8 @@ def search_space(name: str, policies: Sequence[str] | None) -> dict[str, Any]:
         raise ValueError(
             f"--space {name!r}: {module.__name__} has no function {function_name!r}; it has {', '.join(known) or 'none'}."
         )
-    names = inspect.signature(function).parameters.get("names")
+    parameters = inspect.signature(function).parameters
+    names = parameters.get("names")
     if policies is not None:
         if names is None:
             raise ValueError(
@@ -172,6 +206,10 @@ def search_space(name: str, policies: Sequence[str] | None) -> dict[str, Any]:
         return function(tuple(policies))
     if names is not None and names.default is names.empty:
         raise ValueError(f"--space {name!r} needs policies to search over; add --policies NAME ...")
+    if "num_tasks" in parameters and experiment is not None:
+        from repmtl_ray.runs.build import selected_tasks
+
+        return function(num_tasks=len(selected_tasks(experiment)))
     return function()
 
 

@@ -18,7 +18,7 @@ import pandas
 from repmtl_ray.delta import delta_p, directions
 from repmtl_ray.report.records import Record
 
-PARAMETERS = ("losses", "lambda_tsr", "lambda_csa", "tau", "learning rate")
+PARAMETERS = ("losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning rate")
 CLEAR_DIFFERENCE = 3.0
 """Standard errors from which on a difference is called clear; with three seeds each, about 95 %."""
 
@@ -35,7 +35,8 @@ class Run:
         metrics: by "<task>/<metric>", as reported.
         delta_p: over tasks, in percent; None without a result.
         gains: mean relative gain over single-task training by task, in percent.
-        is_reference: whether it is EW without penalties, which other configurations are held against.
+        is_reference: whether it is EW or another constant weighting without penalties, which other
+            configurations are held against.
         history: one row per epoch.
         status: "done", "stopped" (early), "failed", ...
         reason: of a failure.
@@ -76,6 +77,7 @@ def benchmark_runs(records: Sequence[Record], baseline: Mapping[str, float]) -> 
                     "lambda_tsr": experiment["regularizer"]["lambda_tsr"],
                     "lambda_csa": experiment["regularizer"]["lambda_csa"],
                     "tau": experiment["regularizer"]["temperature"],
+                    "share": experiment["regularizer"].get("share"),
                     "learning_rate": experiment["optimizer"]["learning_rate"],
                 },
                 baseline,
@@ -111,8 +113,8 @@ def search_runs(
                 row["policy"],
                 row,
                 baseline,
-                name=f"trial {row['rank']}: {row['policy']}",
-                method=row["policy"],
+                name=f"trial {row['rank']}: {row.get('row') or row['policy']}",
+                method=row.get("row") or row["policy"],
                 metrics={
                     name: float(row[name])
                     for name in directions(baseline)
@@ -127,7 +129,11 @@ def search_runs(
             )
         )
     varied = [name for name in PARAMETERS if len({run.parameters[name] for run in runs}) > 1]
-    return [dataclasses.replace(run, configuration=_configuration(run, varied)) for run in runs]
+    named = list(table["row"]) if "row" in table else [""] * len(runs)
+    return [
+        dataclasses.replace(run, configuration=row or _configuration(run, varied))
+        for run, row in zip(runs, named, strict=True)
+    ]
 
 
 def _run(
@@ -143,7 +149,7 @@ def _run(
 
     Args:
         policy: its name.
-        values: "log_losses", "lambda_tsr", "lambda_csa", "tau" and "learning_rate".
+        values: "log_losses", "lambda_tsr", "lambda_csa", "tau", "share" and "learning_rate".
         baseline: single-task metrics that gains are relative to.
         method, metrics, fields: of the run.
     """
@@ -152,6 +158,7 @@ def _run(
         "lambda_tsr": float(values["lambda_tsr"]),
         "lambda_csa": float(values["lambda_csa"]),
         "tau": float(values["tau"]) if values["lambda_csa"] else None,
+        "share": float(values["share"]) if pandas.notna(values.get("share")) else None,
         "learning rate": float(values["learning_rate"]),
     }
     is_complete = all(name in metrics for name in directions(baseline))
@@ -167,7 +174,9 @@ def _run(
 
 
 def _is_reference(policy: str, parameters: Mapping[str, Any]) -> bool:
-    return policy == "EW" and parameters["lambda_tsr"] == parameters["lambda_csa"] == 0
+    return (
+        policy in ("EW", "Constant") and parameters["lambda_tsr"] == parameters["lambda_csa"] == 0
+    )
 
 
 def _configuration(run: Run, varied: Sequence[str]) -> str:

@@ -28,6 +28,10 @@ def search_text(
         markdown: Markdown instead of aligned columns.
     """
     columns = ["rank", "delta_p_task", "policy", "log_losses", "lambda_tsr", "lambda_csa", "tau"]
+    if "share" in table and table["share"].notna().any():
+        columns.append("share")
+    if table.get("seed", pandas.Series(dtype=int)).nunique() > 1:
+        columns.append("seed")
     if table["learning_rate"].nunique() > 1:
         columns.append("learning_rate")
     if (table["status"] != "done").any():
@@ -35,6 +39,8 @@ def search_text(
     if "pareto" in table:
         columns.append("pareto")
     columns += metrics
+    if "row" in table:
+        table = table.assign(policy=table["row"].where(table["row"] != "", table["policy"]))
     table = table.reindex(columns=[*columns, "error"])
     # The temperature belongs to CSA alone.
     table["tau"] = table["tau"].astype(object).where(table["lambda_csa"] > 0, None)

@@ -37,7 +37,14 @@ from repmtl_ray.search.draws import (
     task_objectives,
 )
 from repmtl_ray.search.run_records import METRIC, Record, read_record
-from repmtl_ray.search.space import check_choice, check_references, check_space, described, flatten
+from repmtl_ray.search.space import (
+    check_choice,
+    check_references,
+    check_rows,
+    check_space,
+    described,
+    flatten,
+)
 from repmtl_ray.search.study import (
     Study,
     num_tasks,
@@ -81,6 +88,7 @@ def tune(
     scheduler: Literal["none", "asha"] = "none",
     objective: Literal["delta_p", "tasks"] = "delta_p",
     references: Sequence[Mapping[str, Any]] = (),
+    rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     placement: Placement | None = None,
     max_concurrent: int | None = None,
     storage: str | Path | None = None,
@@ -107,6 +115,9 @@ def tune(
             of its own; it then looks for their Pareto front, which the table's "pareto" names.
         references: values of the space, by its keys, that are tried first, for example EW on plain
             losses; keys that one leaves out are drawn.
+        rows: configurations that are trained first and are no draws, by the name that the table
+            gives them: dotted paths of `Experiment` with any values. Several for one name differ
+            in the seed.
         placement: of every trial's workers.
         max_concurrent: at most so many trials at once; never more than the cluster has room for.
         storage: folder or URI shared by all nodes; by default under the home directory.
@@ -137,6 +148,7 @@ def tune(
     _check_objective(objective, searcher, experiment)
     check_space(experiment, param_space, searcher)
     check_references(param_space, references)
+    check_rows(experiment, rows or {})
     root, name = checked_place(storage, name, "tune", experiment)
     directory = f"{root}/{name}"
     loggers.check_place(log, directory)
@@ -153,7 +165,11 @@ def tune(
             "scheduler": scheduler,
             **({} if objective == "delta_p" else {"objective": objective}),
         }
-        claim_study(directory, settings, num_samples=num_samples)
+        named = {
+            name: [dict(row) for row in configurations]
+            for name, configurations in (rows or {}).items()
+        }
+        claim_study(directory, settings, methods=named, num_samples=num_samples)
         node_check.check_nodes(directory)
         data = read_samples(prepared)
         study = Study.of(
@@ -176,6 +192,9 @@ def tune(
             if name.startswith(f"{record['task']}/")
         }
         draws = Draws(experiment)
+        for row_name, configurations in named.items():
+            for changes in configurations:
+                draws.add(changes, row_name)
         failures = _train_draws(
             study,
             draws,
@@ -264,6 +283,7 @@ def _train_draws(
     directory = study.directory
     early_stopping = _scheduler(scheduler, draws.experiment.epochs, directory)
     if searcher == "optuna":
+        _, failures = train_missing(study, draws.runs, folder=directory, baseline=baseline)
         source = OptunaRuns(
             param_space,
             references,
@@ -274,7 +294,7 @@ def _train_draws(
             objectives=task_objectives(baseline) if objective == "tasks" else delta_p_objective,
             num_objectives=num_tasks(draws.experiment) if objective == "tasks" else 1,
         )
-        return study.train(
+        return failures | study.train(
             source,
             folder=directory,
             baseline=baseline,
@@ -310,12 +330,14 @@ def results_table(
         values = flatten(to_dict(experiment)) | flatten(draw.changes)
         rows.append(
             {
+                "row": draw.row,
                 "status": "failed" if error else "stopped" if record is None else record["status"],
                 "policy": values["policy.name"],
                 "log_losses": values["policy.log_losses"],
                 "lambda_tsr": values["regularizer.lambda_tsr"],
                 "lambda_csa": values["regularizer.lambda_csa"],
                 "tau": values["regularizer.temperature"],
+                "share": values["regularizer.share"],
                 "learning_rate": values["optimizer.learning_rate"],
                 **{
                     key: last[key]

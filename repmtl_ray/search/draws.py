@@ -39,12 +39,14 @@ class Draw:
         changes: of the search's experiment, by dotted path.
         run: that trains it; None if it is refused.
         error: why it is refused.
+        row: what the user calls it, of a row that is trained besides the draws.
     """
 
     number: int
     changes: Mapping[str, Any]
     run: Run | None
     error: str = ""
+    row: str = ""
 
     @property
     def name(self) -> str:
@@ -59,8 +61,8 @@ class Draws:
         self.draws: list[Draw] = []
         self._by_key: dict[str, Draw] = {}
 
-    def add(self, changes: Mapping[str, Any]) -> tuple[Draw, bool]:
-        """The draw of a configuration, and whether it is new."""
+    def add(self, changes: Mapping[str, Any], row: str = "") -> tuple[Draw, bool]:
+        """The draw of a configuration, and whether it is new; `row` as in `Draw`."""
         text = key = json.dumps(changes, sort_keys=True, default=str)
         if text in self._by_key:  # digests take long, and a small space is drawn from often
             return self._by_key[text], False
@@ -68,11 +70,12 @@ class Draws:
         if not error:
             experiment = replace(self.experiment, changes)
             key = digest(experiment)
-            run = Run(name=key, label=label_of(changes), experiment=experiment)
+            run = Run(name=key, label=row or label_of(changes), experiment=experiment)
         draw = self._by_key.get(key)
         is_new = draw is None
         if draw is None:
-            draw = Draw(number=len(self.draws) + 1, changes=changes, run=run, error=error)
+            number = len(self.draws) + 1
+            draw = Draw(number=number, changes=changes, run=run, error=error, row=row)
             self.draws.append(draw)
         self._by_key[key] = self._by_key[text] = draw
         return draw, is_new

@@ -22,6 +22,7 @@ SHORT_NAMES = {
     "regularizer.lambda_tsr": "tsr",
     "regularizer.lambda_csa": "csa",
     "regularizer.temperature": "tau",
+    "regularizer.share": "share",
     "optimizer.learning_rate": "lr",
 }
 

@@ -136,6 +136,19 @@ def check_references(
                 raise ValueError(f"references: {path!r} cannot become {value!r} in the space.")
 
 
+def check_rows(experiment: Experiment, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Finds rows that are no experiments before anything is trained.
+
+    Raises:
+        ValueError: names the row.
+    """
+    for name, configurations in rows.items():
+        for changes in configurations:
+            problem = problem_of(experiment, changes)
+            if problem:
+                raise ValueError(f"rows: {name!r}: {problem}")
+
+
 def has_value(domain: Any, value: Any) -> bool:
     """Whether a value of a search space (a domain, a grid, a plain value) may become `value`."""
     if isinstance(domain, Mapping):

@@ -27,6 +27,7 @@ class Outcome:
     changes: Mapping[str, Any]
     error: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    row: str = ""
 
 
 def search_result(outcomes: Sequence[Outcome], experiment: Experiment = BASE) -> SearchResult:
@@ -39,7 +40,9 @@ def search_result(outcomes: Sequence[Outcome], experiment: Experiment = BASE) ->
         refused = problem_of(experiment, changes)
         name = f"run-{number}"
         run = None if refused else Run(name=name, label="", experiment=replace(experiment, changes))
-        draws.draws.append(Draw(number=number, changes=changes, run=run, error=refused))
+        draws.draws.append(
+            Draw(number=number, changes=changes, run=run, error=refused, row=outcome.row)
+        )
         if outcome.error:
             failures[name] = outcome.error
         elif outcome.metrics:

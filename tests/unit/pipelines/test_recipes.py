@@ -21,7 +21,7 @@ from repmtl_ray.config import Experiment, from_dict, replace, to_dict
 from repmtl_ray.placement import Placement
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search import SearchResult
-from repmtl_ray.search.space import check_space
+from repmtl_ray.search.space import check_rows, check_space
 from tests.helpers.paths import ROOT
 from tests.helpers.searches import (
     BASE,
@@ -30,7 +30,6 @@ from tests.helpers.searches import (
     OUTCOMES,
     POLICY,
     RATE,
-    TAU,
     TSR,
     search_result,
 )
@@ -248,9 +247,22 @@ def test_the_demonstration_searches_rendered_scenes(
     run_recipe(monkeypatch, "tune cityscapes")
     experiment, space, options = searches[0]
     assert experiment == tune_cityscapes.demonstration()
-    assert {TSR, CSA, TAU, POLICY} <= set(space)
-    assert options["num_samples"] >= 4
-    assert options["references"] == list(cli_search.REFERENCES)
+    assert {"regularizer.share", CSA, POLICY} <= set(space)
+    assert space["seed"] == {"grid_search": [0, 1]}
+    assert options["num_samples"] >= 3
+    assert options["references"] == []
+    rows = options["rows"]
+    assert {name: len(configurations) for name, configurations in rows.items()} == {
+        "EW": 2,
+        "EW-log": 2,
+        "scalarisation 0.5 : 1.5": 2,
+        "scalarisation 1.5 : 0.5": 2,
+        "Rep-MTL as printed": 2,
+    }
+    for configurations in rows.values():
+        assert [row["seed"] for row in configurations] == [0, 1]
+    check_rows(experiment, rows)
+    check_space(experiment, space, "random")
     assert (options["searcher"], options["scheduler"], options["resume"]) == (
         "random",
         "none",
@@ -307,6 +319,7 @@ def test_options_reach_experiment_space_and_search(
         "searcher": "optuna",
         "scheduler": "asha",
         "references": [],
+        "rows": {},
         "placement": Placement(num_workers=2, cpus_per_worker=2, gpus_per_worker=1),
         "max_concurrent": 1,
         "storage": "s",

@@ -83,6 +83,15 @@ def test_a_random_search_draws_every_choice_before_it_ends_with_fewer(
     )
 
 
+def test_a_row_keeps_its_name_and_a_draw_of_the_same_configuration_is_that_row() -> None:
+    draws = Draws(BASE)
+    row, is_new = draws.add({TSR: 0.3}, "mine")
+    assert is_new
+    assert (row.row, row.run.label) == ("mine", "mine")
+    assert draws.add({TSR: 0.3}) == (row, False)
+    assert draws.add({TSR: 0.5})[0].row == ""
+
+
 def test_a_grid_is_drawn_once() -> None:
     draws = Draws(BASE)
     draw_at_random(draws, {CSA: ray_tune.grid_search([0.1, 0.9])}, [{CSA: 0.9}], 5)

@@ -20,7 +20,7 @@ from repmtl_ray.cli.invocation import invocation
 from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.report import heatmap
 from repmtl_ray.report.heatmap import MAX_CELLS, delta_p_heatmap
-from repmtl_ray.report.runs import Run, search_runs
+from repmtl_ray.report.runs import Run, conclusion, search_runs
 from repmtl_ray.report.search_table import search_text
 from repmtl_ray.search import SearchResult
 from repmtl_ray.search.run_records import other_code
@@ -175,6 +175,28 @@ def test_the_text_is_aligned_with_a_single_task_row_and_reasons_at_the_end(table
     )
     assert lines[8].split() == ["-", "0.00", "single-task", "40.00", "0.0500"]
     assert lines[9:] == [f"rank 5: {REFUSED}", "rank 6: loss is nan"]
+
+
+def test_rows_are_shown_by_name_with_shares_and_seeds_and_are_the_references() -> None:
+    no_penalty = {TSR: 0.0, CSA: 0.0}
+    outcomes = [
+        Outcome({**no_penalty, "seed": 0}, metrics=metrics_of(1.0), row="EW-log"),
+        Outcome({**no_penalty, "seed": 1}, metrics=metrics_of(2.0), row="EW-log"),
+        Outcome({"regularizer.share": 0.1, "seed": 0}, metrics=metrics_of(1.5)),
+        Outcome({"regularizer.share": 0.1, "seed": 1}, metrics=metrics_of(2.2)),
+    ]
+    result = search_result(outcomes)
+    text = search_text(result.table, result.baseline, METRICS)
+    head, _, *lines = text.splitlines()
+    assert "share" in head
+    assert "seed" in head
+    assert sum("EW-log" in line for line in lines) == 2
+    runs = search_runs(result.table, result.baseline, {})
+    configurations = {run.configuration for run in runs}
+    assert "EW-log" in configurations
+    assert len(configurations) == 2  # seeds of one configuration are together
+    assert {run.is_reference for run in runs if run.configuration == "EW-log"} == {True}
+    assert "nothing can be concluded" in conclusion(runs)
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:

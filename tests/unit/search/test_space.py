@@ -16,7 +16,7 @@ import search_spaces
 from repmtl_ray import cluster, policies, search
 from repmtl_ray.cli import search as cli_search
 from repmtl_ray.config import replace
-from repmtl_ray.search.space import check_space, flatten, has_value
+from repmtl_ray.search.space import check_rows, check_space, flatten, has_value
 from tests.helpers.searches import BASE, CSA, LOGS, POLICY, TAU, TSR
 
 
@@ -116,7 +116,11 @@ def test_policies_go_into_the_space(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "names", "message"),
     [
-        ("smal", None, "'smal': search_spaces has no function 'smal'; it has joint, paper_grid"),
+        (
+            "smal",
+            None,
+            "'smal': search_spaces has no function 'smal'; it has bounded, joint, paper_grid",
+        ),
         ("__all__", None, "no function '__all__'"),
         ("rep_mtl", None, "no function 'rep_mtl'"),
         ("no_such_module:f", None, "No module named 'no_such_module'; expected package.module"),
@@ -133,6 +137,26 @@ def test_a_space_that_is_not_there_is_an_error(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         cli_search.search_space(name, names)
+
+
+def test_constant_weights_are_drawn_from_the_simplex_for_the_number_of_tasks() -> None:
+    three = replace(BASE, {"data.name": "nyuv2"})
+    space = cli_search.search_space("scalarisation", None, three)
+    weights = [arguments["weights"] for arguments in space["policy.arguments"].categories]
+    assert {len(row) for row in weights} == {3}
+    assert all(sum(row) == pytest.approx(3, rel=1e-2) and min(row) >= 0 for row in weights)
+    assert weights == [
+        arguments["weights"]
+        for arguments in search_spaces.scalarisation(3)["policy.arguments"].categories
+    ]
+    check_space(three, space, "random")
+
+
+def test_rows_may_have_any_value_and_are_checked() -> None:
+    check_rows(BASE, {"EW": [{"policy.name": "EW", "seed": 5}]})
+    no_penalty = {TSR: 0.0, CSA: 0.0, "regularizer.share": 0.1}
+    with pytest.raises(ValueError, match=r"rows: 'mine': .*regularizer.share is 0.1"):
+        check_rows(BASE, {"EW": [{"seed": 5}], "mine": [no_penalty]})
 
 
 def test_the_papers_grid_and_sensitivity_lines() -> None:
