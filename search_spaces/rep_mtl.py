@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from ray import tune
 
 PAPER_LAMBDAS = (0.7, 0.9, 1.1, 1.3, 1.5)
@@ -81,26 +80,16 @@ def bounded(names: Sequence[str] = ("EW", "UW")) -> dict[str, Any]:
     }
 
 
-def scalarisation(num_tasks: int = 2, num_weights: int = 64) -> dict[str, Any]:
-    """Constant weights drawn evenly from the simplex, times the number of tasks; no penalties.
-
-    Published comparisons find that weights which are searched like any hyper-parameter match most
-    methods (Kurin et al., NeurIPS 2022, arXiv:2201.04122; Xin et al., NeurIPS 2022,
-    arXiv:2209.11379).
+def scalarisation(num_tasks: int = 2) -> dict[str, Any]:
+    """Constant weights drawn evenly from the simplex, on plain losses or on logs, without penalties;
+    ours (repmtl_ray/studies/scalarisation.py).
 
     Args:
         num_tasks: of the experiment.
-        num_weights: how many the space has; always the same ones.
     """
-    drawn = num_tasks * np.random.default_rng(0).dirichlet(np.ones(num_tasks), num_weights)
-    weights = [[float(f"{weight:.3g}") for weight in row] for row in drawn]
-    return {
-        "policy.name": "Constant",
-        "policy.arguments": tune.choice([{"weights": row} for row in weights]),
-        "policy.log_losses": tune.choice([True, False]),
-        TSR: 0.0,
-        CSA: 0.0,
-    }
+    from repmtl_ray.studies.scalarisation import space  # loads torch
+
+    return space(num_tasks)
 
 
 def small(names: Sequence[str] = ("EW", "UW", "GLS")) -> dict[str, Any]:

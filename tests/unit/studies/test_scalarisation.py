@@ -1,0 +1,57 @@
+"""Tuned scalarisation: searched on samples that no reported number is of, and read back when repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repmtl_ray.config import Experiment, replace
+from repmtl_ray.studies import scalarisation
+from repmtl_ray.studies.benchmark import method_runs
+from tests.helpers.searches import BASE, OUTCOMES, search_result
+
+
+def test_the_search_is_on_the_holdout_and_the_best_weights_become_a_method(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: list[tuple[Experiment, dict[str, Any]]] = []
+    best = replace(BASE, {"policy.name": "Constant", "policy.arguments": {"weights": [0.4, 1.6]}})
+
+    def tune(experiment: Experiment, space: Any, **options: Any) -> Any:
+        calls.append((experiment, options))
+        folder = tmp_path / options["name"]
+        folder.mkdir(exist_ok=True)
+        (folder / "study.json").write_text("{}")
+        result = search_result(OUTCOMES, experiment)
+        object.__setattr__(result, "best", best)
+        return result
+
+    monkeypatch.setattr(scalarisation, "tune", tune)
+    changes = scalarisation.tuned(BASE, 5, storage=tmp_path)
+    experiment, options = calls[0]
+    assert (experiment.data.eval_split, experiment.data.holdout) == ("holdout", 0.1)
+    assert (options["num_samples"], options["resume"]) == (5, False)
+    assert changes["policy.arguments"] == {"weights": [0.4, 1.6]}
+    assert method_runs(BASE, {"scalarisation": changes}, [0])[0].facts == {
+        "method": "scalarisation"
+    }
+    assert scalarisation.tuned(BASE, 5, storage=tmp_path) == changes
+    assert calls[1][1]["resume"]
+    assert calls[1][1]["name"] == options["name"]
+
+
+def test_weights_that_cannot_be_trained_are_explained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        scalarisation, "tune", lambda experiment, space, **options: search_result([], experiment)
+    )
+    with pytest.raises(ValueError, match="none of the 3 weights could be trained"):
+        scalarisation.tuned(BASE, 3, storage=tmp_path)
+
+
+def test_a_holdout_of_the_protocol_stays() -> None:
+    own = replace(BASE, {"data.holdout": 0.25, "data.eval_split": "holdout"})
+    assert scalarisation.held_out(own) == own
