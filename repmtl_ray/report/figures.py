@@ -192,14 +192,16 @@ def _draw_classes(inspection: Inspection) -> Figure:
 def draw_saliency(inspection: Inspection) -> Figure:
     """Where each task's loss depends on the representation, and which task each position serves.
 
-    Maps have a row per image: |S_t| of every task, P in the tasks' colours, and its entropy.
+    Maps have a row per image: |S_t| of every task, P in the tasks' colours, its entropy, and the
+    information of each position on the task, whose mean is the specialisation.
     Representations without two spatial axes have bars.
     """
     if inspection.saliency.ndim != 4:
         return _draw_bars(inspection)
     num_tasks, num_images = inspection.saliency.shape[:2]
-    figure, axes = _grid(num_images, num_tasks + 3, 1.5, _ratio(inspection))
-    titles = ["image", *(f"|S| {task}" for task in inspection.tasks), "P", "entropy of P"]
+    figure, axes = _grid(num_images, num_tasks + 4, 1.5, _ratio(inspection))
+    titles = ["image", *(f"|S| {task}" for task in inspection.tasks)]
+    titles += ["P", "entropy of P", "information"]
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     colors = _task_colors(num_tasks)
@@ -209,10 +211,11 @@ def draw_saliency(inspection: Inspection) -> Figure:
         for task in range(num_tasks):
             axes[row, 1 + task].imshow(inspection.saliency[task, row], cmap="magma")
         mixture = np.einsum("thw,tc->hwc", inspection.distribution[:, row], colors)
-        axes[row, -2].imshow(mixture.clip(0, 1))
-        image = axes[row, -1].imshow(
-            inspection.entropy[row], cmap="viridis", vmin=0, vmax=math.log(max(num_tasks, 2))
-        )
+        axes[row, -3].imshow(mixture.clip(0, 1))
+        for column, nats in ((-2, inspection.entropy), (-1, inspection.information)):
+            image = axes[row, column].imshow(
+                nats[row], cmap="viridis", vmin=0, vmax=math.log(max(num_tasks, 2))
+            )
     figure.colorbar(image, ax=axes[:, -1].tolist(), label="nats", fraction=0.08)
     figure.legend(
         handles=[Patch(color=c, label=t) for c, t in zip(colors, inspection.tasks, strict=True)],

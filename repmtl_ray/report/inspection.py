@@ -48,6 +48,8 @@ class Inspection:
         saliency: |channel mean of S_t| (equation 4), [tasks, N, *positions].
         distribution: P (equation 5), [tasks, N, *positions]; 0 where no task has saliency.
         entropy: of P in nats, [N, *positions]; NaN where there is no P.
+        information: of each position on the task, KL(P || mean P) in nats, [N, *positions]; its mean is
+            the specialisation I of these images. NaN where there is no P.
         affinity: mean over samples of the cosine between the tasks' channel affinities S_t S_t^T
             (equation 7), [tasks, tasks]; NaN for a task without saliency.
     """
@@ -60,6 +62,7 @@ class Inspection:
     saliency: Array
     distribution: Array
     entropy: Array
+    information: Array
     affinity: Array
 
     @property
@@ -111,6 +114,7 @@ def inspect_checkpoint(
         saliency=magnitude.numpy(),
         distribution=distribution.numpy(),
         entropy=entropy.numpy(),
+        information=position_information(distribution).numpy(),
         affinity=task_affinity(saliency).numpy(),
     )
 
@@ -183,6 +187,23 @@ def task_distribution(saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     distribution = magnitude / torch.where(carries, total, 1.0)
     entropy = torch.special.entr(distribution).sum(dim=0)
     return magnitude, distribution, torch.where(carries, entropy, torch.nan)
+
+
+def position_information(distribution: Tensor) -> Tensor:
+    """What each position says about the task: KL(P || mean P), whose mean is H(mean P) - TSR.
+
+    Args:
+        distribution: P, [tasks, batch, *positions], of `task_distribution`.
+
+    Returns:
+        [batch, *positions] in nats, NaN where there is no P.
+    """
+    carries = distribution.sum(dim=0) > 0
+    mean = distribution.flatten(1).sum(dim=1) / carries.sum()
+    shape = (-1, *[1] * (distribution.dim() - 1))
+    ratio = distribution / torch.where(mean > 0, mean, 1.0).reshape(shape)
+    divergence = torch.special.xlogy(distribution, ratio).sum(dim=0)
+    return torch.where(carries, divergence, torch.nan)
 
 
 def task_affinity(saliency: Tensor) -> Tensor:

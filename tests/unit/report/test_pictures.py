@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, ModelConfig, RegularizerConfig, replace
 from repmtl_ray.data.batches import eval_batches
+from repmtl_ray.diagnostics import diagnose
 from repmtl_ray.protocols import best_epoch
 from repmtl_ray.regularizers import tsr_loss
 from repmtl_ray.report import figures
 from repmtl_ray.report.inspection import (
     inspect_checkpoint,
+    position_information,
     task_affinity,
     task_distribution,
 )
@@ -50,6 +52,16 @@ def test_shares_are_equations_4_and_5_and_their_mean_entropy_is_tsr() -> None:
         assert float(magnitude[t, b, i, j]) == pytest.approx(own[t])
         assert float(distribution[t, b, i, j]) == pytest.approx(own[t] / sum(own))
     assert float(entropy.mean()) == pytest.approx(float(tsr_loss(saliency)))
+
+
+def test_the_mean_information_of_positions_is_the_specialisation() -> None:
+    saliency = torch.randn(3, 4, 8, 5, 6, dtype=torch.float64)
+    saliency[:, 0, :, 0, 0] = 0  # a position without any
+    information = position_information(task_distribution(saliency)[1])
+    assert math.isnan(information[0, 0, 0])
+    expected = diagnose(saliency, ["a", "b", "c"], task_gradient=saliency)["specialisation"]
+    assert float(information.nanmean()) == pytest.approx(float(expected), rel=1e-9)
+    assert bool((information.nan_to_num() > -1e-12).all())
 
 
 def test_a_position_without_saliency_has_no_entropy() -> None:
