@@ -6,6 +6,7 @@ and hand it to `repmtl_ray.tune`, or to a pipeline by `--space package.module:fu
 
 from search_spaces.rep_mtl import (
     bounded,
+    bounded_grid,
     joint,
     paper_grid,
     policies,
@@ -16,6 +17,7 @@ from search_spaces.rep_mtl import (
 
 __all__ = [
     "bounded",
+    "bounded_grid",
     "joint",
     "paper_grid",
     "policies",

@@ -80,6 +80,14 @@ def bounded(names: Sequence[str] = ("EW", "UW")) -> dict[str, Any]:
     }
 
 
+def bounded_grid() -> dict[str, Any]:
+    """Three shares of `bounded`, each of which can be trained with several seeds; ours."""
+    return {
+        "regularizer.share": tune.grid_search([0.05, 0.1, 0.3]),
+        "regularizer.through": "encoder",
+    }
+
+
 def scalarisation(num_tasks: int = 2) -> dict[str, Any]:
     """Constant weights drawn evenly from the simplex, on plain losses or on logs, without penalties;
     ours (repmtl_ray/studies/scalarisation.py).

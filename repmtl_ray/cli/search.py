@@ -127,7 +127,7 @@ def run_search(
         metrics: columns of the table.
         data_title: names the data in table and figure.
         rows: trained besides the draws, by name; each with every seed.
-        num_seeds: of every row, and of every draw unless Optuna draws; from the experiment's on.
+        num_seeds: of every row, and of every point of a grid; from the experiment's on.
     """
     from repmtl_ray.cli.results import write_results
     from repmtl_ray.search import tune
@@ -137,7 +137,8 @@ def run_search(
     num_samples = _num_samples(arguments.samples, samples, param_space)
     references = [] if arguments.no_references or rows else references_for(param_space)
     seeds = list(range(experiment.seed, experiment.seed + num_seeds))
-    if num_seeds > 1 and arguments.searcher == "random":
+    is_grid = any(isinstance(domain, Mapping) for domain in param_space.values())
+    if num_seeds > 1 and is_grid:  # what is drawn would be drawn anew for every seed
         param_space["seed"] = {"grid_search": seeds}
     named = {} if arguments.no_references or rows is None else rows
     out = cli.folder(arguments.out)

@@ -4,8 +4,9 @@
     repmtl-ray pictures CHECKPOINT --images 6 --split val --tensorboard LOGS
 
 Writes predictions.png, saliency.png (|S_t| of every task, the task distribution P, its entropy, the
-information of each position on the task) and affinity.png (how similar the tasks' channel affinities are). With --tensorboard it writes the same
-pictures as a TensorBoard log (pip install "repmtl_ray[loggers]").
+information of each position on the task) and affinity.png (how similar the tasks' channel affinities
+are). With --tensorboard it writes the same pictures as a TensorBoard log (pip install
+"repmtl_ray[loggers]").
 """
 
 from __future__ import annotations

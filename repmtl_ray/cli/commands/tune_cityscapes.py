@@ -8,7 +8,7 @@
 The two tasks are segmentation and inverse depth. The command joins the Ray cluster of this machine, or
 starts a local one. It trains the single-task baselines first and keeps them for the next search. It
 writes a table, a CSV, a picture of delta_p over (lambda_tsr, lambda_csa) and the best configuration.
-The first form draws the penalty's share of the tasks' gradient from 0.05 to 0.3, and holds it against
+The first form tries shares of the tasks' gradient from 0.05 to 0.3 for the penalty, and holds them against
 EW on plain losses and on logs, constant weights, and Rep-MTL as printed, two seeds each. Under the
 table stands what may be concluded from it. The paper's setting needs one GPU per trial:
 --gpus-per-worker 1.
@@ -76,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--seeds",
         type=int,
         metavar="N",
-        help="runs of every configuration (default: 2 in the demonstration, else 1)",
+        help="runs of every row and grid point (default: 2 in the demonstration, else 1)",
     )
 
 
@@ -95,11 +95,14 @@ def run(arguments: argparse.Namespace) -> None:
     for option in ("num_train", "num_val", "height", "width"):
         if getattr(arguments, option) is not None:
             chosen[f"data.{option}"] = getattr(arguments, option)
+    space = "joint" if preset == "paper" else "bounded_grid"
+    if space == "bounded_grid" and arguments.searcher == "optuna":
+        space = "bounded"  # Optuna searches no grid
     search.run_search(
         replace(experiment, chosen),
         arguments,
-        space="joint" if preset == "paper" else "bounded",
-        samples=20 if preset == "paper" else 3,
+        space=space,
+        samples=20 if preset == "paper" else 6,
         rows=search.ROWS if preset == "demo" and arguments.space is None else None,
         num_seeds=arguments.seeds or (2 if preset == "demo" and arguments.space is None else 1),
         metrics=METRICS,

@@ -283,7 +283,7 @@ def test_a_parameter_that_a_run_does_not_use_has_a_place_of_its_own() -> None:
 
 
 def penalised(tsr: float, csa: float, delta_p: float, tau: float | None = 0.5) -> Run:
-    parameters = {"losses": "log", "lambda_tsr": tsr, "lambda_csa": csa, "tau": tau}
+    parameters = {"losses": "log", "lambda_tsr": tsr, "lambda_csa": csa, "tau": tau, "share": None}
     metrics = dict.fromkeys(NAMES, 1.0)
     return Run(name=f"run {tsr}", method="EW", configuration="EW", metrics=metrics, delta_p=delta_p,
                parameters={**parameters, "learning rate": 1e-3}, gains={"depth": 1.0})  # fmt: skip

@@ -119,7 +119,7 @@ def test_policies_go_into_the_space(name: str) -> None:
         (
             "smal",
             None,
-            "'smal': search_spaces has no function 'smal'; it has bounded, joint, paper_grid",
+            "'smal': search_spaces has no function 'smal'; it has bounded, bounded_grid, joint",
         ),
         ("__all__", None, "no function '__all__'"),
         ("rep_mtl", None, "no function 'rep_mtl'"),

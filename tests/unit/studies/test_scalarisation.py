@@ -10,7 +10,7 @@ import pytest
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.studies import scalarisation
 from repmtl_ray.studies.benchmark import method_runs
-from tests.helpers.searches import BASE, OUTCOMES, search_result
+from tests.helpers.searches import BASE, OUTCOMES, Outcome, search_result
 
 
 def test_the_search_is_on_the_holdout_and_the_best_weights_become_a_method(
@@ -42,11 +42,16 @@ def test_the_search_is_on_the_holdout_and_the_best_weights_become_a_method(
     assert calls[1][1]["name"] == options["name"]
 
 
+FAILED = [Outcome({"policy.name": "UW"}, error="loss is nan")]
+
+
 def test_weights_that_cannot_be_trained_are_explained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        scalarisation, "tune", lambda experiment, space, **options: search_result([], experiment)
+        scalarisation,
+        "tune",
+        lambda experiment, space, **options: search_result(FAILED, experiment),
     )
     with pytest.raises(ValueError, match="none of the 3 weights could be trained"):
         scalarisation.tuned(BASE, 3, storage=tmp_path)
