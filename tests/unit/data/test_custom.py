@@ -11,7 +11,7 @@ import pytest
 import ray.data
 
 from repmtl_ray import CustomData
-from repmtl_ray.data import custom_check, validation
+from repmtl_ray.data import custom, custom_check, validation
 from repmtl_ray.data.stream import Kind, Normalization
 from repmtl_ray.tasks import Depth, Segmentation, Task
 
@@ -165,3 +165,14 @@ def test_segmentation_refuses_numbers_of_classes_that_no_head_has() -> None:
     for number in (1, 2**40, True, 2.0, "3", None):
         with pytest.raises(ValueError, match="num_classes"):
             Segmentation(name="parts", num_classes=number)  # type: ignore[arg-type]
+
+
+def test_single_labels_that_are_missing_get_their_ignore_value() -> None:
+    kinds: dict[str, Kind] = {"buy": "binary", "scene": "class", "score": "value"}
+    gaps = pa.table({"buy": [1.0, None, 0.0], "scene": [2, None, 0], "score": [0.5, None, 1.0]})
+    filled = custom._with_ignore_values(gaps, kinds=kinds).to_pydict()
+    assert filled["buy"] == [1, -1, 0]
+    assert filled["scene"] == [2, -1, 0]
+    assert np.isnan(filled["score"][1])
+    whole = pa.table({"buy": [1, 0], "score": [0.5, 1.0]})
+    assert custom._with_ignore_values(whole, kinds=kinds).equals(whole)
