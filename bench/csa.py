@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from repmtl_ray.regularizers import csa_loss
+from repmtl_ray.penalties import csa_loss
 from tests.helpers.literal import literal_csa
 
 SHAPES = ("2,16,2048,512", "3,8,512,49", "3,64,512,1")

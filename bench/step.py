@@ -23,7 +23,7 @@ from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import ModelConfig, PolicyConfig
 from repmtl_ray.models import build_model
-from repmtl_ray.rep_mtl import RepMTL
+from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.step import Stepper
 
 ROWS: dict[str, dict[str, Any]] = {

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from repmtl_ray.delta import delta_m, delta_p
     from repmtl_ray.inference import TrainedModel, evaluate, load_model, predict
     from repmtl_ray.models.own import Model
+    from repmtl_ray.penalties import csa_loss, tsr_loss
     from repmtl_ray.placement import Placement
-    from repmtl_ray.regularizers import csa_loss, tsr_loss
-    from repmtl_ray.rep_mtl import RepMTL
+    from repmtl_ray.regularizers import RepMTL
     from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
     from repmtl_ray.saliency import task_saliency
     from repmtl_ray.search import SearchResult, tune
@@ -59,8 +59,8 @@ _NAMES = {
     ),
     "models.own": ("Model",),
     "placement": ("Placement",),
-    "rep_mtl": ("RepMTL",),
-    "regularizers": (
+    "regularizers": ("RepMTL",),
+    "penalties": (
         "csa_loss",
         "tsr_loss",
     ),

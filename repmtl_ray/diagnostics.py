@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.regularizers import affinity_alignment, unit_anchors
+from repmtl_ray.penalties import affinity_alignment, unit_anchors
 
 
 @torch.no_grad()

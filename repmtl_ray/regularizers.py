@@ -1,253 +1,312 @@
-"""Rep-MTL's two penalties: TSR (equations 4 to 6) and CSA (equations 7 to 9), exact and small.
+"""`RepMTL`: both penalties of Rep-MTL, weighted and where asked for bounded, for any training loop.
 
-Owns pure functions of saliency, and the scale that bounds a penalty's gradient; `rep_mtl.py` adds
-the penalties to a training loop. Both penalties depend on the direction of saliencies and not on
-their scale. So every function divides by the largest entry first, and computes with numbers around
-1, in float32 at least, whatever the scale and the autocast dtype. Across workers the batch is the
-global one (collectives.py). No Ray.
+Owns the module that a loop calls, its settings and its checks. The penalties themselves are in
+`penalties.py`. No Ray.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from numbers import Real
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Function
 
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.conversion import shown
+from repmtl_ray.config import RegularizerConfig
+from repmtl_ray.conversion import NonFiniteLossError, shown
+from repmtl_ray.penalties import check_number, csa_loss, scale_for_share, tsr_loss
+from repmtl_ray.saliency import (
+    Losses,
+    channels_first,
+    check_representation,
+    derivative_error,
+    named_losses,
+    named_saliency,
+)
+
+MAX_AXES = 5
+"""Of a representation: batch, channels and up to three position axes."""
+THROUGH = ("all", "encoder")
 
 
-def tsr_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
-    """Entropy of the task distribution at each position, averaged.
+def _check_axis(axis: Any) -> int | None:
+    if axis is not None and (type(axis) is not int or axis == 0 or not -MAX_AXES < axis < MAX_AXES):
+        raise ValueError(
+            f"channel_axis is {shown(axis)}; expected 1 for [batch, channels, ...], -1 for [batch, ..., channels], or "
+            "another axis of the representation but 0, which is the batch."
+        )
+    return axis
 
-    It is low when every position matters to one task, and log(T) when all tasks weigh the same
-    everywhere.
+
+def _weighted_sum(saliency: Tensor, weights: Sequence[float] | Tensor | None) -> Tensor:
+    """[*representation]: the sum over tasks of [T, *representation], each times its weight."""
+    if weights is None:
+        return saliency.sum(dim=0)
+    factors = torch.as_tensor(weights, dtype=saliency.dtype, device=saliency.device)
+    if factors.shape != saliency.shape[:1]:
+        raise ValueError(
+            f"weights have shape {tuple(factors.shape)}; expected one number for each of the {saliency.shape[0]} losses."
+        )
+    return torch.tensordot(factors, saliency, dims=1)
+
+
+class _AtRepresentation(Function):
+    """A number whose derivative at the representation is given, and zero everywhere else."""
+
+    @staticmethod
+    def forward(ctx: Any, representation: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return cotangents[0] * gradient, None, None
+
+
+@final
+class RepMTL(nn.Module):
+    """Both penalties, weighted, for anybody's training loop; needs neither Ray nor this project's
+    trainer.
+
+    >>> regularizer = RepMTL(lambda_tsr=0.9, lambda_csa=0.9, temperature=0.5)
+    >>> representation = encoder(images)
+    >>> losses = [criterion(head(representation), target) for criterion, head, target in tasks]
+    >>> (sum(losses) + regularizer(losses, representation)).backward()
+
+    With `share`, the strength of the penalty is bounded. G is its derivative at the representation
+    and g that of the losses' sum; the encoder then gets g + share (|g| / |G|) G, norms over the
+    global batch, and the two lambdas only weigh TSR against CSA. With `through="encoder"` the heads
+    follow their own losses alone. The loop stays as it is:
+
+    >>> regularizer = RepMTL(share=0.1, through="encoder")
+    >>> (sum(losses) + regularizer(losses, representation)).backward()
+
+    It has no parameters. Its settings may be changed between steps and are checked then too.
 
     Args:
-        saliency: [tasks, batch, channels, *positions]; loss per feature unit; any scale.
-        workers: all whose rows together are the global batch; every worker passes its own rows.
-
-    Returns:
-        Scalar in nats, in [0, log(tasks)], float32 at least; differentiable twice; 0 if no position
-        carries saliency.
+        lambda_tsr, lambda_csa: weights of the two penalties, at least 0; 0 leaves one out, without
+            its cost or its demands.
+        temperature: of CSA, above 0.
+        channel_axis: of the representation; 1 for [B, C, ...], -1 for tokens [B, N, C] and maps
+            [B, H, W, C]. None is 1, and is refused for a representation with three axes, which
+            may be either.
+        workers: for data-parallel loops whose losses are means over the global batch (see the
+            guide); by default one worker.
+        share: of the losses' gradient at the representation, in norm, that the penalty's gradient
+            there has; above 0 and at most 1. None is the paper: the lambdas alone decide.
+        through: "all" is the paper: encoder and heads get the penalty's gradient, with `share` both
+            times the one factor share |g| / |G|. "encoder": what comes after the representation
+            gets none of it.
 
     Raises:
-        ValueError: fewer than two tasks, or no channel axis.
+        ValueError: a setting outside its range; a share of penalties that are both off.
 
     Source:
-        Rep-MTL, arXiv:2507.21049, equations 4 to 6. Positions where every task's channel mean is
-        zero carry no information and are left out of the mean (the paper does not say). Where a
-        single task's mean is exactly zero, |x| has derivative 0, and x log x is 0 with derivative 0.
+        Rep-MTL, arXiv:2507.21049, equation 10. `share` and `through` are not in the paper; why they
+        are here is in docs/methods.md.
     """
-    _check_saliency(saliency)
-    with torch.autocast(saliency.device.type, enabled=False):
-        magnitude = _at_least_float32(saliency).mean(dim=2).abs()  # [tasks, batch, *positions]
-        peak = magnitude.detach().amax(dim=0)
-        has_saliency = peak != 0  # true for NaN, which must show in the result
-        magnitude = magnitude / torch.where(has_saliency, peak, 1.0)
-        total = torch.where(has_saliency, magnitude.sum(dim=0), 1.0)
-        # With p = m / sum(m), the entropy is log(sum(m)) - sum(m log m) / sum(m). In this form no
-        # probability is divided by zero. Zeros become ones before the logarithm, so that neither
-        # value nor derivatives are NaN: 1 log 1 = 0 stands for 0 log 0 = 0.
-        positive = torch.where(magnitude > 0, magnitude, 1.0)
-        entropy = total.log() - (positive * positive.log()).sum(dim=0) / total
-        return _global_mean(entropy, has_saliency, workers)
+
+    lambda_tsr: float
+    lambda_csa: float
+    temperature: float
+    channel_axis: int | None
+    workers: Workers
+    share: float | None
+    through: str
+
+    def __init__(
+        self,
+        lambda_tsr: float = 0.9,
+        lambda_csa: float = 0.9,
+        temperature: float = 0.5,
+        channel_axis: int | None = None,
+        workers: Workers = ALONE,
+        share: float | None = None,
+        through: Literal["all", "encoder"] = "all",
+    ) -> None:
+        super().__init__()
+        self.lambda_tsr = lambda_tsr
+        self.lambda_csa = lambda_csa
+        self.temperature = temperature
+        self.channel_axis = channel_axis
+        self.workers = workers
+        self.share = share
+        self.through = through
+        self._check_share()
+        self._is_first_call = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("lambda_tsr", "lambda_csa", "temperature"):
+            value = check_number(name, value, positive=name == "temperature")
+        elif name == "channel_axis":
+            value = _check_axis(value)
+        elif name == "share" and value is not None:
+            value = check_number(name, value, positive=True)
+            if value > 1:
+                raise ValueError(f"share is {value}; expected a number above 0 and at most 1.")
+        elif name == "through" and value not in THROUGH:
+            raise ValueError(f"through is {shown(value)}; expected 'all' or 'encoder'.")
+        elif name == "workers" and not isinstance(value, Workers):
+            raise ValueError(
+                f"workers is {value!r}; expected repmtl_ray.collectives.current(), or nothing for one process."
+            )
+        super().__setattr__(name, value)
+
+    def forward(
+        self,
+        losses: Losses,
+        representation: Tensor,
+        weights: Sequence[float] | Tensor | None = None,
+    ) -> Tensor:
+        """The penalty of equation 10, lambda_tsr * TSR + lambda_csa * CSA, times the factor of
+        `share` if there is one.
+
+        The first call also makes a second derivative, so that an operation without one is named
+        here, and compares the losses of all workers. The losses are read on the host, which waits
+        for the device.
+
+        Args:
+            losses: T scalars, in a list or by task; log L_t as in the paper, or L_t. T >= 2.
+            representation: [B, C, *positions] (or as `channel_axis` says), part of the losses'
+                graph.
+            weights: [T], read with `share` alone: what your objective multiplies each loss with, so
+                that g is the gradient of that objective; None means 1 for every task.
+
+        Returns:
+            Scalar, differentiable; float32 at least. The factor of `share` counts as a constant.
+
+        Raises:
+            NonFiniteLossError: a loss that is infinite or not a number.
+            ValueError: see `task_saliency`; an unclear channel axis; losses that are not means over
+                the global batch.
+        """
+        if not isinstance(representation, Tensor):
+            check_representation(representation)
+        dtype = torch.promote_types(representation.dtype, torch.float32)
+        total = representation.new_zeros((), dtype=dtype)
+        self._check_share()
+        if not self.lambda_tsr and not self.lambda_csa:
+            return total
+        check_representation(representation)
+        axis = self._axis_of(representation)
+        by_name = named_losses(losses)
+        self._check_losses(by_name)
+        saliency = named_saliency(by_name, representation)
+        penalty = sum(self.terms(channels_first(saliency, axis)).values(), total)
+        if self.share is not None or self.through == "encoder":
+            penalty = self._bounded(penalty, saliency, representation, weights)
+        elif self._is_first_call and penalty.requires_grad:
+            try:
+                torch.autograd.grad(penalty, representation, retain_graph=True, allow_unused=True)
+            except RuntimeError as error:
+                raise derivative_error(error) from error
+        self._is_first_call = False
+        return penalty
+
+    def terms(self, saliency: Tensor) -> dict[str, Tensor]:
+        """The weighted penalties by name ("tsr", "csa"), those that are on.
+
+        Args:
+            saliency: [tasks, batch, channels, *positions].
+        """
+        terms = {}
+        if self.lambda_tsr:
+            terms["tsr"] = self.lambda_tsr * tsr_loss(saliency, workers=self.workers)
+        if self.lambda_csa:
+            terms["csa"] = self.lambda_csa * csa_loss(
+                saliency, temperature=self.temperature, workers=self.workers
+            )
+        return terms
+
+    def extra_repr(self) -> str:
+        names = ("lambda_tsr", "lambda_csa", "temperature", "channel_axis")
+        shown_names = [*names, *(["share"] if self.share is not None else [])]
+        ending = [] if self.through == "all" else [f"through={self.through!r}"]
+        return ", ".join([*(f"{name}={getattr(self, name)}" for name in shown_names), *ending])
+
+    def _bounded(
+        self,
+        penalty: Tensor,
+        saliency: Tensor,
+        representation: Tensor,
+        weights: Sequence[float] | Tensor | None,
+    ) -> Tensor:
+        """The penalty with the gradients that `share` and `through` say."""
+        gradient: Tensor | None = None
+        if penalty.requires_grad:
+            try:
+                (gradient,) = torch.autograd.grad(
+                    penalty, representation, retain_graph=True, allow_unused=True
+                )
+            except RuntimeError as error:
+                raise derivative_error(error) from error
+        if gradient is None:
+            gradient = torch.zeros_like(representation)
+        scale = penalty.new_ones(())
+        if self.share is not None:
+            of_tasks = _weighted_sum(saliency.detach(), weights)
+            scale = scale_for_share(self.share, [of_tasks], [gradient], workers=self.workers)
+            scale = scale.to(penalty.dtype)
+        if self.through == "all":
+            return scale * penalty
+        value = (scale * penalty).detach()
+        return _AtRepresentation.apply(representation, scale * gradient, value)
+
+    def _check_share(self) -> None:
+        if self.share is not None and not self.lambda_tsr and not self.lambda_csa:
+            raise ValueError(
+                f"share is {self.share} with lambda_tsr 0 and lambda_csa 0: there is no penalty to bound. Set one of them "
+                "above 0, or share to None."
+            )
+
+    def _axis_of(self, representation: Tensor) -> int:
+        """The channel axis of this representation."""
+        shape, axis = tuple(representation.shape), self.channel_axis
+        if axis is None:
+            if len(shape) == 3:
+                raise ValueError(
+                    f"representation has shape {shape}, which is [batch, channels, positions] with channel_axis=1 and tokens "
+                    "[batch, positions, channels] with channel_axis=-1; write `RepMTL(..., channel_axis=-1)` or "
+                    "`RepMTL(..., channel_axis=1)`."
+                )
+            axis = 1
+        if not 2 <= len(shape) <= MAX_AXES or not -len(shape) < axis < len(shape):
+            raise ValueError(
+                f"representation has shape {shape}; expected a batch axis, a channel axis (channel_axis is {axis}) and "
+                f"at most {MAX_AXES - 2} position axes."
+            )
+        return axis
+
+    def _check_losses(self, losses: dict[str, Tensor]) -> None:
+        values = torch.stack([loss.detach().reshape(()).double() for loss in losses.values()])
+        by_worker = values[None]
+        if self._is_first_call:
+            by_worker = self.workers.gather(by_worker)
+        for name, of_workers in zip(losses, by_worker.T.tolist(), strict=True):
+            wrong = [value for value in of_workers if not math.isfinite(value)]
+            if wrong:
+                raise NonFiniteLossError(
+                    f"{name} is {wrong[0]}; expected a finite number. Lower the learning rate, or look at this task's "
+                    "labels and predictions (the logarithm of a loss needs a loss above 0)."
+                )
+            if not all(math.isclose(value, of_workers[0], rel_tol=1e-4) for value in of_workers):
+                raise ValueError(
+                    f"{name} differs between workers ({', '.join(f'{value:.6g}' for value in of_workers)}); with `workers`, each "
+                    "loss is the mean over the global batch: write `loss = workers.total(loss_sum) / workers.total(count)`."
+                )
 
 
-def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = ALONE) -> Tensor:
-    """Contrast of each task's channel affinity with its sample's anchor against others' anchors.
-
-    It is low when the affinities of all tasks at a sample agree with that sample's anchor, and the
-    anchors of different samples differ.
-
-    Args:
-        saliency: [tasks, batch, channels, *positions], any number of position axes, none included;
-            any scale.
-        temperature: of the softmax over samples, above 0. The paper gives none; 0.5 is this
-            project's default.
-        workers: all whose rows together are the global batch; every worker passes its own rows,
-            equally many.
-
-    Returns:
-        Scalar in nats, float32 at least; differentiable twice; 0 if no (sample, task) pair can be
-        contrasted.
-
-    Raises:
-        ValueError: fewer than two tasks, no channel axis, fewer than two samples in the global
-            batch, or a temperature that is not above 0.
-
-    Source:
-        Rep-MTL, arXiv:2507.21049, equations 7 to 9, without their C x C matrices. With S_t in
-        [C, N] and the anchor's columns A in [C, T], all norms and products Frobenius:
-        <S_t S_t^T, A A^T> = |S_t^T A|^2; |S_t S_t^T| = |S_t^T S_t|, of which the smaller is built;
-        <A_b A_b^T, A_k A_k^T> = |A_b^T A_k|^2. The denominator leaves out the sample itself, as
-        printed. Deviation for data with gaps, on which the paper is silent: a pair whose saliency
-        is zero, or whose anchor is, is left out of the mean, and so is a zero anchor among the
-        negatives.
-    """
-    _check_saliency(saliency)
-    check_number("temperature", temperature, positive=True)
-    num_samples = saliency.shape[1] * workers.size
-    if num_samples < 2:
-        raise ValueError(
-            "csa_loss got a global batch of 1 sample; it contrasts samples and needs at least 2: raise the batch size or "
-            "set lambda_csa to 0."
-        )
-    with torch.autocast(saliency.device.type, enabled=False):
-        own = _at_least_float32(saliency)
-        own = own.flatten(3) if own.dim() > 3 else own.unsqueeze(3)  # [tasks, batch, channels, N]
-        anchors, has_anchor = unit_anchors(own)
-        alignment, has_affinity, _ = affinity_alignment(own, anchors)
-        similarity, is_negative = _similarity(anchors, has_anchor, workers)
-        # -log(exp(alignment) / sum over negatives of exp(similarity)), both over the temperature.
-        # A row without negatives would give logsumexp of -inf only, whose derivative is NaN even
-        # where the result is masked: its logits become zeros, and `valid` leaves it out.
-        logits = (similarity / temperature).masked_fill(~is_negative, -torch.inf)
-        has_negative = is_negative.any(dim=1)
-        log_denominator = torch.logsumexp(torch.where(has_negative[:, None], logits, 0.0), dim=1)
-        valid = has_affinity & (has_anchor & has_negative)
-        return _global_mean(log_denominator - alignment / temperature, valid, workers)
-
-
-@torch.no_grad()
-def scale_for_share(
-    share: float,
-    task_gradient: Iterable[Tensor],
-    penalty_gradient: Iterable[Tensor],
-    *,
-    workers: Workers = ALONE,
-) -> Tensor:
-    """The factor that makes a penalty's gradient a fixed share of the tasks' gradient, in norm.
-
-    Args:
-        share: of the tasks' norm, above 0.
-        task_gradient, penalty_gradient: tensors at the same place, any shapes; own rows if there
-            are several `workers`, whose squares are then added up in one message of two numbers.
-        workers: all whose rows together are the global batch.
-
-    Returns:
-        Scalar, float64, replicated: share * |task_gradient| / |penalty_gradient|, norms over all
-        entries; 0 where the penalty has no gradient.
-    """
-    squares = torch.stack([_squared_norm(task_gradient), _squared_norm(penalty_gradient)])
-    workers.total_([squares])
-    of_tasks, of_penalty = squares.sqrt()
-    exists = of_penalty != 0  # true for NaN, which must show in the result
-    return torch.where(exists, share * of_tasks / torch.where(exists, of_penalty, 1.0), 0.0)
-
-
-def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
-    return torch.stack(norms).square().sum()
-
-
-def unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation 8: the samples' anchors A, scaled to |A A^T| = 1, and which samples have one.
-
-    A sample without saliency has no anchor; its rows are zero.
-
-    Args:
-        saliency: [tasks, batch, channels, N].
-
-    Returns:
-        [batch, tasks, channels], the transposed A; and [batch] bool.
-    """
-    anchors = saliency.mean(dim=3).transpose(0, 1)
-    peak = anchors.detach().abs().amax(dim=(1, 2), keepdim=True)
-    exists = peak != 0
-    anchors = anchors / torch.where(exists, peak, 1.0)
-    # |A A^T| = |A^T A|, which is only [tasks, tasks]. The norm is of degree 2 in A, so A is divided
-    # by its square root, the fourth root of the squared norm.
-    squared_norm = (anchors @ anchors.transpose(1, 2)).square().sum(dim=(1, 2), keepdim=True)
-    return anchors / torch.where(exists, squared_norm, 1.0).pow(0.25), exists.flatten()
-
-
-def affinity_alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The cosine between each task's affinity S S^T (equation 7) and the anchor's A A^T.
-
-    Args:
-        saliency: [tasks, batch, channels, N].
-        anchors: [batch, tasks, channels], of `unit_anchors`.
-
-    Returns:
-        [tasks, batch]; where the affinity is not zero, bool; and |S S^T|^2 of S divided by its
-        largest entry.
-    """
-    peak = torch.linalg.vector_norm(saliency.detach(), torch.inf, dim=(2, 3), keepdim=True)
-    exists = peak != 0
-    saliency = saliency / torch.where(exists, peak, 1.0)
-    channels, positions = saliency.shape[2:]
-    transposed = saliency.transpose(2, 3)
-    # |S S^T| = |S^T S|: the smaller of the two matrices is built.
-    gramian = saliency @ transposed if channels < positions else transposed @ saliency
-    squared_norm = gramian.square().sum(dim=(2, 3))
-    projection = (anchors @ saliency).square().sum(dim=(2, 3))  # <S S^T, A A^T> = |A^T S|^2
-    exists = exists.flatten(1)
-    return projection / torch.where(exists, squared_norm, 1.0).sqrt(), exists, squared_norm
-
-
-def _similarity(anchors: Tensor, has_anchor: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
-    """The cosines between this worker's anchors and those of the global batch.
-
-    Args:
-        anchors: [batch, tasks, channels], of `unit_anchors`.
-        has_anchor: [batch] bool.
-        workers: all of them.
-
-    Returns:
-        [batch, global batch]; and which of them are negatives: all anchors but the sample's own.
-    """
-    batch, tasks, channels = anchors.shape
-    # Gathered anchors are equal on every worker, and each worker compares its own rows with them:
-    # `spread` adds the workers' derivatives up in the backward pass.
-    all_anchors = workers.spread(workers.gather(anchors))
-    all_have_anchor = workers.gather(has_anchor.to(anchors.dtype)) > 0
-    products = anchors.reshape(batch * tasks, channels) @ all_anchors.reshape(-1, channels).T
-    similarity = products.reshape(batch, tasks, -1, tasks).square().sum(dim=(1, 3))
-    own_index = torch.arange(batch, device=anchors.device) + workers.rank * batch
-    is_self = own_index[:, None] == torch.arange(all_anchors.shape[0], device=anchors.device)
-    return similarity, all_have_anchor & ~is_self
-
-
-def _global_mean(values: Tensor, valid: Tensor, workers: Workers) -> Tensor:
-    """The mean of the valid values over all workers' rows; 0 if there is none."""
-    own_sum = torch.where(valid, values, 0.0).sum()
-    count = workers.total(valid.sum().to(values.dtype))
-    return workers.total(own_sum) / count.clamp(min=1)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def check_number(name: str, value: Any, *, positive: bool = False) -> float:
-    try:
-        number = (
-            float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-        )
-    except OverflowError:  # Python's integers have no limit
-        number = math.inf
-    if not math.isfinite(number) or number < 0 or (positive and number == 0):
-        bound = "above 0" if positive else "at least 0"
-        raise ValueError(f"{name} is {shown(value)}; expected a finite number {bound}.")
-    return number
-
-
-def _check_saliency(saliency: Tensor) -> None:
-    if not isinstance(saliency, Tensor):
-        raise ValueError(
-            f"saliency is a {type(saliency).__name__}; expected the tensor that task_saliency returns."
-        )
-    if saliency.dim() < 3:
-        raise ValueError(
-            f"saliency has shape {tuple(saliency.shape)}; expected [tasks, batch, channels, *positions] as task_saliency "
-            "returns it."
-        )
-    if saliency.shape[0] < 2:
-        raise ValueError(
-            f"saliency has {saliency.shape[0]} task; Rep-MTL's penalties compare at least 2."
-        )
+def regularizer_of(config: RegularizerConfig, workers: Workers = ALONE) -> RepMTL:
+    """The penalties of an experiment."""
+    return RepMTL(
+        config.lambda_tsr,
+        config.lambda_csa,
+        config.temperature,
+        workers=workers,
+        share=config.share,
+        through=config.through,
+    )

@@ -1,7 +1,7 @@
 """Task saliency, equation 3: each task's loss differentiated at the shared representation.
 
 Owns the derivative, its errors, and its layout as [tasks, batch, channels, *positions]; the penalties
-on it are in `regularizers.py`. No Ray.
+on it are in `penalties.py`. No Ray.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
+from repmtl_ray.penalties import scale_for_share
 from repmtl_ray.policies.gradient_lists import add_, combined, filled, last_weight
 from repmtl_ray.policies.look import Look
-from repmtl_ray.regularizers import scale_for_share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from repmtl_ray.data.sources import Stream, image_size, tasks_of
 from repmtl_ray.data.stream import check_one_size
 from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.models.own import ModelFunction, build_own_model
-from repmtl_ray.rep_mtl import regularizer_of
+from repmtl_ray.regularizers import regularizer_of
 from repmtl_ray.runs.checkpoint import Parts
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Task

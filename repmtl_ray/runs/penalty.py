@@ -18,9 +18,9 @@ from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
 from repmtl_ray.diagnostics import diagnose
+from repmtl_ray.penalties import scale_for_share
 from repmtl_ray.policies.task_pass import Penalty
-from repmtl_ray.regularizers import scale_for_share
-from repmtl_ray.rep_mtl import RepMTL
+from repmtl_ray.regularizers import RepMTL
 
 
 @dataclass(frozen=True, kw_only=True)

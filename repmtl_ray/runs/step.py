@@ -26,7 +26,7 @@ from repmtl_ray.models.batch_norm import frozen_statistics
 from repmtl_ray.models.representation import representation_module
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.task_pass import Penalty, TaskPass
-from repmtl_ray.rep_mtl import RepMTL
+from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.finite_checks import (
     check_losses_after_step,
     check_losses_and_gradients,

@@ -21,7 +21,7 @@ from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import use_global_statistics
 from repmtl_ray.models.heads import build_head
-from repmtl_ray.rep_mtl import RepMTL
+from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Classification, InverseDepth, Segmentation, Task
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from repmtl_ray.collectives import ALONE, Workers, current
-from repmtl_ray.regularizers import csa_loss, tsr_loss
+from repmtl_ray.penalties import csa_loss, tsr_loss
 from tests.helpers.gloo import Pool
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.diagnostics import diagnose
-from repmtl_ray.regularizers import tsr_loss
+from repmtl_ray.penalties import tsr_loss
 from tests.helpers.gloo import Pool
 
 

@@ -18,8 +18,8 @@ from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import DataConfig, ModelConfig, RegularizerConfig, replace
 from repmtl_ray.data.batches import eval_batches
 from repmtl_ray.diagnostics import diagnose
+from repmtl_ray.penalties import tsr_loss
 from repmtl_ray.protocols import best_epoch
-from repmtl_ray.regularizers import tsr_loss
 from repmtl_ray.report import figures
 from repmtl_ray.report.inspection import (
     inspect_checkpoint,

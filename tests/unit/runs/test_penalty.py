@@ -15,7 +15,7 @@ from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import ExperimentError, ModelConfig, RegularizerConfig
 from repmtl_ray.policies.task_pass import TaskPass
-from repmtl_ray.rep_mtl import RepMTL
+from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs import build
 from repmtl_ray.saliency import align_task_rows, task_saliency
 from tests.helpers.gloo import Pool

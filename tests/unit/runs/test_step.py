@@ -10,7 +10,7 @@ import torch
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import ExperimentError, NonFiniteLossError, PolicyConfig
-from repmtl_ray.rep_mtl import RepMTL
+from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.graph_split import split_graph_at
 from repmtl_ray.saliency import align_task_rows, task_saliency
 from tests.helpers.runs import (
