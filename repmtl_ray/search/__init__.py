@@ -39,6 +39,8 @@ from repmtl_ray.search.draws import (
 from repmtl_ray.search.run_records import METRIC, Record, read_record
 from repmtl_ray.search.space import (
     check_choice,
+    check_numbers,
+    check_objective,
     check_references,
     check_rows,
     check_space,
@@ -142,10 +144,10 @@ def tune(
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the search to continue.")
-    _check_numbers(num_samples, len(references), max_concurrent)
+    check_numbers(num_samples, len(references), max_concurrent)
     check_choice("searcher", searcher, ("random", "optuna"))
     check_choice("scheduler", scheduler, ("none", "asha"))
-    _check_objective(objective, searcher, experiment)
+    check_objective(objective, searcher, num_tasks(experiment))
     check_space(experiment, param_space, searcher)
     check_references(param_space, references)
     check_rows(experiment, rows or {})
@@ -210,25 +212,6 @@ def tune(
     notes = (*data.notes, *([note] if note else []))
     result = _result(draws, records, failures, baseline, directory, notes)
     return result if objective == "delta_p" else _with_front(result)
-
-
-def _check_objective(objective: str, searcher: str, experiment: Experiment) -> None:
-    """Whether there is something that an objective could change.
-
-    Raises:
-        ValueError: another name; "tasks" where nothing learns from it, or with one task.
-    """
-    check_choice("objective", objective, ("delta_p", "tasks"))
-    if objective == "delta_p":
-        return
-    if searcher != "optuna":
-        raise ValueError(
-            f"objective is 'tasks', but searcher {searcher!r} learns from no objective; take searcher 'optuna'."
-        )
-    if num_tasks(experiment) < 2:
-        raise ValueError(
-            "objective is 'tasks', but the experiment trains one task; take 'delta_p'."
-        )
 
 
 def _with_front(result: SearchResult) -> SearchResult:
@@ -390,15 +373,6 @@ def _result(
         },
         notes=notes,
     )
-
-
-def _check_numbers(num_samples: int, num_references: int, max_concurrent: int | None) -> None:
-    if num_samples < max(1, num_references):
-        raise ValueError(
-            f"num_samples is {num_samples}; expected at least 1, and at least the {num_references} references."
-        )
-    if max_concurrent is not None and max_concurrent < 1:
-        raise ValueError(f"max_concurrent is {max_concurrent}; expected at least 1.")
 
 
 def _scheduler(scheduler: str, epochs: int, directory: str) -> Any:

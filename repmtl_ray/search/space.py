@@ -176,3 +176,35 @@ def check_choice(name: str, found: str, expected: Sequence[str]) -> None:
     """Refuses an option that is none of those expected."""
     if found not in expected:
         raise ValueError(f"{name} is {found!r}; expected {' or '.join(map(repr, expected))}.")
+
+
+def check_objective(objective: str, searcher: str, num_tasks: int) -> None:
+    """Whether there is something that an objective could change.
+
+    Raises:
+        ValueError: another name; "tasks" where nothing learns from it, or with one task.
+    """
+    check_choice("objective", objective, ("delta_p", "tasks"))
+    if objective == "delta_p":
+        return
+    if searcher != "optuna":
+        raise ValueError(
+            f"objective is 'tasks', but searcher {searcher!r} learns from no objective; take searcher 'optuna'."
+        )
+    if num_tasks < 2:
+        raise ValueError(
+            "objective is 'tasks', but the experiment trains one task; take 'delta_p'."
+        )
+
+
+def check_numbers(num_samples: int, num_references: int, max_concurrent: int | None) -> None:
+    """
+    Raises:
+        ValueError: fewer samples than references, or none at once.
+    """
+    if num_samples < max(1, num_references):
+        raise ValueError(
+            f"num_samples is {num_samples}; expected at least 1, and at least the {num_references} references."
+        )
+    if max_concurrent is not None and max_concurrent < 1:
+        raise ValueError(f"max_concurrent is {max_concurrent}; expected at least 1.")

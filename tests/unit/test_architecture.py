@@ -18,7 +18,7 @@ MAX_NUM_LINES = 400
 USERS = {
     "ray.data": {"data"},
     "ray.train": {"ray_compat", "runs", "train"},
-    "ray.tune": {"ray_compat", "runs", "search"},
+    "ray.tune": {"ray_compat", "runs", "search", "studies"},
     "torch.distributed": {"collectives"},
 }
 """By part of a library, the packages and modules that use it. import-linter knows libraries only

@@ -319,6 +319,7 @@ def test_options_reach_experiment_space_and_search(
         "scheduler": "asha",
         "references": [],
         "rows": {},
+        "objective": "delta_p",
         "placement": Placement(num_workers=2, cpus_per_worker=2, gpus_per_worker=1),
         "max_concurrent": 1,
         "storage": "s",
