@@ -138,17 +138,21 @@ def check_types(config: Any, where: str = "") -> None:
         object.__setattr__(config, entry.name, value)
 
 
-def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+def check_arguments(
+    function: Callable[..., Any], arguments: Mapping[str, Any], **not_loaded: Any
+) -> None:
     """Refuses arguments of a public function whose types are not what its annotations say.
 
     Args:
         function: its annotations are looked up where it is defined.
         arguments: by name; those that have no annotation are passed over.
+        not_loaded: types by the names that annotations give them, where the module of the function
+            does not import them.
 
     Raises:
         ValueError: names the first argument, its value and what was expected.
     """
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, localns=not_loaded or None)
     for name, value in arguments.items():
         if name in hints:
             _check_argument(hints[name], value, name)

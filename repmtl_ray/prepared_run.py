@@ -150,7 +150,7 @@ def _check_own(experiment: Experiment, data: object) -> None:
     expect("data", data, custom.CustomData, optional=True)
     if experiment.data.name != custom.NAME:
         raise ValueError(
-            f"data.name is {experiment.data.name!r}, but fit has data of your own; use "
+            f"data.name is {experiment.data.name!r}, but data of your own are handed over; use "
             f"DataConfig(name={custom.NAME!r})."
         )
     assert isinstance(data, custom.CustomData)

@@ -132,11 +132,15 @@ def final_split(protocol: str, data: DataConfig) -> Literal["val", "test"] | Non
 
     Returns:
         None where the reported numbers are of the split that every epoch is evaluated on. This is
-        so for `last10`, and for `libmtl` with NYUv2 and Cityscapes, which have no third split: the
-        epoch is chosen on the split that is reported.
+        so for `last10`, and for `libmtl` with NYUv2, Cityscapes and data of the user's own, which
+        have no third split: the epoch is chosen on the split that is reported.
     """
     check_name(protocol)
-    if protocol == "last10" or (protocol == "libmtl" and data.name in DENSE):
+    if (
+        protocol == "last10"
+        or data.name == "custom"
+        or (protocol == "libmtl" and data.name in DENSE)
+    ):
         return None
     return "val" if data.name in DENSE else "test"
 

@@ -105,6 +105,8 @@ def published_name(data: DataConfig) -> str | None:
 
 def data_source(data: DataConfig) -> str:
     """A text that says where the samples come from."""
+    if data.name == "custom":
+        return "data of the user's own"
     if data.path is not None:
         size = "" if data.height is None else f" at {data.height} x {data.width}"
         return f"{data.name}, {data.path}{size}"

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas
 
@@ -21,7 +21,7 @@ from repmtl_ray import cluster, node_check
 from repmtl_ray.config import Experiment, digest, replace, to_dict
 from repmtl_ray.conversion import check_arguments
 from repmtl_ray.placement import Placement
-from repmtl_ray.prepared_run import prepare_run, read_samples
+from repmtl_ray.prepared_run import check_settings, prepare_run, read_samples, with_model
 from repmtl_ray.report.runs import pareto_front, search_runs
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
@@ -55,6 +55,10 @@ from repmtl_ray.search.study import (
     trains_in_process,
 )
 
+if TYPE_CHECKING:
+    from repmtl_ray.data.custom import CustomData
+    from repmtl_ray.models.own import ModelFunction
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
@@ -85,6 +89,8 @@ def tune(
     experiment: Experiment,
     param_space: Mapping[str, Any],
     *,
+    data: CustomData | None = None,
+    model: ModelFunction | None = None,
     num_samples: int = 10,
     searcher: Literal["random", "optuna"] = "random",
     scheduler: Literal["none", "asha"] = "none",
@@ -109,6 +115,7 @@ def tune(
         experiment: what is not searched.
         param_space: dotted paths of `Experiment` to Tune domains, `tune.grid_search` lists or plain
             values; may be nested.
+        data, model: of your own, as for `fit`.
         num_samples: how many draws, `references` included, each another configuration; with grid
             values, how many draws of the other values the whole grid is run for.
         searcher: "random" (and grids) or "optuna" (no grids).
@@ -139,27 +146,30 @@ def tune(
             is in use by another process.
         KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the search.
     """
-    check_arguments(tune, locals())
+    check_arguments(tune, locals(), CustomData=object, ModelFunction=object)
     callbacks = loggers.checked_callbacks(callbacks, log, log_every)
+    experiment = with_model(experiment, model)
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the search to continue.")
     check_numbers(num_samples, len(references), max_concurrent)
     check_choice("searcher", searcher, ("random", "optuna"))
     check_choice("scheduler", scheduler, ("none", "asha"))
-    check_objective(objective, searcher, num_tasks(experiment))
-    check_space(experiment, param_space, searcher)
+    check_settings(experiment, placement, data)
+    known = None if data is None else data.tasks
+    check_objective(objective, searcher, num_tasks(experiment, known))
+    check_space(experiment, param_space, searcher, known)
     check_references(param_space, references)
-    check_rows(experiment, rows or {})
+    check_rows(experiment, rows or {}, known)
     root, name = checked_place(storage, name, "tune", experiment)
     directory = f"{root}/{name}"
     loggers.check_place(log, directory)
     check_resume("search", directory, resume)
     print(f"search {name} in {root}", flush=True)
-    prepared = prepare_run(experiment, placement=placement)
+    prepared = prepare_run(experiment, placement=placement, data=data, model=model)
     _check_dashboard(scheduler, placement)
     with hold(directory, "search"):
-        note = claim(directory, experiment)
+        note = claim(directory, experiment, prepared.own_data)
         settings = {
             "space": described(param_space),
             "references": described(list(references)),
@@ -173,12 +183,12 @@ def tune(
         }
         claim_study(directory, settings, methods=named, num_samples=num_samples)
         node_check.check_nodes(directory)
-        data = read_samples(prepared)
+        samples = read_samples(prepared)
         study = Study.of(
             "search",
             directory,
             experiment,
-            data,
+            samples,
             placement=placement,
             max_concurrent=max_concurrent,
             epochs=experiment.epochs,
@@ -193,7 +203,7 @@ def tune(
             for name, value in record["history"][-1].items()
             if name.startswith(f"{record['task']}/")
         }
-        draws = Draws(experiment)
+        draws = Draws(experiment, known)
         for row_name, configurations in named.items():
             for changes in configurations:
                 draws.add(changes, row_name)
@@ -209,7 +219,7 @@ def tune(
             baseline=baseline,
         )
     records = {run.name: read_record(directory, run) for run in draws.runs}
-    notes = (*data.notes, *([note] if note else []))
+    notes = (*samples.notes, *([note] if note else []))
     result = _result(draws, records, failures, baseline, directory, notes)
     return result if objective == "delta_p" else _with_front(result)
 
@@ -226,11 +236,7 @@ def _with_front(result: SearchResult) -> SearchResult:
 
 
 def _check_dashboard(scheduler: str, placement: Placement) -> None:
-    """Whether trials can be stopped early on the cluster that this process is connected to.
-
-    Raises:
-        ValueError: Ray Train's runs would keep their CPUs.
-    """
+    """Refuses early stopping where Ray Train's runs would keep their CPUs (`has_dashboard`)."""
     if scheduler == "none" or trains_in_process(placement) or cluster.has_dashboard():
         return
     raise ValueError(
@@ -275,7 +281,7 @@ def _train_draws(
             directory=directory,
             read=lambda run: read_record(directory, run),
             objectives=task_objectives(baseline) if objective == "tasks" else delta_p_objective,
-            num_objectives=num_tasks(draws.experiment) if objective == "tasks" else 1,
+            num_objectives=num_tasks(draws.experiment, draws.known) if objective == "tasks" else 1,
         )
         return failures | study.train(
             source,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune.search.sample import Domain
 
@@ -21,6 +21,9 @@ from repmtl_ray.report.runs import gains_by_task
 from repmtl_ray.search.progress import label_of
 from repmtl_ray.search.run_records import METRIC, Record, Run
 from repmtl_ray.search.space import choices_of, complete, flatten, problem_of, whole_paths
+
+if TYPE_CHECKING:
+    from repmtl_ray.tasks import Task
 
 DRAWN_FILE = "drawn.json"
 MAX_IN_VAIN = {"random": 500, "optuna": 100}
@@ -54,10 +57,12 @@ class Draw:
 
 
 class Draws:
-    """All configurations that a search has drawn, each of them once."""
+    """All configurations that a search has drawn, each of them once; `known` as in
+    `selected_tasks`."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, known: tuple[Task, ...] | None = None) -> None:
         self.experiment = experiment
+        self.known = known
         self.draws: list[Draw] = []
         self._by_key: dict[str, Draw] = {}
 
@@ -66,7 +71,7 @@ class Draws:
         text = key = json.dumps(changes, sort_keys=True, default=str)
         if text in self._by_key:  # digests take long, and a small space is drawn from often
             return self._by_key[text], False
-        error, run = problem_of(self.experiment, changes), None
+        error, run = problem_of(self.experiment, changes, self.known), None
         if not error:
             experiment = replace(self.experiment, changes)
             key = digest(experiment)

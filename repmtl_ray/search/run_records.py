@@ -119,7 +119,7 @@ def shared_facts(
     official = protocol in protocols.NAMES
     final = protocols.final_split(protocol, experiment.data) if official else None
     changes = ""
-    if official:
+    if official and experiment.data.name != "custom":  # no protocol says how these are trained
         changes = differences(protocols.settings(protocol, experiment.data), experiment)
     return {
         "dataset": experiment.data.name,

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray.tune.search.sample import Categorical, Domain, Function, Integer, Sampler
 
 from repmtl_ray.config import Experiment, nearest, replace
+
+if TYPE_CHECKING:
+    from repmtl_ray.tasks import Task
 
 
 def flatten(
@@ -66,8 +69,14 @@ def complete(
     return drawn | dict(reference)
 
 
-def check_space(experiment: Experiment, param_space: Mapping[str, Any], searcher: str) -> None:
-    """Tries every value of every discrete choice, and the ends of ranges, before a trial does.
+def check_space(
+    experiment: Experiment,
+    param_space: Mapping[str, Any],
+    searcher: str,
+    known: tuple[Task, ...] | None = None,
+) -> None:
+    """Tries every value of every discrete choice, and the ends of ranges, before a trial does;
+    `known` as in `selected_tasks`.
 
     A value must do either alone, or together with the first values of all other paths (a policy
     with its arguments).
@@ -81,8 +90,8 @@ def check_space(experiment: Experiment, param_space: Mapping[str, Any], searcher
     first = {path: candidates[0] for path, candidates in values.items() if candidates}
     for path, candidates in values.items():
         for candidate in candidates:
-            problem = problem_of(experiment, {path: candidate})
-            if problem and problem_of(experiment, first | {path: candidate}):
+            problem = problem_of(experiment, {path: candidate}, known)
+            if problem and problem_of(experiment, first | {path: candidate}, known):
                 raise ValueError(f"search space: {path!r} may become {candidate!r}: {problem}")
 
 
@@ -106,12 +115,15 @@ def _candidates(path: str, domain: Any, searcher: str) -> list[Any]:
     return found
 
 
-def problem_of(experiment: Experiment, values: Mapping[str, Any]) -> str:
-    """Why an experiment with these values, by path, cannot be done; empty if it can."""
+def problem_of(
+    experiment: Experiment, values: Mapping[str, Any], known: tuple[Task, ...] | None = None
+) -> str:
+    """Why an experiment with these values, by path, cannot be done; empty if it can. `known` as in
+    `selected_tasks`."""
     from repmtl_ray.runs import loop
 
     try:
-        loop.selected_tasks(replace(experiment, values))
+        loop.selected_tasks(replace(experiment, values), known)
     except ValueError as error:
         return str(error)
     return ""
@@ -136,15 +148,20 @@ def check_references(
                 raise ValueError(f"references: {path!r} cannot become {value!r} in the space.")
 
 
-def check_rows(experiment: Experiment, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Finds rows that are no experiments before anything is trained.
+def check_rows(
+    experiment: Experiment,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    known: tuple[Task, ...] | None = None,
+) -> None:
+    """Finds rows that are no experiments before anything is trained; `known` as in
+    `selected_tasks`.
 
     Raises:
         ValueError: names the row.
     """
     for name, configurations in rows.items():
         for changes in configurations:
-            problem = problem_of(experiment, changes)
+            problem = problem_of(experiment, changes, known)
             if problem:
                 raise ValueError(f"rows: {name!r}: {problem}")
 

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import ray
 from ray import tune as ray_tune
@@ -42,6 +42,9 @@ from repmtl_ray.search.run_records import (
     write_record,
 )
 from repmtl_ray.search.trial import TrialSettings, in_process, with_ray_train
+
+if TYPE_CHECKING:
+    from repmtl_ray.tasks import Task
 
 MAX_FAILURES = 3
 """How often the run of a trial goes on from its last checkpoint after its process was lost; nodes
@@ -314,11 +317,11 @@ def train_missing(
     }
 
 
-def num_tasks(experiment: Experiment) -> int:
-    """How many tasks an experiment trains."""
+def num_tasks(experiment: Experiment, known: tuple[Task, ...] | None = None) -> int:
+    """How many tasks an experiment trains; `known` as in `selected_tasks`."""
     from repmtl_ray.runs import build
 
-    return len(build.selected_tasks(experiment))
+    return len(build.selected_tasks(experiment, known))
 
 
 def single_task(experiment: Experiment, task: str) -> Experiment:
@@ -356,7 +359,7 @@ def train_baseline(
 
     runs = []
     for seed in seeds:
-        for task in loop.selected_tasks(experiment):
+        for task in loop.selected_tasks(experiment, study.data.tasks):
             alone = replace(single_task(experiment, task.name), {"seed": seed})
             several = f", seed {seed}" if len(seeds) > 1 else ""
             runs.append(

@@ -10,14 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from repmtl_ray import node_check, protocols
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.conversion import check_arguments
 from repmtl_ray.delta import published
 from repmtl_ray.placement import Placement
-from repmtl_ray.prepared_run import prepare_run, read_samples
+from repmtl_ray.prepared_run import check_settings, prepare_run, read_samples, with_model
 from repmtl_ray.report.records import data_source, published_name
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
@@ -26,6 +26,11 @@ from repmtl_ray.runs.callbacks import Callback
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search.run_records import Record, Run
 from repmtl_ray.search.study import SINGLE_TASK, Study, train_baseline, train_missing
+
+if TYPE_CHECKING:
+    from repmtl_ray.data.custom import CustomData
+    from repmtl_ray.models.own import ModelFunction
+    from repmtl_ray.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,8 @@ def benchmark(
     experiment: Experiment,
     methods: Mapping[str, Mapping[str, Any]],
     *,
+    data: CustomData | None = None,
+    model: ModelFunction | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     baseline: Literal["own", "published"] = "own",
     placement: Placement | None = None,
@@ -66,6 +73,8 @@ def benchmark(
     Args:
         experiment: what the methods share, its `protocol` included; from `protocols.settings`.
         methods: by the name in the table, what is different: dotted paths of `Experiment`.
+        data, model: of your own, as for `fit`; of such data the best epoch of the evaluation split is
+            reported.
         seeds: of the runs.
         baseline: "own" trains the single-task rows (or reads them back, if the storage has the very
             same); "published" leaves it to the paper's rows.
@@ -86,14 +95,16 @@ def benchmark(
             nothing.
         KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the benchmark.
     """
-    check_arguments(benchmark, locals())
+    check_arguments(benchmark, locals(), CustomData=object, ModelFunction=object)
     callbacks = loggers.checked_callbacks(callbacks, log, log_every)
+    experiment = with_model(experiment, model)
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the benchmark to continue.")
     protocols.check_name(experiment.protocol)
     protocols.check_epochs(experiment.protocol, experiment.epochs)
-    runs = method_runs(experiment, methods, seeds)
+    check_settings(experiment, placement, data)
+    runs = method_runs(experiment, methods, seeds, None if data is None else data.tasks)
     if baseline == "published":
         _check_published(experiment)
     root, name = checked_place(storage, name, "benchmark", experiment)
@@ -102,17 +113,19 @@ def benchmark(
     check_resume("benchmark", directory, resume)
     print(f"benchmark {name} in {root}", flush=True)
     final = protocols.final_split(experiment.protocol, experiment.data)
-    prepared = prepare_run(experiment, placement=placement, final_split=final)
+    prepared = prepare_run(
+        experiment, placement=placement, data=data, model=model, final_split=final
+    )
     with hold(directory, "benchmark"):
-        note = claim(directory, experiment)
+        note = claim(directory, experiment, prepared.own_data)
         claim_study(directory, {"baseline": baseline}, methods=methods)
         node_check.check_nodes(directory)
-        data = read_samples(prepared)
+        samples = read_samples(prepared)
         study = Study.of(
             "benchmark",
             directory,
             experiment,
-            data,
+            samples,
             placement=placement,
             max_concurrent=max_concurrent,
             epochs=max(run.experiment.epochs for run in runs),
@@ -131,9 +144,12 @@ def benchmark(
 
 
 def method_runs(
-    experiment: Experiment, methods: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
+    experiment: Experiment,
+    methods: Mapping[str, Mapping[str, Any]],
+    seeds: Sequence[int],
+    known: tuple[Task, ...] | None = None,
 ) -> list[Run]:
-    """Every method with every seed, checked.
+    """Every method with every seed, checked; `known` as in `selected_tasks`.
 
     Raises:
         ValueError: no method, no seed, one twice, or a method that cannot be trained or is of other
@@ -154,7 +170,7 @@ def method_runs(
         for seed in seeds:
             try:
                 own = replace(experiment, {**changes, "seed": seed})
-                loop.selected_tasks(own)
+                loop.selected_tasks(own, known)
             except ValueError as error:
                 raise ValueError(f"method {method!r}: {error}") from error
             if own.data != experiment.data or own.protocol != experiment.protocol:

@@ -48,7 +48,7 @@ class QuickRuns(RunsInProcess):
 def searched(storage: str, *, resume: bool, num_samples: int = TRIALS) -> SearchResult:
     nothing = SimpleNamespace(notes=(), final=None, fingerprint="f")
     for module, name, replacement in (
-        (search, "prepare_run", lambda *_, **__: None),
+        (search, "prepare_run", lambda *_, **__: SimpleNamespace(own_data=None)),
         (search, "read_samples", lambda *_: nothing),
         (search, "train_baseline", lambda *_: []),
         (trial, "InProcessTrial", QuickTrial),

@@ -9,14 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 import ray.data
+import ray.tune
 
-from repmtl_ray import CustomData, fit
-from repmtl_ray.config import DataConfig, Experiment, replace, to_dict
+from repmtl_ray import CustomData, Model, benchmark, fit, tune
+from repmtl_ray.config import (
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    RegularizerConfig,
+    replace,
+    to_dict,
+)
 from repmtl_ray.data.cache import quiet
 from repmtl_ray.data.custom import cache_custom
 from repmtl_ray.data.stream import Normalization
+from repmtl_ray.runs import loop
 from repmtl_ray.runs.checkpoint import read_description, read_model
 from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation, Task
+from tests.helpers.problems import (
+    SHOP,
+    SHOP_INPUTS,
+    own_experiment,
+    shop_model,
+    shop_row,
+    shop_split,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -99,7 +116,9 @@ def test_every_violation_is_explained_in_one_message() -> None:
 
 def test_custom_data_and_their_configuration_go_together(experiment: Experiment) -> None:
     one = dataset([row(1)], 1)
-    with pytest.raises(ValueError, match=r"data\.name is 'cityscapes', but fit has data of your"):
+    with pytest.raises(
+        ValueError, match=r"data\.name is 'cityscapes', but data of your own are handed"
+    ):
         fit(experiment, data=CustomData(train=one, evaluation=one, tasks=TASKS))
     with pytest.raises(ValueError, match=r"handed over with fit\(experiment, data=CustomData"):
         fit(replace(experiment, {"data": to_dict(DataConfig(name="custom"))}))
@@ -153,3 +172,58 @@ def test_an_error_in_the_rows_own_functions_is_one_line() -> None:
         rows = ray.data.range(2).map(broken)
     with pytest.raises(ValueError, match="its rows cannot be read: KeyError: 'picture'"):
         cache_custom(CustomData(train=rows, evaluation=rows, tasks=TASKS))
+
+
+def shop() -> CustomData:
+    table = dataset([shop_row(number) for number in range(24)])
+    return CustomData(train=table, evaluation=table, inputs=SHOP_INPUTS, tasks=SHOP)
+
+
+def test_a_search_and_a_benchmark_train_a_model_of_ones_own(tmp_path: Path) -> None:
+    experiment = own_experiment(model=ModelConfig(), epochs=1)
+    given = shop()
+    searched = tune(
+        experiment,
+        {"regularizer.share": ray.tune.grid_search([0.1, 0.2])},
+        model=shop_model,
+        data=given,
+        num_samples=1,
+        storage=tmp_path,
+        name="search",
+    )
+    assert searched.table["status"].tolist() == ["done", "done"]
+    assert set(searched.baseline) >= {"click/auc", "buy/auc"}
+    split = shop_split(range(24))
+    _, alone = loop.run(
+        own_experiment(epochs=1, regularizer=RegularizerConfig(share=0.1)),
+        train=split,
+        evaluation=split,
+    )
+    (row,) = [r for _, r in searched.table.iterrows() if r["share"] == 0.1]
+    assert row["click/auc"] == pytest.approx(alone.history[0]["click/auc"], rel=1e-6)
+    compared = benchmark(
+        experiment,
+        {"EW": {"policy.name": "EW"}, "UW": {"policy.name": "UW"}},
+        model=shop_model,
+        data=given,
+        seeds=(0,),
+        storage=tmp_path,
+        name="compared",
+    )
+    assert [record["method"] for record in compared.records] == ["EW", "UW"]
+    assert not compared.failures
+
+
+def test_another_model_function_does_not_continue_a_run(tmp_path: Path) -> None:
+    experiment, given = own_experiment(model=ModelConfig(), epochs=1), shop()
+    result = fit(experiment, model=shop_model, data=given, storage=tmp_path, name="shop")
+    split = shop_split(range(24))
+    _, alone = loop.run(own_experiment(epochs=1), train=split, evaluation=split)
+    expected = {name: alone.history[0][name] for name in result.metrics}
+    assert result.metrics == pytest.approx(expected, rel=1e-6)
+
+    def other_model() -> Model:
+        return Model(encoder=shop_model().encoder, heads=shop_model().heads)
+
+    with pytest.raises(ValueError, match=r"another experiment: model\.code was"):
+        fit(experiment, model=other_model, data=given, storage=tmp_path, name="shop")
