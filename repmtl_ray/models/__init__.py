@@ -85,7 +85,9 @@ class MultiTaskModel(nn.Module):
             features = (
                 self.encoder(**inputs) if isinstance(inputs, Mapping) else self.encoder(inputs)
             )
-            size, num_rows = _size_of(inputs)
+            size = _size_of(inputs)
+            # An exported program has no `rows`, and would keep the number of rows of its example.
+            num_rows = 0 if rows is None else _num_rows(inputs)
             return {
                 task: self.predict(task, features, size)
                 if rows is None or rows[task] == slice(0, num_rows)
@@ -112,13 +114,16 @@ class MultiTaskModel(nn.Module):
         return sum(parameter.numel() for parameter in self.encoder.parameters())
 
 
-def _size_of(inputs: Inputs) -> tuple[tuple[int, int] | None, int]:
-    """(height, width) of the images among the inputs, if there are any; and the number of rows."""
+def _size_of(inputs: Inputs) -> tuple[int, int] | None:
+    """(height, width) of the images among the inputs, if there are any."""
     images = inputs.get(IMAGE) if isinstance(inputs, Mapping) else inputs
-    num_rows = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
     if images is None or images.ndim != 4:
-        return None, num_rows
-    return (images.shape[-2], images.shape[-1]), num_rows
+        return None
+    return images.shape[-2], images.shape[-1]
+
+
+def _num_rows(inputs: Inputs) -> int:
+    return len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
 
 
 def build_model(

@@ -226,6 +226,9 @@ class MultiLabel(_YesOrNo):
 
     def __post_init__(self) -> None:
         if isinstance(self.pos_weight, int | float):
+            check_range(
+                f"task {self.name!r}: pos_weight", self.pos_weight, 0, _MAX_WEIGHT, above=True
+            )
             object.__setattr__(self, "pos_weight", (float(self.pos_weight),))
         super().__post_init__()
         check_range(f"task {self.name!r}: num_labels", self.num_labels, 1, MAX_CLASSES)

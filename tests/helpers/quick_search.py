@@ -46,7 +46,7 @@ class QuickRuns(RunsInProcess):
 
 
 def searched(storage: str, *, resume: bool, num_samples: int = TRIALS) -> SearchResult:
-    nothing = SimpleNamespace(notes=(), final=None, fingerprint="f")
+    nothing = SimpleNamespace(notes=(), final=None, fingerprint="f", reads_storage=False)
     for module, name, replacement in (
         (search, "prepare_run", lambda *_, **__: SimpleNamespace(own_data=None)),
         (search, "read_samples", lambda *_: nothing),

@@ -64,7 +64,7 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"checkpoints": 5}, "checkpoints is 5; expected a value of type CheckpointConfig or None"),
     ({}, {"data": [1, 2]}, r"data is \[1, 2\]; expected a value of type CustomData"),
     ({}, {"data": None}, "handed over with fit"),
-    ({"data": {"name": "cityscapes"}}, {}, "but fit has data of your own"),
+    ({"data": {"name": "cityscapes"}}, {}, "but data of your own are handed over"),
 ]
 
 

@@ -142,7 +142,11 @@ RIGHT: dict[Any, dict[str, Any]] = {
     **{
         cls: {
             "name": "a",
-            **({"num_classes": 3} if "num_classes" in signature(cls).parameters else {}),
+            **{
+                number: 3
+                for number in ("num_classes", "num_labels")
+                if number in signature(cls).parameters
+            },
         }
         for cls in TASK_CLASSES
     },

@@ -84,8 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Searches, and writes the results."""
     if (arguments.height is None) != (arguments.width is None):
         raise ValueError("--height and --width go together; give both or neither.")
-    if arguments.seeds is not None and arguments.seeds < 1:
-        raise ValueError(f"--seeds is {arguments.seeds}; expected at least 1.")
+    if arguments.seeds is not None and not 1 <= arguments.seeds <= 1000:
+        raise ValueError(f"--seeds is {arguments.seeds}; expected 1 to 1000.")
     preset = arguments.preset or ("paper" if arguments.data else "demo")
     experiment = paper(arguments.data) if preset == "paper" else demonstration()
     chosen = search.overrides(arguments) | {"data.augment": arguments.augment}

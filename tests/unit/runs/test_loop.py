@@ -33,7 +33,12 @@ OF_SEGMENTATION = {
 }
 OF_DEPTH = {"depth/abs_error", "depth/rel_error", "depth/loss", "depth/train_loss"}
 OF_RUN = {"epoch", "global_step", "gradient_norm"}
-PENALTIES = {"rep_mtl/tsr", "rep_mtl/csa"}
+DIAGNOSTICS = {"rep_mtl/dominance", "rep_mtl/specialisation", "rep_mtl/gradient_share"} | {
+    f"rep_mtl/{quantity}/{task}"
+    for quantity in ("alignment", "effective_rank", "channel_mean")
+    for task in ("segmentation", "depth")
+}
+PENALTIES = {"rep_mtl/tsr", "rep_mtl/csa"} | DIAGNOSTICS
 PLAIN = {"regularizer__lambda_tsr": 0.0, "regularizer__lambda_csa": 0.0}
 
 
@@ -41,7 +46,10 @@ PLAIN = {"regularizer__lambda_tsr": 0.0, "regularizer__lambda_csa": 0.0}
     ("overrides", "expected"),
     [
         ({}, OF_SEGMENTATION | OF_DEPTH | PENALTIES),
-        ({"regularizer__lambda_tsr": 0.0}, OF_SEGMENTATION | OF_DEPTH | {"rep_mtl/csa"}),
+        (
+            {"regularizer__lambda_tsr": 0.0},
+            OF_SEGMENTATION | OF_DEPTH | PENALTIES - {"rep_mtl/tsr"},
+        ),
         (PLAIN, OF_SEGMENTATION | OF_DEPTH),
         ({"tasks": ["depth"], "policy__name": "stl", **PLAIN}, OF_DEPTH),
     ],

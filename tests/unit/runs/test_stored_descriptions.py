@@ -174,7 +174,10 @@ def test_a_description_that_is_none_is_one_line(text: str) -> None:
 
 def test_tasks_of_this_project_are_made_again_and_others_must_be_handed_over() -> None:
     made = (Segmentation(name="a", num_classes=2), Classification(name="b", num_classes=9))
-    made += tuple(cls(name=cls.__name__) for cls in TASK_CLASSES[2:])  # type: ignore[assignment]
+    made += tuple(
+        cls(name=cls.__name__, **({"num_labels": 3} if cls.__name__ == "MultiLabel" else {}))
+        for cls in TASK_CLASSES[2:]
+    )  # type: ignore[assignment]
     stored = checkpoint.DataDescription(tasks=tuple(map(describe_task, made)), image_size=SIZE)
     assert tasks_of(stored) == made
     own = checkpoint.DataDescription(tasks=(describe_task(TASKS[1]),), image_size=SIZE)
