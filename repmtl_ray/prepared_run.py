@@ -329,6 +329,7 @@ def _read_own(data: CustomData, model: ModelFunction | None) -> CachedData:
         image_size=size,
         make_model=model,
         is_own=True,
+        inputs_code="" if data.collate is None else user_code.identity(data.collate),
     )
 
 

@@ -152,7 +152,8 @@ def _claim_data(directory: str, data: OwnData, is_new: bool) -> None:
     if fingerprint != data.fingerprint:
         raise ValueError(
             f"{directory} was trained on other data: theirs has the fingerprint {fingerprint}, this "
-            f"{data.fingerprint}. Continue it with the same data, or give another name."
+            f"{data.fingerprint}. Continue it with the same samples and the same `CustomData.collate`, or "
+            "give another name."
         )
 
 

@@ -17,6 +17,7 @@ from repmtl_ray.cli.options import (
     add_study_options,
     add_training_options,
     assignments,
+    checked_seeds,
     study_options,
     training_changes,
 )
@@ -165,14 +166,13 @@ def run(
     from repmtl_ray.report.runs import benchmark_runs, conclusion
     from repmtl_ray.studies.benchmark import benchmark
 
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds is {arguments.seeds}; expected at least 1.")
+    seeds = checked_seeds(arguments.seeds)
     experiment = experiment_of(arguments)
     out = cli.folder(arguments.out)
     result = benchmark(
         experiment,
         methods,
-        seeds=range(arguments.seeds),
+        seeds=seeds,
         baseline=arguments.baseline,
         **study_options(arguments),
     )

@@ -110,6 +110,20 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
+MAX_SEEDS = 1000
+
+
+def checked_seeds(number: int) -> range:
+    """The seeds that `--seeds` asks for, from 0 on.
+
+    Raises:
+        ValueError: fewer than one, or more than anybody means.
+    """
+    if not 1 <= number <= MAX_SEEDS:
+        raise ValueError(f"--seeds is {number}; expected 1 to {MAX_SEEDS}.")
+    return range(number)
+
+
 def add_placement_options(parser: argparse.ArgumentParser, unit: str) -> argparse._ArgumentGroup:
     """Where runs go (read by `placement_of`) and when they are saved (read by `checkpoints_of`).
 

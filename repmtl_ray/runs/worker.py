@@ -53,6 +53,8 @@ class CachedData:
     """Makes a model of the user's own; None for those that a configuration describes."""
     is_own: bool = False
     """Whether they are the user's own: no configuration describes them then."""
+    inputs_code: str = ""
+    """Identity of the code that makes the model's inputs of the columns, `CustomData.collate`."""
 
     @property
     def description(self) -> DataDescription:
@@ -63,9 +65,9 @@ class CachedData:
     @property
     def fingerprint(self) -> str:
         """What a result may be kept under: of the samples' content and, for data of the user's own,
-        of their description; a configuration describes the others."""
+        of their description and of the code that makes inputs; a configuration describes the others."""
         final = "" if self.final is None else self.final.fingerprint
-        described = digest(self.description) if self.is_own else ""
+        described = f"{digest(self.description)}{self.inputs_code}" if self.is_own else ""
         return f"{self.train.fingerprint}{self.evaluation.fingerprint}{final}{described}"
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import ray.data
 import ray.tune
+import torch
 
 from repmtl_ray import CustomData, Model, benchmark, fit, tune
 from repmtl_ray.config import (
@@ -23,6 +24,7 @@ from repmtl_ray.config import (
 from repmtl_ray.data.cache import quiet
 from repmtl_ray.data.custom import cache_custom
 from repmtl_ray.data.stream import Normalization
+from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.checkpoint import read_description, read_model
 from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation, Task
@@ -227,3 +229,21 @@ def test_another_model_function_does_not_continue_a_run(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"another experiment: model\.code was"):
         fit(experiment, model=other_model, data=given, storage=tmp_path, name="shop")
+
+
+def test_other_code_that_makes_inputs_is_other_data() -> None:
+    def scaled(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**columns, "price": columns["price"] * 2}
+
+    def halved(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**columns, "price": columns["price"] / 2}
+
+    def fingerprint(given: CustomData) -> str:
+        prepared = prepare_run(own_experiment(model=ModelConfig()), model=shop_model, data=given)
+        return read_samples(prepared).fingerprint
+
+    given = shop()
+    variants = (None, scaled, halved)
+    prints = [fingerprint(dataclasses.replace(given, collate=collate)) for collate in variants]
+    assert len(set(prints)) == 3
+    assert fingerprint(given) == prints[0]

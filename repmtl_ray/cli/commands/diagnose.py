@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import argparse
 
-from repmtl_ray import cli
-from repmtl_ray.cli.options import add_set_option, assignments
-from repmtl_ray.config import replace
+from repmtl_ray.cli.commands.study import train_and_print
+from repmtl_ray.cli.options import add_set_option
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,14 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains what is missing, and prints the tables."""
     from repmtl_ray.studies import rep_mtl
 
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds is {arguments.seeds}; expected at least 1.")
-    experiment = replace(rep_mtl.setting(arguments.setting), assignments(arguments.set))
-    file = cli.folder(arguments.out) / f"diagnose_{arguments.setting}.jsonl"
-    rows = rep_mtl.printed_rows(
-        experiment, rep_mtl.DIAGNOSED, range(arguments.seeds), file, arguments.device
-    )
-    tables = (rep_mtl.diagnosis_table(rows), rep_mtl.comparison_table(rows))
-    text = "\n\n".join(rep_mtl.as_markdown(table) for table in tables)
-    file.with_suffix(".md").write_text(f"{text}\n")
-    print(f"\n{text}\n\nruns       {file}\ntables     {file.with_suffix('.md')}")
+    tables = (rep_mtl.diagnosis_table, rep_mtl.comparison_table)
+    experiment = rep_mtl.setting(arguments.setting)
+    name = f"diagnose_{arguments.setting}"
+    train_and_print(experiment, rep_mtl.DIAGNOSED, tables, arguments, name)

@@ -15,11 +15,15 @@ same command goes on. The runs train one after the other, in this process and wi
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from repmtl_ray import cli
-from repmtl_ray.cli.options import add_set_option, assignments
-from repmtl_ray.config import replace
+from repmtl_ray.cli.options import add_set_option, assignments, checked_seeds
+from repmtl_ray.config import Experiment, RegularizerConfig, replace
+
+if TYPE_CHECKING:
+    from repmtl_ray.studies.rep_mtl import Row
 
 SETTINGS = ("streets", "rooms", "office")
 
@@ -39,16 +43,37 @@ def run(arguments: argparse.Namespace) -> None:
     """Trains what is missing, and prints both tables."""
     from repmtl_ray.studies import rep_mtl
 
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds is {arguments.seeds}; expected at least 1.")
     experiment = rep_mtl.setting(arguments.setting, arguments.data, full_size=arguments.paper)
-    experiment = replace(experiment, assignments(arguments.set))
     name = f"study_{arguments.setting}{'_paper' if arguments.paper else ''}"
+    tables = (rep_mtl.comparison_table, rep_mtl.diagnosis_table)
+    train_and_print(experiment, rep_mtl.VARIANTS, tables, arguments, name)
+
+
+def train_and_print(
+    experiment: Experiment,
+    variants: Mapping[str, RegularizerConfig],
+    tables: Sequence[Callable[[Sequence[Row]], list[list[str]]]],
+    arguments: argparse.Namespace,
+    name: str,
+) -> None:
+    """Trains what is missing of a study; prints its tables and writes them beside its runs.
+
+    Args:
+        experiment: what the variants share.
+        variants: what each changes, by name.
+        tables: what makes a table of the runs.
+        arguments: of the command: `seeds`, `device`, `out`, `set`.
+        name: of the files in the folder of results.
+
+    Raises:
+        ValueError: a number of seeds that is not allowed, a change that is none.
+    """
+    from repmtl_ray.studies import rep_mtl
+
+    experiment = replace(experiment, assignments(arguments.set))
+    seeds = checked_seeds(arguments.seeds)
     file = cli.folder(arguments.out) / f"{name}.jsonl"
-    rows = rep_mtl.printed_rows(
-        experiment, rep_mtl.VARIANTS, range(arguments.seeds), file, arguments.device
-    )
-    tables = (rep_mtl.comparison_table(rows), rep_mtl.diagnosis_table(rows))
-    text = "\n\n".join(rep_mtl.as_markdown(table) for table in tables)
-    Path(file).with_suffix(".md").write_text(f"{text}\n")
+    rows = rep_mtl.printed_rows(experiment, variants, seeds, file, arguments.device)
+    text = "\n\n".join(rep_mtl.as_markdown(table(rows)) for table in tables)
+    file.with_suffix(".md").write_text(f"{text}\n")
     print(f"\n{text}\n\nruns       {file}\ntables     {file.with_suffix('.md')}")

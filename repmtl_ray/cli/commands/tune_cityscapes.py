@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 
 from repmtl_ray.cli import search
+from repmtl_ray.cli.options import checked_seeds
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, replace
 
 METRICS = ("segmentation/miou", "segmentation/pixel_accuracy", "depth/abs_error", "depth/rel_error")
@@ -84,9 +85,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Searches, and writes the results."""
     if (arguments.height is None) != (arguments.width is None):
         raise ValueError("--height and --width go together; give both or neither.")
-    if arguments.seeds is not None and not 1 <= arguments.seeds <= 1000:
-        raise ValueError(f"--seeds is {arguments.seeds}; expected 1 to 1000.")
     preset = arguments.preset or ("paper" if arguments.data else "demo")
+    usual_seeds = 2 if preset == "demo" and arguments.space is None else 1
+    num_seeds = len(checked_seeds(usual_seeds if arguments.seeds is None else arguments.seeds))
     experiment = paper(arguments.data) if preset == "paper" else demonstration()
     chosen = search.overrides(arguments) | {"data.augment": arguments.augment}
     if arguments.data and preset == "demo":
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
         space=space,
         samples=20 if preset == "paper" else 6,
         rows=search.ROWS if preset == "demo" and arguments.space is None else None,
-        num_seeds=arguments.seeds or (2 if preset == "demo" and arguments.space is None else 1),
+        num_seeds=num_seeds,
         metrics=METRICS,
         data_title=f"Cityscapes, {arguments.data}"
         if arguments.data
