@@ -232,7 +232,8 @@ class RegularizerConfig:
             they are always reported.
         direction: a control for studies, not a method. "penalty" is the penalty's gradient;
             "flipped" its opposite; "random" a direction of the same norm that is drawn for each
-            step and sample from the seed (with through "encoder" alone).
+            step and sample from the seed (with through "encoder" alone); "divergence" the gradient
+            of `penalties.divergence_loss` in place of the two penalties'.
     """
 
     lambda_tsr: float = 0.9
@@ -241,7 +242,7 @@ class RegularizerConfig:
     share: float | None = added(None)
     through: Literal["all", "encoder"] = added("all")
     diagnostics: bool = added(False)
-    direction: Literal["penalty", "random", "flipped"] = added("penalty")
+    direction: Literal["penalty", "random", "flipped", "divergence"] = added("penalty")
 
     def __post_init__(self) -> None:
         check_types(self, "regularizer")

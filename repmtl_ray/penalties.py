@@ -113,6 +113,45 @@ def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = A
         return _global_mean(log_denominator - alignment / temperature, valid, workers)
 
 
+def divergence_loss(saliency: Tensor, *, workers: Workers = ALONE) -> Tensor:
+    """log T minus the Jensen-Shannon divergence of the tasks' saliency over positions.
+
+    With e_{i,t} = |S_{i,t}|^2, summed over channels, and p_t = e_t / sum_i e_{i,t}, the divergence is
+    H(mean_t p_t) - mean_t H(p_t). It is the mutual information of position and task when every task
+    has the same mass, so dominance cannot lower it; it is read from all channels, so weights
+    that sum to zero over channels cannot either; and positions weigh what their saliency does. It is
+    0 when no position matters to two tasks, and log T when tasks weigh positions alike.
+
+    Args:
+        saliency: [tasks, batch, channels, *positions]; any scale, one per task.
+        workers: all whose rows together are the global batch; every worker passes its own rows.
+
+    Returns:
+        Scalar in nats, in [0, log T], float32 at least; differentiable twice. Tasks without
+        saliency are left out of T.
+
+    Raises:
+        ValueError: fewer than two tasks, or no channel axis.
+
+    Source:
+        This project's, for its study of Rep-MTL (docs/results.md); it is no option of training.
+    """
+    _check_saliency(saliency)
+    with torch.autocast(saliency.device.type, enabled=False):
+        own = _at_least_float32(saliency)
+        own = own.flatten(3) if own.dim() > 3 else own.unsqueeze(3)  # [tasks, batch, channels, N]
+        peaks = workers.gather(own.detach().abs().flatten(1).amax(dim=1)[None]).amax(dim=0)
+        exists = peaks != 0  # true for NaN, which must show in the result
+        own = own / torch.where(exists, peaks, 1.0)[:, None, None, None]
+        energy = own.square().sum(dim=2).flatten(1)  # [tasks, batch x N]
+        mass = workers.spread(workers.total(energy.sum(dim=1)))
+        shares = energy / torch.where(exists, mass, 1.0)[:, None]
+        num_tasks = exists.sum().clamp(min=1)
+        mean_entropy = _entropy(shares) / num_tasks
+        divergence = workers.total(_entropy(shares.sum(dim=0) / num_tasks) - mean_entropy)
+        return num_tasks.to(divergence.dtype).log() - divergence
+
+
 @torch.no_grad()
 def scale_for_share(
     share: float,
@@ -218,6 +257,12 @@ def _global_mean(values: Tensor, valid: Tensor, workers: Workers) -> Tensor:
     own_sum = torch.where(valid, values, 0.0).sum()
     count = workers.total(valid.sum().to(values.dtype))
     return workers.total(own_sum) / count.clamp(min=1)
+
+
+def _entropy(shares: Tensor) -> Tensor:
+    """The sum of -x log x; zeros become ones before the logarithm, whose derivative is finite."""
+    positive = torch.where(shares > 0, shares, 1.0)
+    return -(positive * positive.log()).sum()
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

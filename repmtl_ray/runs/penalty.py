@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
 from repmtl_ray.diagnostics import diagnose
-from repmtl_ray.penalties import scale_for_share
+from repmtl_ray.penalties import divergence_loss, scale_for_share
 from repmtl_ray.policies.task_pass import Penalty
 from repmtl_ray.regularizers import RepMTL
 
@@ -28,13 +28,14 @@ class Control:
     """What a study puts in the place of the penalty's gradient, to see what its direction is worth.
 
     Args:
-        direction: "flipped" is its opposite; "random" is drawn.
+        direction: "flipped" is its opposite; "random" is drawn; "divergence" is that of another
+            penalty, `divergence_loss`.
         draw_seed: of the draws; equal on all workers.
         rows: of each task in the batch.
         workers: all whose rows together are the global batch.
     """
 
-    direction: Literal["random", "flipped"]
+    direction: Literal["random", "flipped", "divergence"]
     draw_seed: int
     rows: Sequence[slice]
     workers: Workers
@@ -74,11 +75,14 @@ def differentiate_penalty(
         control: another direction in place of the gradient's; None leaves it as it is.
     """
     terms = regularizer.terms(saliency)
+    objective = torch.stack(list(terms.values())).sum()
+    if control is not None and control.direction == "divergence":
+        objective = divergence_loss(saliency, workers=control.workers)
     behind: list[Parameter] = []
     if regularizer.through == "all":
         behind = [*downstream, *(parameter for head in heads for parameter in head)]
     at_leaf, *found = torch.autograd.grad(
-        torch.stack(list(terms.values())).sum(),
+        objective,
         [leaf, *behind],
         allow_unused=True,
         retain_graph=keep_graph,
@@ -89,7 +93,7 @@ def differentiate_penalty(
     at_leaf = torch.zeros_like(leaf) if at_leaf is None else at_leaf
     if control is not None and control.direction == "random":
         at_leaf = control.draw(at_leaf)
-    elif control is not None:
+    elif control is not None and control.direction == "flipped":
         at_leaf, gradients = -at_leaf, [None if g is None else -g for g in gradients]
     remaining: Sequence[Tensor | None] = gradients[len(downstream) :]
     by_head: list[Sequence[Tensor | None]] = []

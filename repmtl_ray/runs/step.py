@@ -97,7 +97,7 @@ class Stepper:
     seed: int
     workers: Workers
     diagnostics: bool = False
-    direction: Literal["penalty", "random", "flipped"] = "penalty"
+    direction: Literal["penalty", "random", "flipped", "divergence"] = "penalty"
     holdout: Callable[[int], Batch] | None = None
 
     def step(self, batch: Batch, *, global_step: int) -> dict[str, float]:

@@ -42,9 +42,11 @@ VARIANTS: dict[str, RegularizerConfig] = {
     "share": RegularizerConfig(share=SHARE, through="encoder"),
     "random": RegularizerConfig(share=SHARE, through="encoder", direction="random"),
     "flipped": RegularizerConfig(share=SHARE, through="encoder", direction="flipped"),
+    "divergence": RegularizerConfig(share=SHARE, through="encoder", direction="divergence"),
 }
-"""The study's. "printed" is equation 10 at 0.9, 0.9; the other three give the encoder alone the same
-length in the penalty's direction, a random one and the opposite one."""
+"""The study's. "printed" is equation 10 at 0.9, 0.9; the other four give the encoder alone the same
+length in the penalty's direction, a random one, the opposite one, and that of a penalty which heads
+cannot satisfy (`penalties.divergence_loss`)."""
 DIAGNOSED: dict[str, RegularizerConfig] = {
     **{name: VARIANTS[name] for name in (REFERENCE, "printed", "share")},
     "printed, encoder only": RegularizerConfig(through="encoder"),

@@ -133,7 +133,7 @@ def small_stepper(
     regularizer: tuple[float, float] = (0.0, 0.0),
     share: float | None = None,
     through: Literal["all", "encoder"] = "all",
-    direction: Literal["penalty", "random", "flipped"] = "penalty",
+    direction: Literal["penalty", "random", "flipped", "divergence"] = "penalty",
     representation: str = "encoder",
     head: str = "aspp",
     learning_rate: float = 0.05,

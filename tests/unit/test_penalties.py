@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
-from repmtl_ray.penalties import csa_loss, tsr_loss
+from repmtl_ray.penalties import csa_loss, divergence_loss, tsr_loss
 from repmtl_ray.regularizers import RepMTL
 from tests.helpers.literal import literal_csa, literal_tsr
 
@@ -254,3 +254,40 @@ def test_a_weight_of_zero_takes_a_penalty_out_with_its_demands() -> None:
     assert RepMTL(0.0, 0.0)(losses, representation).item() == 0
     with pytest.raises(ValueError, match="global batch of 1 sample"):
         RepMTL(0.0, 0.9)(losses, representation)
+
+
+def test_the_divergence_loss_lies_between_separate_and_equal_saliencies() -> None:
+    """Whatever a task's size is: dominance lowers TSR, and leaves this one where it was."""
+    separate = torch.zeros(2, 1, 3, 4, dtype=torch.float64)
+    separate[0, :, :, :2], separate[1, :, :, 2:] = 1.0, -2.0
+    assert float(divergence_loss(separate)) == pytest.approx(0, abs=1e-12)
+    equal = random_saliency((1, 2, 3, 4)).detach().expand(3, 2, 3, 4)
+    assert float(divergence_loss(equal)) == pytest.approx(math.log(3))
+    dominated = equal * torch.tensor([1.0, 1e-6, 1e-6])[:, None, None, None]
+    assert float(tsr_loss(dominated)) < 1e-3
+    assert float(divergence_loss(dominated)) == pytest.approx(math.log(3))
+    centred = random_saliency((2, 3, 4, 5)).detach()
+    centred[0] -= centred[0].mean(dim=1, keepdim=True)  # a head whose weights sum to zero
+    assert float(tsr_loss(centred)) < 1e-9 < 0.1 < float(divergence_loss(centred))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 2), (3, 2, 3), (2, 2, 2, 3)])
+def test_the_divergence_loss_is_log_t_minus_the_mutual_information(shape: tuple[int, ...]) -> None:
+    saliency = random_saliency(shape)
+    energy = saliency.detach().square().sum(dim=2).flatten(1)
+    joint = energy / energy.sum(dim=1, keepdim=True) / shape[0]  # of task and position
+    independent = joint.sum(dim=0) * joint.sum(dim=1, keepdim=True)
+    information = (joint * (joint / independent).log()).sum()
+    torch.testing.assert_close(divergence_loss(saliency), math.log(shape[0]) - information)
+    assert gradcheck(divergence_loss, (saliency,))
+    assert gradgradcheck(divergence_loss, (saliency,))
+
+
+def test_the_divergence_loss_has_no_nan_for_gaps_and_leaves_absent_tasks_out() -> None:
+    saliency = random_saliency((3, 4, 5, 2)).detach()
+    saliency[2] = 0
+    saliency[0, 1] = 0
+    saliency.requires_grad_()
+    for found in value_and_derivatives(divergence_loss, saliency):
+        assert torch.isfinite(found).all()
+    torch.testing.assert_close(divergence_loss(saliency), divergence_loss(saliency[:2]))

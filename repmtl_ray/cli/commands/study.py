@@ -1,4 +1,4 @@
-"""Is the direction of Rep-MTL's penalties worth anything? EW-log against Rep-MTL and two controls.
+"""Is the direction of Rep-MTL's penalties worth anything? EW-log against Rep-MTL and its controls.
 
     repmtl-ray study streets                       from scratch, 2 tasks, rendered
     repmtl-ray study rooms                         pretrained, 3 tasks, rendered
@@ -6,10 +6,11 @@
     repmtl-ray study rooms --data DIR --paper      the paper's size, on a GPU
 
 Variants: EW-log; Rep-MTL as printed; its penalty bounded to a tenth of the tasks' gradient, for the
-encoder alone (share); a random direction of that length; the opposite direction (flipped). If the
-random one does as well, the penalty's direction is worth nothing. Metrics are means over the last 3
-epochs; delta_p is against the mean of EW-log and paired by seed. Stop the study whenever you like: the
-same command goes on. The runs train one after the other, in this process and without Ray.
+encoder alone (share); a random direction of that length; the opposite direction (flipped); and the
+direction of a penalty that heads cannot satisfy (divergence). If the random one does as well, the
+penalty's direction is worth nothing. Metrics are means over the last 3 epochs; delta_p is against the
+mean of EW-log and paired by seed. Stop the study whenever you like: the same command goes on. The runs
+train one after the other, in this process and without Ray.
 """
 
 from __future__ import annotations

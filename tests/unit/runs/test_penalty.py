@@ -14,6 +14,7 @@ from torch import Tensor
 from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import ExperimentError, ModelConfig, RegularizerConfig
+from repmtl_ray.penalties import divergence_loss
 from repmtl_ray.policies.task_pass import TaskPass
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs import build
@@ -62,7 +63,17 @@ class Reference:
         return SHARE * self.task_gradient.norm() / self.penalty_gradient.norm()
 
 
-def reference_of(tasks: Any, batch: Any, *, representation: str = "encoder") -> Reference:
+def printed(saliency: Tensor) -> Tensor:
+    return torch.stack(list(RepMTL(*LAMBDAS).terms(saliency).values())).sum()
+
+
+def reference_of(
+    tasks: Any,
+    batch: Any,
+    *,
+    representation: str = "encoder",
+    penalty_of: Callable[[Tensor], Tensor] = printed,
+) -> Reference:
     model = small_model(tasks, ALONE)
     captured: list[Tensor] = []
     module = model.get_submodule(representation)
@@ -78,7 +89,7 @@ def reference_of(tasks: Any, batch: Any, *, representation: str = "encoder") -> 
         losses.append((loss_sum / count).log())
     saliency = task_saliency(losses, captured[0])
     aligned = align_task_rows(list(saliency), [batch.rows[task.name] for task in tasks])
-    penalty = torch.stack(list(RepMTL(*LAMBDAS).terms(aligned).values())).sum()
+    penalty = penalty_of(aligned)
     objective = torch.stack(losses).sum()
     parameters = list(model.parameters())
 
@@ -320,16 +331,43 @@ def test_the_flipped_direction_is_the_opposite() -> None:
         torch.testing.assert_close(up + down, 2 * of_losses, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("direction", ["random", "divergence"])
 @pytest.mark.parametrize("tasks", [DENSE, OFFICE], ids=["dense", "office"])
-def test_a_random_direction_is_the_same_on_two_workers(
-    pool_of: Callable[[int], Pool], tasks: Any
+def test_a_direction_of_a_study_is_the_same_on_two_workers(
+    pool_of: Callable[[int], Pool], tasks: Any, direction: str
 ) -> None:
     options = {"tasks": tasks, "regularizer": LAMBDAS, "share": SHARE, "through": "encoder"}
-    options["direction"] = "random"
+    options["direction"] = direction
     expected = parameters_after(ALONE, policy_config("EW"), options)
     start = parameters_after(ALONE, policy_config("EW"), options, 0)
     for found in pool_of(2).run(parameters_after, policy_config("EW"), options):
         assert (found - expected).norm() <= 1e-6 * (expected - start).norm()
+
+
+def test_the_direction_of_the_divergence_is_that_of_its_own_gradient() -> None:
+    batch = dense_batch(0, ALONE)
+    updates = {}
+    for direction in ("penalty", "divergence"):
+        stepper = small_stepper(
+            ALONE,
+            policy_config("EW"),
+            regularizer=LAMBDAS,
+            share=SHARE,
+            through="encoder",
+            learning_rate=1.0,
+            representation="encoder.2",
+            direction=direction,
+        )
+        updates[direction] = update_of(stepper, batch)
+    expected = reference_of(DENSE, batch, representation="encoder.2", penalty_of=divergence_loss)
+    names = [name for name, _ in stepper.model.named_parameters()]
+    for name, found, of_losses, of_penalty in zip(
+        names, updates["divergence"], expected.of_losses, expected.of_penalty, strict=True
+    ):
+        reached = name.startswith(("encoder.0.", "encoder.1."))
+        total = of_losses + expected.scale * of_penalty if reached else of_losses
+        torch.testing.assert_close(found, total, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(updates["penalty"][0], updates["divergence"][0])
 
 
 def test_a_random_direction_for_the_heads_is_refused() -> None:
