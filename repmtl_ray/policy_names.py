@@ -67,6 +67,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "RLW": ("sum_to",),
     "SAMO": ("radius", "share_global", "mu", "base", "base_arguments"),
     "SDMGrad": ("lambda_", "learning_rate", "momentum", "num_iterations", "num_parts"),
+    "Sel-Update": ("beta", "warmup_steps", "credit"),
     "STCH": ("mu", "warmup_epochs", "sum_to"),
     "stl": (),
     "TrimmedMean": ("trim_number",),
@@ -100,6 +101,8 @@ OTHER_NAMES: Mapping[str, str] = {
     "uwo": "'EW' with log_losses on",
     "psmgd": "'MGDA' with update_weights_every=8 and sum_to=\"tasks\"",
     "fsmtl": "'F-MTL'",
+    "selectivetaskgroupupdates": "'Sel-Update'",
+    "selupdatemtl": "'Sel-Update'",
     "bilb4mtl": "'LDC-MTL'",
     "crmogm": "the argument momentum_of_weights of a gradient policy, for example of 'MGDA'",
 }

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from repmtl_ray.policies.arguments import accept_arguments
 from repmtl_ray.policies.checks import SMALLEST_LOSS, require_losses, require_step
-from repmtl_ray.policies.state import read_state, write_state
+from repmtl_ray.policies.state import read_state, require_tasks, write_state
 from repmtl_ray.policies.task_pass import TaskPass
 
 CPU = torch.device("cpu")
@@ -99,6 +99,8 @@ class Policy(ABC):
     """A penalty can be bounded by its share of the gradient (`RegularizerConfig.share`)."""
     needs_looks: ClassVar[bool] = False
     """The policy asks for `TaskPass.look` or `TaskPass.losses_at`."""
+    names_tasks: ClassVar[bool] = False
+    """A checkpoint names the tasks, because nothing else that it holds is one number a task."""
     makes_update: ClassVar[bool] = False
     """What the policy leaves in `.grad` is no gradient but the update that a learning rate of 1
     subtracts. The step subtracts it times the optimiser's learning rate of that moment, schedule
@@ -123,9 +125,15 @@ class Policy(ABC):
         """Whether the policy looks at batches of the holdout split."""
         return False
 
+    @property
+    def wants_another_update(self) -> bool:
+        """After `backward`: whether the batch is to be passed again, once the optimiser has stepped,
+        for one more update. Read on every worker alike; False when a batch is done with."""
+        return False
+
     @abstractmethod
     def backward(self, task_pass: TaskPass) -> None:
-        """Leaves finished `.grad` on every parameter of the pass."""
+        """Leaves finished `.grad` on every parameter of the pass that is to move."""
 
     def combine(
         self,
@@ -191,7 +199,8 @@ class Policy(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values only (loadable with weights_only=True)."""
-        return {"step": self.step, **self._state()}
+        tasks = {"tasks": list(self.tasks)} if self.names_tasks else {}
+        return {"step": self.step, **tasks, **self._state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from what `state_dict` returned.
@@ -200,7 +209,10 @@ class Policy(ABC):
             ValueError: the state is of another policy, other arguments or other tasks.
         """
         state = dict(state)
-        self.step = state.pop("step")
+        step = state.pop("step")
+        if self.names_tasks and "tasks" in state:
+            require_tasks(self.tasks, state.pop("tasks"), self.name)
+        self.step = step
         self._load_state(state)
 
     def _state(self) -> dict[str, Any]:

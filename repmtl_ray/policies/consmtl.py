@@ -48,6 +48,7 @@ class ConsMTL(Policy):
 
     name = "ConsMTL"
     needs_head_derivatives = True
+    names_tasks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

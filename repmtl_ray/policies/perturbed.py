@@ -33,6 +33,7 @@ class PerturbedPolicy(Policy):
 
     needs_looks = True
     allows_share = False
+    names_tasks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +53,10 @@ class PerturbedPolicy(Policy):
             (made.needs_sub_batches, "compares sub-batches of the batch"),
             (made.needs_losses_after_step, "needs the losses after the step"),
             (made.needs_head_derivatives, "differentiates heads a second time"),
+            (
+                type(made).wants_another_update is not Policy.wants_another_update,
+                "updates in turns",
+            ),
             (made.needs_looks, "looks at other parameters or rows itself"),
         )
         for is_refused, reason in refusals:

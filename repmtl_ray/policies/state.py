@@ -71,6 +71,19 @@ def require_names(names: Sequence[str], state: Mapping[str, Any], policy: str) -
         )
 
 
+def require_tasks(tasks: Sequence[str], found: Sequence[str], policy: str) -> None:
+    """Refuses a state of other tasks, or of the same ones in another order.
+
+    Raises:
+        ValueError: names the policy and both lists of tasks.
+    """
+    if list(found) != list(tasks):
+        raise ValueError(
+            f"policy {policy!r}: the checkpoint is of the tasks {', '.join(found)}, expected "
+            f"{', '.join(tasks)}; resume with the tasks that wrote it."
+        )
+
+
 def _require_shape(name: str, value: Tensor, current: Tensor, policy: str) -> None:
     if value.shape != current.shape:
         raise ValueError(

@@ -118,6 +118,13 @@ class Stepper:
             NonFiniteLossError: a loss or a gradient is not finite; names task, policy and step.
                 Parameters and optimiser state are unchanged.
         """
+        metrics = self._update_once(batch, global_step)
+        while self.policy.wants_another_update:
+            self._update_once(batch, global_step)
+        return metrics
+
+    def _update_once(self, batch: Batch, global_step: int) -> dict[str, float]:
+        """One pass and one optimiser step; metrics as `step`."""
         where = self.where(global_step)
         # The encoder's graph ends and the heads' graph begins at the split. Each loss is
         # differentiated through its head alone; the encoder waits for the policy's decision.

@@ -63,10 +63,10 @@ OWN_GRADIENT_POLICIES = [
 """Their references are transcriptions (test_transcriptions.py), not TorchJD's aggregators."""
 EVERY_GRAMIAN_POLICY = [*GRAMIAN_POLICIES, "IMTL", "PIVRG"]
 BILEVEL = ["Auto-Lambda", "FORUM", "MOML"]
-BEYOND_GRADIENTS = ["ConsMTL", "F-MTL", "SAMO", *BILEVEL]
+BEYOND_GRADIENTS = ["ConsMTL", "F-MTL", "SAMO", "Sel-Update", *BILEVEL]
 """They use more of the losses than their values and gradients at the parameters as they are."""
 GRADIENT_POLICIES = [*GRAMIAN_POLICIES, *JACOBIAN_POLICIES, *OWN_GRADIENT_POLICIES]
-NAMES = sorted([*LOSS_POLICIES, *GRADIENT_POLICIES, "stl"])
+NAMES = sorted([*LOSS_POLICIES, *GRADIENT_POLICIES, "Sel-Update", "stl"])
 MULTI_TASK = [name for name in NAMES if name != "stl"]
 NEEDED = {
     "Constant": {"weights": 0.7},

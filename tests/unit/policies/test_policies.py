@@ -70,7 +70,8 @@ def test_a_policy_resumes_bit_by_bit(name: str, arguments: Any) -> None:
     "name",
     [
         *["UW", "FAMO", "STCH", "PCD", "Nash-MTL", "GradVac", "GO4Align", "IGBv2", "LDC-MTL"],
-        *(name for name in OWN_GRADIENT_POLICIES if name not in BEYOND_GRADIENTS),
+        *OWN_GRADIENT_POLICIES,
+        "Sel-Update",
     ],
 )
 def test_a_checkpoint_of_other_tasks_is_refused(name: str) -> None:
@@ -87,10 +88,12 @@ def test_a_checkpoint_of_another_policy_is_refused() -> None:
         make("EW").load_state_dict(make("GradVac").state_dict())
 
 
-@pytest.mark.parametrize("name", [name for name in MULTI_TASK if name != "MTAdam"])
+@pytest.mark.parametrize(
+    "name", [name for name in MULTI_TASK if name not in ("MTAdam", "Sel-Update")]
+)
 def test_the_penalty_is_added(
     name: str,
-) -> None:  # MTAdam's is a term of its own: test_transcriptions.py
+) -> None:  # MTAdam: test_transcriptions.py; Sel-Update: test_sel_update.py
     assert_penalty_is_added(lambda: make(name), 3)
 
 

@@ -38,7 +38,8 @@ Through = Literal["all", "encoder"]
 POLICIES = [
     name
     for name in policies.names()
-    if name not in ("stl", "MTAdam") and policies.class_of(name).allows_share
+    if name not in ("stl", "MTAdam", "Sel-Update")  # this one makes several updates a step
+    and policies.class_of(name).allows_share
 ]
 
 
