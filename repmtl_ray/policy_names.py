@@ -12,10 +12,15 @@ from typing import Any
 
 from repmtl_ray.conversion import nearest
 
-_EVERY = ("normalize", "max_norm", "head_weights", "update_weights_every", "momentum_of_weights")
+_EVERY = (
+    *("normalize", "combined", "max_norm"),
+    *("head_weights", "update_weights_every", "momentum_of_weights"),
+)
 """Of every policy that reads the Gramian alone, after its own."""
 _EVERY_BUT_CLIPPING = tuple(name for name in _EVERY if name != "max_norm")
 """Of those that have another default for `max_norm`, which then stands among their own."""
+_ROWS = ("normalize", "combined", "max_norm")
+"""Of every policy that looks at every coordinate of the gradients, after its own."""
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "Aligned-MTL": ("scale_mode", *_EVERY),
@@ -25,18 +30,18 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "ConsMTL": ("lambda_", "clip", "max_norm"),
     "Constant": ("weights",),
     "COSMOS": ("lambda_", "weights"),
-    "DB-MTL": ("beta", "beta_sigma"),
+    "DB-MTL": ("beta", "beta_sigma", *_ROWS),
     "DualProj": ("reg_eps", *_EVERY),
     "DWA": ("temperature",),
     "EW": (),
-    "ExcessMTL": ("robust_step_size", "n_warmup_steps", "sum_to", "head_weights"),
+    "ExcessMTL": ("robust_step_size", "n_warmup_steps", "sum_to", "head_weights", *_ROWS),
     "FairGrad": ("alpha", "max_iters", *_EVERY),
     "F-MTL": ("radius", "adaptive", "aggregate", "base", "base_arguments"),
     "FAMO": ("learning_rate", "weight_decay"),
     "FORUM": ("pull", "inner_learning_rate", "inner_steps", "outer", "outer_learning_rate"),
     "GLS": (),
     "GO4Align": ("num_groups", "step_size"),
-    "GradDrop": ("leak",),
+    "GradDrop": ("leak", *_ROWS),
     "GradNorm": ("alpha", "learning_rate", "initial_losses"),
     "GradVac": ("beta", "eps", *_EVERY),
     "IGBv2": (
@@ -49,9 +54,9 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "Krum": ("n_byzantine", "n_selected", *_EVERY),
     "Mean": (),
     "LDC-MTL": ("lambda_", "learning_rate", "normalization"),
-    "MetaBalance": ("main", "relax", "beta"),
+    "MetaBalance": ("main", "relax", "beta", *_ROWS),
     "MGDA": ("normalization", "sum_to", "epsilon", "max_iters", *_EVERY),
-    "MoCo": ("beta", "beta_sigma", "gamma", "gamma_sigma", "rho", "projection", "length"),
+    "MoCo": ("beta", "beta_sigma", "gamma", "gamma_sigma", "rho", "projection", "length", *_ROWS),
     "MoDo": ("gamma", "rho"),
     "MOML": ("inner_learning_rate", "outer", "outer_learning_rate"),
     "MTAdam": ("anchor", "beta1", "beta2", "norm_beta", "eps", "ranks"),
@@ -61,7 +66,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "PCGrad": _EVERY,
     "PIVRG": (
         *("single_task_losses", "bound", "min_temperature", "combined", "max_norm"),
-        *_EVERY_BUT_CLIPPING,
+        *(name for name in _EVERY_BUT_CLIPPING if name != "combined"),
     ),
     "RGW": ("sum_to", *_EVERY),
     "RLW": ("sum_to",),
@@ -70,7 +75,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "Sel-Update": ("beta", "warmup_steps", "credit"),
     "STCH": ("mu", "warmup_epochs", "sum_to"),
     "stl": (),
-    "TrimmedMean": ("trim_number",),
+    "TrimmedMean": ("trim_number", *_ROWS),
     "UPGrad": ("reg_eps", *_EVERY),
     "UW": ("learning_rate",),
     "UW-SO": ("temperature",),

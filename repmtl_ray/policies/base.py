@@ -246,6 +246,18 @@ class Policy(ABC):
             sizes=[parameter.numel() for parameter in task_pass.shared],
         )
 
+    def _sizes(self, normalization: str, norms: Tensor, inputs: StepInputs) -> Tensor:
+        """[P] what the task gradients, of these [P] norms, are divided by; 1 in place of a norm of
+        0."""
+        sizes = torch.ones(len(norms), dtype=torch.float64)
+        if normalization in ("l2", "loss+"):
+            sizes = torch.where(norms > 0, norms, 1.0)
+        if normalization in ("loss", "loss+"):
+            names = [self.tasks[task] for task in inputs.tasks.tolist()]
+            require_losses(self.name, names, self.step + 1, inputs.losses, positive=True)
+            sizes = sizes * inputs.losses.clamp(min=SMALLEST_LOSS)
+        return sizes
+
     def _spread(self, values: Tensor, tasks: Tensor, *, absent: float) -> Tensor:
         """[T] float64 on the CPU: [P] values of the present tasks, `absent` for the others."""
         everyone = torch.full((len(self.tasks),), absent, dtype=torch.float64)

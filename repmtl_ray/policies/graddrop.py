@@ -40,6 +40,19 @@ class GradDrop(JacobianPolicy):
     name = "GradDrop"
     allows_representation = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.at_representation and (self.normalize, self.combined, self.max_norm) != (
+            "none",
+            "one",
+            0.0,
+        ):
+            raise ValueError(
+                f"policy {self.name!r}: policy.arguments.normalize, combined and max_norm are for "
+                "gradients at the parameters, but policy.gradients is 'representation'. Leave them "
+                "out, or set gradients to 'parameters'."
+            )
+
     def backward(self, task_pass: TaskPass) -> None:
         if not self.at_representation:
             super().backward(task_pass)

@@ -23,14 +23,10 @@ from repmtl_ray.policies.arguments import (
     NonNegative,
     Normalization,
     PositiveInt,
+    ScaleOfWeights,
 )
 from repmtl_ray.policies.base import Policy, StepInputs
-from repmtl_ray.policies.checks import (
-    SMALLEST_LOSS,
-    refuse_loss_with_logs,
-    require_finite_gradients,
-    require_losses,
-)
+from repmtl_ray.policies.checks import refuse_loss_with_logs, require_finite_gradients
 from repmtl_ray.policies.state import read_state, write_state
 from repmtl_ray.policies.task_pass import TaskPass
 
@@ -67,6 +63,8 @@ class GramianPolicy(Policy):
         at_representation: combine the gradients there, at the cost of one encoder backward in all.
         normalize: what each task gradient is divided by before the method sees and combines it:
             nothing, its "l2" norm, its "loss", or their product "loss+".
+        combined: "tasks" multiplies what the method combines by the number of present tasks, as the
+            codes of FairGrad, CAGrad, PIVRG and others do; "one" leaves it.
         max_norm: of the combined gradient (where gradients are combined), which is shortened to it;
             0 does not.
         head_weights: what a head's own gradient is multiplied by: "one"; "weighted", the weight of
@@ -87,6 +85,7 @@ class GramianPolicy(Policy):
 
     at_representation: bool = False
     normalize: Normalization = "none"
+    combined: ScaleOfWeights = "one"
     max_norm: NonNegative = 0.0
     head_weights: HeadWeights = "official"
     update_weights_every: PositiveInt = 1
@@ -165,7 +164,7 @@ class GramianPolicy(Policy):
             self._observe(inputs)
             weights = self.kept_weights[tasks]
         else:
-            sizes = self._sizes(self.normalize, gramian, inputs)
+            sizes = self._sizes(self.normalize, gramian.diagonal().sqrt(), inputs)
             self._observe(inputs)
             compared = self._compared(gramian / torch.outer(sizes, sizes), inputs)
             trace = compared.trace()
@@ -173,6 +172,8 @@ class GramianPolicy(Policy):
             if trace > 0:
                 solved = self._solved(compared / trace if self.scale_free else compared, inputs)
                 weights = self._smoothed(solved, tasks) / sizes
+                if self._multiplies:
+                    weights = len(tasks) * weights
             if self.update_weights_every > 1:
                 self.kept_weights[tasks] = weights
         norm = (weights @ gramian @ weights).clamp(min=0).sqrt()
@@ -195,17 +196,10 @@ class GramianPolicy(Policy):
     def _observe(self, inputs: StepInputs) -> None:
         """What a method learns from the losses of every step, also of one that keeps its weights."""
 
-    def _sizes(self, normalization: str, gramian: Tensor, inputs: StepInputs) -> Tensor:
-        """[P] what the task gradients are divided by; 1 in place of a norm of 0."""
-        sizes = torch.ones(len(gramian), dtype=torch.float64)
-        if normalization in ("l2", "loss+"):
-            norms = gramian.diagonal().sqrt()
-            sizes = torch.where(norms > 0, norms, 1.0)
-        if normalization in ("loss", "loss+"):
-            names = [self.tasks[task] for task in inputs.tasks.tolist()]
-            require_losses(self.name, names, self.step + 1, inputs.losses, positive=True)
-            sizes = sizes * inputs.losses.clamp(min=SMALLEST_LOSS)
-        return sizes
+    @property
+    def _multiplies(self) -> bool:
+        """Whether the weights are still to be multiplied by the number of present tasks."""
+        return self.combined == "tasks"
 
     def _compared(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
         """[P, P]: the Gramian of the gradients that the method compares, if it does not compare the

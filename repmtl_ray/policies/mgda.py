@@ -48,7 +48,7 @@ class MGDA(GramianPolicy):
         refuse_loss_with_logs(self.name, "normalization", self.normalization, log_losses=log_losses)
 
     def _compared(self, gramian: Tensor, inputs: StepInputs) -> Tensor:
-        sizes = self._sizes(self.normalization, gramian, inputs)
+        sizes = self._sizes(self.normalization, gramian.diagonal().sqrt(), inputs)
         return gramian / torch.outer(sizes, sizes)
 
     def gramian_weights(self, gramian: Tensor, inputs: StepInputs) -> Tensor:

@@ -68,6 +68,10 @@ class PIVRG(GramianPolicy):
             torch.zeros_like(self.excess),
         )
 
+    @property
+    def _multiplies(self) -> bool:
+        return False  # its own equation has the factor
+
     def _observe(self, inputs: StepInputs) -> None:
         self.loss_sums[inputs.tasks] += inputs.losses
         self.num_batches[inputs.tasks] += 1

@@ -424,7 +424,7 @@ def test_a_task_that_was_absent_when_the_weights_were_found_makes_the_policy_sol
 
 
 @pytest.mark.parametrize("normalize", ["l2", "loss", "loss+"])
-@pytest.mark.parametrize("name", ["UPGrad", "PCGrad", "FairGrad"])
+@pytest.mark.parametrize("name", ["UPGrad", "PCGrad", "FairGrad", "GradDrop", "ExcessMTL"])
 def test_normalised_gradients_are_compared_and_combined(name: str, normalize: str) -> None:
     jacobian = toy_pass(3).task_pass.jacobian()
     losses = torch.tensor([0.5, 2.0, 8.0], dtype=torch.float64)
@@ -439,6 +439,27 @@ def test_what_is_normalised_by_a_loss_needs_one_and_no_logarithm() -> None:
         make("UPGrad", normalize="loss").combine(torch.eye(3), torch.tensor([1.0, -1.0, 1.0]))
     with pytest.raises(ValueError, match=r"arguments\.normalize .* 'loss\+' with log_losses on"):
         make("UPGrad", normalize="loss+", log_losses=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["UPGrad", "Nash-MTL", *JACOBIAN_POLICIES, "DB-MTL", "MetaBalance", "MoCo"]
+)
+def test_what_is_combined_may_be_multiplied_and_then_shortened(name: str) -> None:
+    jacobian, losses = toy_pass(3).task_pass.jacobian(), torch.ones(3, dtype=torch.float64)
+    free = make(name, max_norm=0).combine(jacobian, losses)
+    times = make(name, max_norm=0, combined="tasks").combine(jacobian, losses)
+    torch.testing.assert_close(times, 3 * free)
+    both = make(name, combined="tasks", max_norm=float(2 * free.norm()))
+    torch.testing.assert_close(both.combine(jacobian, losses), 2 * free)
+    absent = make(name, max_norm=0, combined="tasks")
+    present = torch.tensor([True, True, False])
+    expected = 2 * make(name, max_norm=0).combine(jacobian, losses, present=present)
+    torch.testing.assert_close(absent.combine(jacobian, losses, present=present), expected)
+
+
+def test_graddrop_at_the_representation_has_no_scale_to_set() -> None:
+    with pytest.raises(ValueError, match=r"'GradDrop': policy\.arguments\.normalize, combined"):
+        make("GradDrop", gradients="representation", max_norm=1.0)
 
 
 @pytest.mark.parametrize("gradients", ["parameters", "representation"])

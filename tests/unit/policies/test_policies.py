@@ -16,6 +16,7 @@ from repmtl_ray import policies, policy_names
 from repmtl_ray.config import PolicyConfig
 from repmtl_ray.policies.arguments import arguments_of
 from repmtl_ray.policies.gramian import GramianPolicy
+from repmtl_ray.policies.jacobian import JacobianPolicy
 from repmtl_ray.policies.task_adam import TaskAdam
 from tests.helpers.asserts import (
     assert_absent_task_is_left_out,
@@ -376,7 +377,10 @@ def test_the_methods_page_has_every_policy_with_its_arguments_and_defaults() -> 
     rows = {row[0].removeprefix("| "): " | ".join(row[1:]) for row in reversed(cells)}
     for name in policies.names():
         for key, argument in arguments_of(policies.class_of(name)).items():
-            if argument != arguments_of(GramianPolicy).get(key):  # those are named once for all
+            kinds = (GramianPolicy, JacobianPolicy)
+            if all(
+                argument != arguments_of(kind).get(key) for kind in kinds
+            ):  # those are named once for all
                 assert f"{key}={argument.default!r}" in rows[name], name
 
 
