@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from repmtl_ray.saliency import task_saliency
     from repmtl_ray.search import SearchResult, tune
     from repmtl_ray.studies.benchmark import benchmark
+    from repmtl_ray.studies.recommend import recommend
     from repmtl_ray.tasks import Classification, Depth, InverseDepth, Normals, Segmentation, Task
     from repmtl_ray.train import FitResult, fit
 
@@ -71,6 +72,7 @@ _NAMES = {
         "tune",
     ),
     "studies.benchmark": ("benchmark",),
+    "studies.recommend": ("recommend",),
     "tasks": (
         "Classification",
         "Depth",
@@ -120,6 +122,7 @@ __all__ = [
     "policies",
     "predict",
     "protocols",
+    "recommend",
     "task_saliency",
     "tasks",
     "tsr_loss",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -30,6 +30,7 @@ from repmtl_ray.data.sources import open_streams
 from repmtl_ray.delta import delta_p, directions
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.build import Split
+from repmtl_ray.runs.checkpoint import Parts
 
 REFERENCE = "EW-log"
 LAST_EPOCHS = 3
@@ -168,9 +169,9 @@ def run_study(
             if key not in stored:
                 if not splits:
                     names = ("train", experiment.data.eval_split)
-                    splits = {split: _split(experiment.data, split) for split in names}
-                stored[key] = _train(variant, own, splits, device)
-                _add_row(file, stored[key])
+                    splits = {split: open_split(experiment.data, split) for split in names}
+                stored[key] = train_row(variant, own, splits, device)
+                add_row(file, stored[key])
             yield stored[key]
 
 
@@ -200,26 +201,45 @@ def read_rows(file: Path) -> list[Row]:
     return rows
 
 
-def _add_row(file: Path, row: Row) -> None:
+def add_row(file: Path, row: Row) -> None:
+    """Adds a finished run to a file of rows, after a line that was cut off too."""
     file.parent.mkdir(parents=True, exist_ok=True)
     is_cut_off = file.exists() and not file.read_text().endswith("\n")
     with file.open("a") as lines:
         lines.write("\n" * is_cut_off + json.dumps(vars(row)) + "\n")
 
 
-def _split(data: DataConfig, name: Any) -> Split:
+def open_split(data: DataConfig, name: Any) -> Split:
+    """A split of a named data set, read in this process."""
     streams = open_streams(data, name)
     return Split(streams=streams, rows={stream.name: LocalRows(stream) for stream in streams})
 
 
-def _train(variant: str, experiment: Experiment, splits: Mapping[str, Split], device: str) -> Row:
+def train_row(
+    variant: str,
+    experiment: Experiment,
+    splits: Mapping[str, Split],
+    device: str,
+    *,
+    look: Callable[[Parts], Mapping[str, float]] | None = None,
+) -> Row:
+    """Trains a run in this process.
+
+    Args:
+        variant: its name.
+        experiment: what to train.
+        splits: "train" and the one that is evaluated on, by name.
+        device: of this process.
+        look: gives further diagnostics of the trained parts; its time does not count.
+    """
     start = time.perf_counter()
-    _, progress = loop.run(
+    parts, progress = loop.run(
         experiment,
         train=splits["train"],
         evaluation=splits[experiment.data.eval_split],
         device=device,
     )
+    seconds = time.perf_counter() - start
     last = progress.history[-LAST_EPOCHS:]
     reported = [name for name in last[-1] if name.startswith("rep_mtl/")]
     return Row(
@@ -230,8 +250,9 @@ def _train(variant: str, experiment: Experiment, splits: Mapping[str, Split], de
         diagnostics={
             name.removeprefix("rep_mtl/"): fmean(row[name] for row in last if name in row)
             for name in reported
-        },
-        seconds=time.perf_counter() - start,
+        }
+        | dict(look(parts) if look else {}),
+        seconds=seconds,
     )
 
 
@@ -252,17 +273,19 @@ class Comparison:
     p_value: float | None
 
 
-def compare(rows: Sequence[Row], variant: str, reference: str = REFERENCE) -> Comparison | None:
+def compare(
+    rows: Sequence[Row], variant: str, reference: str = REFERENCE, *, baseline: str = REFERENCE
+) -> Comparison | None:
     """A variant against a reference, over the seeds that both have; None without any.
 
-    The baseline of delta_p (equation 11) is the mean of `REFERENCE` over its seeds: there are no
-    single-task runs in the study.
+    The baseline of delta_p (equation 11) is the mean of the variant `baseline` over its seeds:
+    there are no single-task runs in a study.
     """
     by_variant = {
         name: {row.seed: row for row in rows if row.variant == name}
-        for name in {variant, reference, REFERENCE}
+        for name in {variant, reference, baseline}
     }
-    base_rows = list(by_variant[REFERENCE].values())
+    base_rows = list(by_variant[baseline].values())
     seeds = sorted(by_variant[variant].keys() & by_variant[reference].keys())
     if not base_rows or not seeds:
         return None
@@ -294,11 +317,11 @@ def comparison_table(rows: Sequence[Row]) -> list[list[str]]:
         own = [row for row in rows if row.variant == variant]
         against, control = compare(rows, variant), compare(rows, variant, "random")
         line = [variant, str(len(own))]
-        line += [_spread([row.metrics[name] for row in own]) for name in names]
+        line += [spread([row.metrics[name] for row in own]) for name in names]
         line += _tested(against if variant != REFERENCE else None)
         line += _tested(control if variant not in (REFERENCE, "random") else None)
         for name in ("dominance", "specialisation"):
-            line.append(_spread([row.diagnostics[name] for row in own if name in row.diagnostics]))
+            line.append(spread([row.diagnostics[name] for row in own if name in row.diagnostics]))
         table.append(line)
     return table
 
@@ -332,7 +355,8 @@ def _tested(comparison: Comparison | None) -> list[str]:
     return [f"{comparison.mean:+.1f} ± {deviation}", p_value]
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Mean and deviation of values over seeds, for a table."""
     if not values:
         return "-"
     deviation = f"{stdev(values):.2g}" if len(values) > 1 else "n/a"

@@ -15,6 +15,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "train": "train one experiment from its file, as a search leaves it",
     },
     "compare": {
+        "recommend": "which method for this problem, within a budget",
         "benchmark": "methods over seeds by one published protocol",
         "ablation": "log losses x TSR x CSA, eight cells",
         "sensitivity": "how Rep-MTL depends on its coefficients and the learning rate",

@@ -1,0 +1,129 @@
+"""Every method on a generated recommendation problem, with an equal tuning budget.
+
+    python -m bench.methods --minutes 60
+
+Users and items have hidden vectors. Tasks: click; buy and minutes of whoever clicked, so most rows lack
+these labels. What makes a user click is partly what makes the visit short, so tasks conflict. Every
+method chooses among three learning rates (or three weights) without a fifth of the training rows, then
+trains with three seeds. A run takes seconds; the same command goes on where it stopped, and prints what
+there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
+from repmtl_ray.data.batches import LocalRows
+from repmtl_ray.data.columns import SAMPLE_ID
+from repmtl_ray.data.stream import Sample, Stream
+from repmtl_ray.models.own import Model
+from repmtl_ray.runs.build import Split
+from repmtl_ray.studies.recommend import compare_methods, every_method
+from repmtl_ray.tasks import Binary, Regression, Task
+
+TASKS: tuple[Task, ...] = (
+    Binary(name="click"),
+    Binary(name="buy"),
+    Regression(name="minutes", loss="huber"),
+)
+NUM_USERS, NUM_ITEMS, NUM_TRAIN, NUM_EVAL = 80, 60, 1200, 600
+EXPERIMENT = Experiment(
+    data=DataConfig(name="custom"),
+    model=ModelConfig(encoder="custom", code="bench.methods"),
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    epochs=5,
+    batch_size=100,
+)
+
+
+class Towers(nn.Module):
+    """Vectors of a user and an item beside a price, to [B, 16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(NUM_USERS, 8), nn.Embedding(NUM_ITEMS, 8)
+        self.body = nn.Sequential(nn.Linear(25, 32), nn.ReLU(), nn.Linear(32, 16), nn.Tanh())
+
+    def forward(self, user: Tensor, item: Tensor, price: Tensor) -> Tensor:
+        u, i = self.user(user), self.item(item)
+        return self.body(torch.cat([u, i, u * i, price[:, None]], dim=1))
+
+
+def make_model() -> Model:
+    """A linear head for every task."""
+    return Model(encoder=Towers(), heads={task.name: nn.Linear(16, 1) for task in TASKS})
+
+
+def samples(count: int, seed: int) -> list[Sample]:
+    """Rows of one world: its users and items are the same for every seed."""
+    world, rng = np.random.default_rng(7), np.random.default_rng([7, seed])
+    users, items = world.normal(size=(NUM_USERS, 3)), world.normal(size=(NUM_ITEMS, 3))
+    bait, value = world.normal(size=NUM_ITEMS), world.normal(size=NUM_ITEMS)
+
+    def chance(score: float) -> bool:
+        return bool(rng.random() < 1 / (1 + np.exp(-score)))
+
+    rows = []
+    for number in range(count):
+        user, item, price = rng.integers(NUM_USERS), rng.integers(NUM_ITEMS), rng.random()
+        fit = float(users[user] @ items[item])
+        click = chance(fit + 1.5 * bait[item] - price)
+        minutes = np.log1p(np.exp(0.5 * fit - bait[item] + rng.normal(scale=0.3)))
+        buy = chance(fit + value[item] - 3 * price) if click else -1
+        row: dict[str, Any] = {
+            SAMPLE_ID: np.int64(number),
+            "user": np.int64(user),
+            "item": np.int64(item),
+            "price": np.float32(price),
+            "click": np.int64(click),
+            "buy": np.int64(buy),
+            "minutes": np.float32(minutes if click else np.nan),
+        }
+        rows.append({name: np.asarray(value) for name, value in row.items()})
+    return rows
+
+
+def split_of(count: int, seed: int) -> Split:
+    """Rows as the loop takes them, in this process."""
+    rows = samples(count, seed)
+    stream = Stream(
+        name="custom",
+        kinds={task.name: task.kind for task in TASKS},
+        num_samples=count,
+        load=rows.__getitem__,
+        inputs=("user", "item", "price"),
+    )
+    return Split(
+        streams=(stream,), rows={"custom": LocalRows(stream)}, tasks=TASKS, make_model=make_model
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--out", default="results")
+    arguments = parser.parse_args()
+    found = compare_methods(
+        EXPERIMENT,
+        {"train": split_of(NUM_TRAIN, 1), EXPERIMENT.data.eval_split: split_of(NUM_EVAL, 2)},
+        minutes=arguments.minutes,
+        seeds=range(arguments.seeds),
+        names=arguments.methods or every_method(len(TASKS)),
+        draws=3,
+        rates=(0.3, 1.0, 3.0),
+        file=Path(arguments.out) / "methods.jsonl",
+    )
+    print(f"\n{found}")
+
+
+if __name__ == "__main__":
+    main()
