@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repmtl_ray.collectives import ALONE
-from repmtl_ray.config import Experiment, ExperimentError, digest, replace
+from repmtl_ray.config import Experiment, ExperimentError, PolicyConfig, digest, replace
 from repmtl_ray.data.batches import Rows, planned_batches
 from repmtl_ray.delta import delta_p
 from repmtl_ray.models.batch_norm import frozen_statistics
@@ -110,6 +110,7 @@ def recommend(
     Raises:
         ValueError: a budget or a number that is not allowed, an experiment that cannot be trained.
     """
+    _check(minutes=minutes, draws=draws, seeds=seeds, rates=rates, names=names)
     experiment, splits, fingerprint = _opened(experiment, data, model)
     return compare_methods(
         experiment,
@@ -148,13 +149,7 @@ def compare_methods(
     Raises:
         ValueError: as `recommend`.
     """
-    if minutes <= 0 or draws < 1 or not seeds or not rates or min(rates) <= 0:
-        raise ValueError(
-            f"minutes is {minutes}, draws {draws}, seeds {list(seeds)}, rates {list(rates)}; expected "
-            "positive numbers, and at least one seed and one rate."
-        )
-    if REFERENCE not in names:
-        raise ValueError(f"names are {', '.join(names)}; expected {REFERENCE!r} among them.")
+    _check(minutes=minutes, draws=draws, seeds=seeds, rates=rates, names=names)
     num_tasks = len(selected_tasks(experiment, splits["train"].tasks))
     candidates = {
         name: _candidates(name, experiment, num_tasks, draws=draws, rates=rates) for name in names
@@ -177,6 +172,27 @@ def compare_methods(
         conclusions=conclusions(rows),
         file=file,
     )
+
+
+def _check(
+    *,
+    minutes: float,
+    draws: int,
+    seeds: Sequence[int],
+    rates: Sequence[float],
+    names: Sequence[str],
+) -> None:
+    """Refuses a budget or numbers that are not allowed, and names without the reference."""
+    if minutes <= 0 or draws < 1 or not seeds or not rates or min(rates) <= 0:
+        raise ValueError(
+            f"minutes is {minutes}, draws {draws}, seeds {list(seeds)}, rates {list(rates)}; expected "
+            "positive numbers, and at least one seed and one rate."
+        )
+    if REFERENCE not in names:
+        raise ValueError(f"names are {', '.join(names)}; expected {REFERENCE!r} among them.")
+    for name in names:
+        if name not in METHODS:
+            PolicyConfig(name=method(name)["policy.name"])
 
 
 def every_method(num_tasks: int) -> list[str]:
