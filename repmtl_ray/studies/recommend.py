@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment, ExperimentError, PolicyConfig, digest, replace
@@ -271,7 +272,7 @@ class _Study:
         file: Path,
         device: str,
     ) -> None:
-        plain = {"policy.arguments": {}, "policy.gradients": "parameters"}
+        plain: Changes = {"policy.arguments": {}, "policy.gradients": "parameters"}
         plain |= {"regularizer.share": None, "regularizer.through": "all"}
         self._experiment, self._candidates = replace(experiment, plain), candidates
         for changes in itertools.chain.from_iterable(candidates.values()):
@@ -339,7 +340,7 @@ class _Study:
         )
         found: dict[str, list[float]] = {}
         for batch in itertools.islice(batches, LOOKED_AT):
-            here = batch.to(self._device)
+            here = batch.to(torch.device(self._device))
             with frozen_statistics(parts.model):
                 graph, predictions, losses, derivatives = stepper.differentiated(here, 0)
                 seen = stepper.task_pass(here, 0, predictions, losses, graph, derivatives, None)

@@ -62,7 +62,9 @@ def conclusions(rows: Sequence[Row]) -> list[str]:
         found.append(
             f"Nothing may be concluded on {', '.join(few)}: there are fewer than {MIN_SEEDS} seeds. Raise the budget."
         )
-    better, worse, equal = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    equal: list[str] = []
     for name in others:
         against = compare(rows, name, REFERENCE, baseline=REFERENCE)
         if name in few or against is None:
