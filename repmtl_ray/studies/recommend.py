@@ -101,9 +101,9 @@ def recommend(
         seeds: in this order, as many as the budget allows.
         names: methods: `METHODS`, and all that `repmtl_ray.studies.methods.method` knows.
         draws: candidates of "tuned weights": equal weights first, then drawn ones.
-        rates: factors of the learning rate, which every other method tries; with one there is
-            nothing to choose. Candidates train once, without a fifth of the training samples, and
-            the best one there is taken.
+        rates: factors of the learning rate, which every method tries (tuned weights in turn, one
+            with each draw); with one, the others have nothing to choose. Candidates train once,
+            without a fifth of the training samples, and the best one there is taken.
         directory: of the file of runs.
         device: of this process.
         report: receives a line for every finished run.
@@ -235,7 +235,10 @@ def _candidates(
         drawn = num_tasks * np.random.default_rng(0).dirichlet(np.ones(num_tasks), draws - 1)
         weights = [[1.0] * num_tasks, *([float(f"{w:.3g}") for w in row] for row in drawn)]
         base = cell(policy="Constant", log_losses=False)
-        return [{**base, "policy.arguments": {"weights": row}} for row in weights]
+        return [
+            _at_rate({**base, "policy.arguments": {"weights": row}}, experiment, factor)
+            for row, factor in zip(weights, itertools.cycle(rates), strict=False)
+        ]
     if name == BOUNDED:
         inside = experiment.model.representation != "encoder"
         bounded = {"share": SHARE, "through": "all" if inside else "encoder", "diagnostics": True}
@@ -246,11 +249,12 @@ def _candidates(
         changes = method(name)
     if name == "FairGrad":
         changes |= {"policy.gradients": "representation"}
+    return [_at_rate(changes, experiment, factor) for factor in rates]
+
+
+def _at_rate(changes: Changes, experiment: Experiment, factor: float) -> Changes:
     rate = experiment.optimizer.learning_rate
-    return [
-        changes if factor == 1 else {**changes, "optimizer.learning_rate": factor * rate}
-        for factor in rates
-    ]
+    return changes if factor == 1 else {**changes, "optimizer.learning_rate": factor * rate}
 
 
 class _Study:
