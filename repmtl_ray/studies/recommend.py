@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_fields
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -220,7 +221,7 @@ def _opened(
         "train": split_of(samples, samples.train),
         experiment.data.eval_split: split_of(samples, samples.evaluation),
     }
-    return experiment, splits, digest(samples.fingerprint)
+    return experiment, splits, sha256(samples.fingerprint.encode()).hexdigest()
 
 
 def _candidates(
