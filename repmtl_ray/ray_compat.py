@@ -7,10 +7,9 @@ together with a look at every entry.
 
 Three corrections are modules of their own, because they are more than a few lines:
 
-- `runs/tune_reporting.py`, which hands a run's reports to Tune in place of `TuneReportCallback`. With Ray's own
-  callback a trial can wait for ever for its last report, and its queue may lie on another node.
-  Upstream: no issue known. It can go when a search of many short trials on a busy machine ends with
-  Ray's callback.
+- `runs/tune_reporting.py`, which hands a run's reports to Tune. With Ray's `TuneReportCallback` a trial can
+  wait for ever for its last report. Upstream: no issue known. It can go when a search of many short
+  trials on a busy machine ends with Ray's callback.
 - `search/asha.py`, which stores the rungs of ASHA with a search. Upstream: Ray issue 30838 (open).
   It can go when `Tuner.restore` restores schedulers.
 - `placement_group_cleanup.py`, which removes placement groups whose maker has died. Upstream: Ray
@@ -38,9 +37,8 @@ import ray
 def dashboard_url() -> str:
     """Address of the dashboard of the cluster that this process is connected to; "" without one.
 
-    Why: without the dashboard's server, Ray never cleans up after a trial that Tune stops early, and
-    the next trial waits for ever. No public function tells whether the server runs. Upstream: Ray
-    issue 54305. It can go when early stopping needs no dashboard.
+    Why: without the dashboard's server, the trial after one that Tune stops early waits for ever; no
+    public function tells whether it runs. Upstream: Ray issue 54305. It can go when that is mended.
     """
     from ray._private.worker import get_dashboard_url
 
@@ -190,11 +188,18 @@ def is_dead(actor: bytes) -> bool:
     return not row or row["State"] == "DEAD"
 
 
-def live_actors(*class_names: str) -> list[bytes]:
-    """Ids of the living actors of this job that have one of these classes.
+def end_execution(dataset: ray.data.Dataset, error: Exception) -> None:
+    """Ends a dataset's execution; the thread that waits for its next block gets the error.
 
-    Why: as `is_dead`. Upstream: no issue known. It can go together with `placement_group_cleanup.py`.
+    Why: Ray Data waits for ever for an actor that died without a task and may not restart. Upstream: no
+    issue known. It can go when iterating over a dataset takes a time limit.
     """
+    if dataset._current_executor is not None:
+        dataset._current_executor.shutdown(force=True, exception=error)
+
+
+def live_actors(*class_names: str) -> list[bytes]:
+    """Ids of the living actors of this job that have one of these classes. Why, upstream: as `is_dead`."""
     from ray._private.state import state
 
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
@@ -237,8 +242,8 @@ def drawn_samples(
     """The configurations that Ray Tune's `BasicVariantGenerator` draws from a space, without a trial
     for each: sample after sample without an end, every one with all combinations of the grids.
 
-    Why: a study trains every configuration once, and continues from its own records. Upstream: no
-    issue known. It can go when Ray Tune documents its generator of variants.
+    Why: a study trains every configuration once, and continues from its own records. Upstream: none
+    known. It can go when Ray Tune documents its generator of variants.
     """
     from ray.tune.search.sample import _BackwardsCompatibleNumpyRng
     from ray.tune.search.variant_generator import _get_preset_variants, generate_variants
@@ -306,11 +311,9 @@ def is_worker_loss(error: BaseException | None) -> bool:
     the public `RayActorError` into an error of its own. Upstream: no issue known. It can go when that
     error is public.
     """
-    while error is not None:
-        if isinstance(error, ray.exceptions.RayActorError):
-            return True
+    while error is not None and not isinstance(error, ray.exceptions.RayActorError):
         error = getattr(error, "health_check_failure", None) or error.__cause__
-    return False
+    return error is not None
 
 
 def trial_lost_its_process(trial: Any) -> bool:
@@ -332,8 +335,8 @@ def trial_lost_its_process(trial: Any) -> bool:
 def driver_text_without(pattern: str) -> Iterator[None]:
     """Leaves out what Ray would print in this process, where it contains a text.
 
-    Why: Ray prints three screens for a worker that died, although its run continues. Upstream: no
-    issue known. It can go when Ray has a setting for it.
+    Why: Ray prints three screens for a worker that died, although its run continues. Upstream: none
+    known. It can go when Ray has a setting for it.
     """
     from ray._private import worker
 
@@ -365,10 +368,9 @@ def data_context_warnings_ignored() -> Iterator[None]:
 def autoscaler_status() -> Any:
     """What the cluster's autoscaler waits for and could not start.
 
-    Why: this module of Ray is not documented. What the autoscaler may add is in no answer of Ray at
-    all, so `cluster.allowed_nodes` reads it from the cluster file. Upstream: Ray issue 37838 (open)
-    asks for a public way; pull request 63012 (closed) would report the cluster's configuration. It
-    can go when Ray documents either.
+    Why: this module of Ray is not documented; what the autoscaler may add is in no answer of Ray, so
+    `cluster.allowed_nodes` reads it from the cluster file. Upstream: Ray issue 37838 (open). It can go
+    when Ray documents either.
     """
     from ray.autoscaler.v2.sdk import get_cluster_status
 

@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+LOOK_EVERY_S = 5.0
+"""Between two looks at what makes the batches, while none comes."""
 
 
 class Loader(Protocol):
@@ -214,8 +216,21 @@ def planned_eval_batches(
     return prefetched(make, prefetch)
 
 
-def prefetched(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None, None]:
-    """Runs an iterator in a thread, at most `depth` items ahead of its consumer."""
+def prefetched(
+    make: Callable[[], Iterator[T]],
+    depth: int,
+    *,
+    while_waiting: Callable[[], None] | None = None,
+    interrupt: Callable[[], None] | None = None,
+) -> Generator[T, None, None]:
+    """Runs an iterator in a thread, at most `depth` items ahead of its consumer.
+
+    Args:
+        make: the iterator.
+        depth: items that may wait for the consumer.
+        while_waiting: called every `LOOK_EVERY_S` in which no item came.
+        interrupt: called when the consumer stops, so that the thread ends which waits for an item.
+    """
     assert depth >= 1, "a queue of size 0 would be unbounded"
     items: queue.Queue[T | BaseException | None] = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -241,10 +256,20 @@ def prefetched(make: Callable[[], Iterator[T]], depth: int) -> Generator[T, None
     thread = threading.Thread(target=work, name="batches", daemon=True)
     thread.start()
     try:
-        while (item := items.get()) is not None:
+        while True:
+            try:
+                item = items.get(timeout=None if while_waiting is None else LOOK_EVERY_S)
+            except queue.Empty:
+                assert while_waiting is not None
+                while_waiting()
+                continue
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
         stop.set()
+        if interrupt is not None and thread.is_alive():
+            interrupt()
         thread.join()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import torch
 from numpy.typing import NDArray
 
@@ -27,6 +28,7 @@ from repmtl_ray.data.plan import (
 )
 
 _ERROR = "error"
+_MAKER = "maker"
 _SCHEMA = pyarrow.schema(
     [
         ("number", pyarrow.int64()),
@@ -181,6 +183,19 @@ def _error_table(number: int, message: str) -> pyarrow.Table:
     return pyarrow.table(values, schema=_SCHEMA)
 
 
+def signed(table: pyarrow.Table, maker: str) -> pyarrow.Table:
+    """The table with the id of the process that made it."""
+    number = table.column("number")[0].as_py()
+    values = [[number], [0], [_MAKER], [""], [[]], [maker.encode()]]
+    return pyarrow.concat_tables([pyarrow.table(values, schema=_SCHEMA), table])
+
+
+def makers_of(table: pyarrow.Table) -> set[str]:
+    """The ids of the processes that made a table."""
+    makers = table.filter(pyarrow.compute.equal(table.column("column"), _MAKER)).column("data")
+    return {maker.decode() for maker in makers.to_pylist()}
+
+
 def packed_batches(table: pyarrow.Table) -> Iterator[tuple[int, list[dict[str, NDArray[Any]]]]]:
     """The numbers of the batches of a table, and their arrays by part, which share its memory.
 
@@ -196,6 +211,8 @@ def packed_batches(table: pyarrow.Table) -> Iterator[tuple[int, list[dict[str, N
         for row, value in rows:
             if row["column"] == _ERROR:
                 raise DataError(value.as_py().decode())
+            if row["column"] == _MAKER:
+                continue
             if row["part"] == len(parts):
                 parts.append({})
             flat = np.frombuffer(value.as_buffer(), np.dtype(row["dtype"]))

@@ -23,21 +23,25 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow
 import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions, ExecutionResources
 
+from repmtl_ray import ray_compat
 from repmtl_ray.data.batches import planned_batches, planned_eval_batches, prefetched
 from repmtl_ray.data.cache import quiet
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.data.data_actor import (
     DataActor,
     RunBatches,
+    makers_of,
     out_of_memory,
     packed_batches,
     place_of,
+    signed,
 )
 from repmtl_ray.data.plan import (
     DataError,
@@ -63,6 +67,21 @@ AHEAD = 2
 """Tasks of each actor whose batches may wait for the worker or be in the making."""
 MAX_FAILURES = 3
 """Executions in succession that may fail without one batch from any of them."""
+
+
+class _ActorsDied(ray.exceptions.RayError):
+    """All data actors died while they had nothing to do."""
+
+
+class _ClosedError(Exception):
+    """The worker needs no more batches of an execution."""
+
+
+class _SigningActor(DataActor):
+    """A data actor that signs its batches with its id in Ray."""
+
+    def __call__(self, row: dict[str, NDArray[Any]]) -> pyarrow.Table:
+        return signed(super().__call__(row), ray.get_runtime_context().get_actor_id())
 
 
 class RayLoader:
@@ -96,6 +115,9 @@ class RayLoader:
         self._num_actors = num_actors
         self._next: int | None = None
         self._items: Generator[tuple[int, Batch], None, None] | None = None
+        self._execution: ray.data.Dataset | None = None
+        self._makers: set[str] = set()
+        """Ids of the actors that made batches in this execution."""
 
     def train(
         self, plan: TrainPlan, *, epoch: int, first_step: int, dtype: torch.dtype
@@ -154,12 +176,27 @@ class RayLoader:
     def _take(self, wanted: int, dtype: torch.dtype) -> Batch:
         if self._next != wanted:
             self.close()
-            self._items = prefetched(lambda: self._from(wanted, dtype), 1)
+            self._items = prefetched(
+                lambda: self._from(wanted, dtype),
+                1,
+                while_waiting=self._look_after_actors,
+                interrupt=lambda: self._end_execution(_ClosedError()),
+            )
         assert self._items is not None
         number, batch = next(self._items)
         assert number == wanted, "Ray Data keeps the order of rows"
         self._next = wanted + 1
         return batch
+
+    def _look_after_actors(self) -> None:
+        """Starts another execution if all actors are dead: Ray Data sees no death of an idle one."""
+        makers = tuple(self._makers)
+        if makers and all(ray_compat.is_dead(bytes.fromhex(maker)) for maker in makers):
+            self._end_execution(_ActorsDied("all data actors died while they had nothing to do"))
+
+    def _end_execution(self, error: Exception) -> None:
+        if self._execution is not None:
+            ray_compat.end_execution(self._execution, error)
 
     def _give_up(self, error: TimeoutError) -> None:
         """Notes that the actors did not come in time.
@@ -214,7 +251,7 @@ class RayLoader:
         with quiet(), ray.data.DataContext.current(self._context(size * cost.num_bytes)):
             plan = ray.data.from_items(rows, override_num_blocks=len(rows))
             made = plan.map_batches(
-                DataActor,
+                _SigningActor,
                 fn_constructor_kwargs={"batches": self.batches},
                 batch_size=None,
                 batch_format="numpy",
@@ -224,9 +261,11 @@ class RayLoader:
                 num_cpus=1,
                 max_restarts=0,  # an actor that restarts waits for a CPU that may not come back
             )
+            self._makers, self._execution = set(), made
             for table in made.iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=1
             ):
+                self._makers |= makers_of(table)
                 yield from packed_batches(table)
 
     def _context(self, task_bytes: int) -> DataContext:

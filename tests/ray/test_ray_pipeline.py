@@ -18,6 +18,7 @@ import torch
 from repmtl_ray import Placement, fit
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import Experiment
+from repmtl_ray.data import batches as data_batches
 from repmtl_ray.data import ray_pipeline
 from repmtl_ray.data.batches import planned_batches, planned_eval_batches
 from repmtl_ray.data.cache import CheckedSplit, UncachedSplit, cache_streams
@@ -154,6 +155,38 @@ def test_a_killed_data_actor_changes_no_batch(
     assert len(spy.readers) > 1, "another actor went on"
 
 
+def test_a_data_actor_that_dies_while_it_has_nothing_to_do_changes_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Data does not see such a death, and would wait for ever."""
+    monkeypatch.setattr(ray_pipeline, "MAX_TASK_BATCHES", 1)
+    monkeypatch.setattr(data_batches, "LOOK_EVERY_S", 0.5)
+    spy, batches = spied(tmp_path)
+    loader = RayLoader(batches, num_epochs=3, num_actors=1)
+    expected = list(run(batches_of(uncached(DENSE), batches.eval_split), None, epochs=3))
+    items = run(batches, loader, epochs=3)
+    found = [next(items)]
+    until_nothing_more_is_read(tmp_path)
+    (victim,) = spy.readers
+    os.kill(victim, signal.SIGKILL)
+    time.sleep(1)  # Ray must have seen the death before the next task would go to the actor
+    found += items
+    loader.close()
+    for batch, other in zip(found, expected, strict=True):
+        assert_equal(batch, other)
+    assert len(spy.readers) > 1, "another actor went on"
+
+
+def until_nothing_more_is_read(folder: Path) -> int:
+    """Waits; returns how many samples were read."""
+    seen, known = -1, 0
+    while seen != known:
+        seen = known
+        time.sleep(1.5)
+        known = len(list(folder.iterdir()))
+    return known
+
+
 def test_no_more_is_read_than_a_slow_worker_will_need_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,11 +196,7 @@ def test_no_more_is_read_than_a_slow_worker_will_need_soon(
     items = run(batches, loader, epochs=20)
     for _ in range(3):
         next(items)
-    seen, known = -1, 0
-    while seen != known:  # until nothing more is read
-        seen = known
-        time.sleep(1.5)
-        known = len(list(tmp_path.iterdir()))
+    known = until_nothing_more_is_read(tmp_path)
     items.close()  # type: ignore[attr-defined]
     loader.close()
     assert known // 4 <= 3 + ray_pipeline.AHEAD + 4, "batches that were read after three were taken"
