@@ -81,7 +81,9 @@ class _SigningActor(DataActor):
     """A data actor that signs its batches with its id in Ray."""
 
     def __call__(self, row: dict[str, NDArray[Any]]) -> pyarrow.Table:
-        return signed(super().__call__(row), ray.get_runtime_context().get_actor_id())
+        actor = ray.get_runtime_context().get_actor_id()
+        assert actor is not None, "Ray Data calls it in an actor"
+        return signed(super().__call__(row), actor)
 
 
 class RayLoader:
