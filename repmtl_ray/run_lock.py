@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import ctypes
 import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import threading
 import time
@@ -281,8 +283,18 @@ def _beat(
             continue
         taken.set()
         if is_main:
-            _thread.interrupt_main()
+            _interrupt_main_thread()
         return
+
+
+def _interrupt_main_thread() -> None:
+    """Raises `KeyboardInterrupt` in the main thread, also where a shell that started this process in the
+    background made it ignore SIGINT."""
+    if callable(signal.getsignal(signal.SIGINT)):
+        _thread.interrupt_main()
+        return
+    identifier = ctypes.c_ulong(threading.main_thread().ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(identifier, ctypes.py_object(KeyboardInterrupt))
 
 
 def is_alive(owner: Owner) -> bool:

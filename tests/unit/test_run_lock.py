@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,10 +180,13 @@ def test_errors_and_interruptions_release_the_lock_and_leave_their_status(folder
     assert not storage.exists(lock_of(folder))
 
 
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
 def test_an_owner_gives_signs_of_life_and_stops_when_its_lock_was_taken(
-    folder: str, monkeypatch: pytest.MonkeyPatch
+    folder: str, monkeypatch: pytest.MonkeyPatch, handler: Any
 ) -> None:
+    """Also a process that a shell started in the background, which ignores SIGINT."""
     monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.2)
+    before = signal.signal(signal.SIGINT, handler)
 
     def work() -> None:
         with hold(folder, "run"):
@@ -193,8 +198,11 @@ def test_an_owner_gives_signs_of_life_and_stops_when_its_lock_was_taken(
                 time.sleep(1.0)
 
     taken = owner(machine="another")
-    with pytest.raises(LockedError, match="another process has taken over"):
-        work()
+    try:
+        with pytest.raises(LockedError, match="another process has taken over"):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert json.loads(storage.read(lock_of(folder)))["machine"] == "another"
 
 

@@ -100,6 +100,8 @@ def outcome(call: Callable[[], Any]) -> BaseException | None:
         call()
     except (ValueError, Reached):
         return None
+    except pytest.fail.Exception:  # the time limit of the test
+        raise
     except BaseException as error:  # noqa: BLE001 -- whatever it is, the test reports it
         return error
     return None
@@ -225,6 +227,7 @@ POSITIONAL: dict[str, list[str]] = {
     "inspect": ["store"],
     "prepare": ["cityscapes", "--out", "shards"],
     "tune office31": ["--data", "office"],
+    "study": ["streets"],
     "plan": ["--epoch-seconds", "10"],
 }
 WORK = (
@@ -236,6 +239,8 @@ WORK = (
     "cli.commands.plan.simulate",
     "planning.timing.measure_epoch",
     "cli.commands.prepare.open_streams",
+    "studies.rep_mtl.run_study",
+    "runs.loop.run",
 )
 """What commands call once their options are read."""
 WRONG_TEXTS = [
@@ -274,6 +279,8 @@ def run_command(command: str, arguments: list[str]) -> BaseException | None:
             cli.main(command, arguments)
     except Reached:
         return None
+    except pytest.fail.Exception:  # the time limit of the test
+        raise
     except SystemExit as end:
         text = shown.getvalue()
         if end.code == 2 and text.startswith("error: ") and text.count("\n") == 1:
