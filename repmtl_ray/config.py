@@ -28,7 +28,7 @@ from repmtl_ray.conversion import (
     to_dict,
 )
 from repmtl_ray.data_config import MAX_SEED, DataConfig
-from repmtl_ray.policy_names import check_names
+from repmtl_ray.policy_names import check_names, name_of
 
 __all__ = [
     "DataConfig",
@@ -196,7 +196,8 @@ class PolicyConfig:
     """How task losses become one update.
 
     Args:
-        name: a name from `repmtl_ray.policies.names()`.
+        name: a name from `repmtl_ray.policies.names()`, or a class of your own (docs/own_policy.md),
+            which becomes its name with the identity of its code.
         arguments: the policy's own arguments. Their names are checked here, their values when the
             policy is built.
         log_losses: train on log L_t, as the paper does; policies that need positive losses take L_t
@@ -205,12 +206,13 @@ class PolicyConfig:
             backward per task) or at the "representation" (one in all, where the method allows).
     """
 
-    name: str = "EW"
+    name: str | Any = "EW"
     arguments: Mapping[str, Any] = field(default_factory=dict)
     log_losses: bool = True
     gradients: Literal["parameters", "representation"] = "parameters"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", name_of(self.name))
         check_types(self, "policy")
         check_names(self.name, self.arguments)
 
@@ -373,7 +375,7 @@ def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
         ValueError: a path that names no field (the nearest are offered), or a value that its class
             refuses.
     """
-    values = to_dict(experiment)
+    values = dataclasses.asdict(experiment)  # `to_dict` would lose the class of a policy
     for path, value in overrides.items():
         *parents, last = path.split(".")
         target: Any = values
@@ -384,8 +386,11 @@ def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
         free_form = parents[-1:] in (["arguments"], ["columns"])
         if not isinstance(target, dict) or (last not in target and not free_form):
             _unknown_path(path, path, target)
-        target[last] = to_dict(value) if dataclasses.is_dataclass(value) else value
+        target[last] = dataclasses.asdict(value) if isinstance(value, _PARTS) else value
     return from_dict(Experiment, values)
+
+
+_PARTS = (DataConfig, ModelConfig, PolicyConfig, RegularizerConfig, OptimizerConfig)
 
 
 def _unknown_path(path: str, at: str, target: Any) -> typing.NoReturn:

@@ -205,6 +205,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value is None and type(None) in inner:
             return None
         options: list[Any] = [option for option in inner if option is not type(None)]
+        if Any in options and type(value) not in options:
+            return value
         is_list = isinstance(value, list | tuple)
         exact = [option for option in options if type(value) is option]
         listed = [option for option in options if is_list and str(option).startswith("tuple[")]

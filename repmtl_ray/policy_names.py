@@ -1,16 +1,21 @@
 """The names of the policies and of their arguments, so that a configuration can refuse other names.
 
-Owns two tables and one check. The defaults and the bounds of the arguments stand in the policies'
-own modules, which need torch; a test compares the tables with them. This module needs no torch.
+Owns two tables, one check, and the name of a policy of the user's own. The defaults and the bounds of
+the arguments stand in the policies' own modules, which need torch; a test compares the tables with
+them. This module needs no torch.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
-from repmtl_ray.conversion import nearest
+from repmtl_ray import user_code
+from repmtl_ray.conversion import nearest, shown
 
 _EVERY = (
     *("normalize", "combined", "max_norm"),
@@ -114,6 +119,87 @@ OTHER_NAMES: Mapping[str, str] = {
 """By the name that another library uses, in small letters and digits alone: the name here."""
 
 
+class OwnPolicy(str):
+    """The name of a policy of the user's own, "<name>@<identity of its code>", with its class.
+
+    So the class goes wherever the name goes: into other configurations and to other processes. A
+    name that was read from a file is a plain string, and has no class.
+
+    Args:
+        text: the name.
+        policy: the class.
+    """
+
+    policy: type[Any]
+
+    def __new__(cls, text: str, policy: type[Any]) -> OwnPolicy:
+        name = super().__new__(cls, text)
+        name.policy = policy
+        return name
+
+    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]  # str's has one value
+        return str(self), self.policy
+
+
+_OWN = re.compile(r"[\w.+-]+@[0-9a-f]{12}")
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a policy of the user's own."""
+    return _OWN.fullmatch(name) is not None
+
+
+def name_of(policy: object) -> str:
+    """The name of a policy that is given by its name or by its class.
+
+    Args:
+        policy: a name, which stays as it is, or a class.
+
+    Raises:
+        ValueError: neither of them, or a class without a name of its own.
+    """
+    if isinstance(policy, str):
+        return policy
+    if not isinstance(policy, type):
+        raise ValueError(
+            f"policy.name is {shown(policy)}; expected the name of a policy, or a class of your own. "
+            "Every run makes its own policy: hand over the class itself, and what it is made with "
+            "as policy.arguments."
+        )
+    name = getattr(policy, "name", None)
+    if policy.__module__.partition(".")[0] == "repmtl_ray" and name in ARGUMENTS:
+        return str(name)
+    if not (isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name)):
+        raise ValueError(
+            f"policy.name is the class {policy.__qualname__}, whose attribute `name` is "
+            f"{shown(name)}; give the class a name of letters and digits, which tables and messages "
+            f'show, for example name = "{policy.__name__}".'
+        )
+    _resolve_annotations(policy)
+    return OwnPolicy(f"{name}@{user_code.identity(policy)}", policy)
+
+
+def _resolve_annotations(policy: type[Any]) -> None:
+    """Puts objects in the place of annotations that are text: the class may go to a process that has
+    no copy of the module where the names of the text mean something."""
+    for cls in policy.__mro__:
+        own = inspect.get_annotations(cls)
+        if not any(isinstance(annotation, str) for annotation in own.values()):
+            continue
+        if cls.__module__.partition(".")[0] == "repmtl_ray":
+            continue
+        methods = [part for part in vars(cls).values() if isinstance(part, types.FunctionType)]
+        seen = {name: part for method in methods for name, part in method.__globals__.items()}
+        try:
+            hints = typing.get_type_hints(cls, localns=seen, include_extras=True)
+        except NameError as error:
+            raise ValueError(
+                f"policy.name is the class {policy.__qualname__}, whose annotations have a name that "
+                f"its module lacks ({error}); import it at the top of the module."
+            ) from None
+        cls.__annotations__ = {name: hints[name] for name in own}
+
+
 def check_names(policy: str, arguments: Mapping[str, Any]) -> None:
     """Refuses a name that belongs to no policy, or an argument that the policy does not take.
 
@@ -124,6 +210,8 @@ def check_names(policy: str, arguments: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the message offers the right name, also for what other libraries call a policy.
     """
+    if is_own(policy):  # its class knows its arguments
+        return
     if policy not in ARGUMENTS:
         by_letters = {letters_of(known): repr(known) for known in ARGUMENTS} | dict(OTHER_NAMES)
         here = by_letters.get(letters_of(policy))

@@ -16,6 +16,7 @@ from repmtl_ray import cluster, user_code
 from repmtl_ray.config import OWN_MODEL, Experiment, ModelConfig, differences
 from repmtl_ray.conversion import shown
 from repmtl_ray.placement import Placement
+from repmtl_ray.policy_names import OwnPolicy
 from repmtl_ray.run_folder import OwnData
 from repmtl_ray.runs.worker import CachedData
 
@@ -168,12 +169,14 @@ def prepare_run(
     data: CustomData | None = None,
     model: ModelFunction | None = None,
     final_split: FinalSplit | None = None,
+    names: Sequence[str] = (),
 ) -> PreparedRun:
     """Checks everything that can be checked before samples are read, and joins Ray.
 
     Args:
         experiment: as for `fit`; with a model of the user's own, as `with_model` returns it.
         placement, data, model: as for `fit`.
+        names: of the policies that other runs of the same study have.
         final_split: read once, after training (`protocols.final_split`).
 
     Returns:
@@ -186,7 +189,7 @@ def prepare_run(
 
     placement = placement or Placement()
     check_settings(experiment, placement, data)
-    _send_by_value(model, data)
+    _send_by_value(model, data, [experiment.policy.name, *names])
     if data is None:
         prepared = open_data(experiment, placement, final_split)
         loop.num_steps(experiment, prepared.streams["train"])
@@ -290,7 +293,9 @@ def _training_split(prepared: PreparedRun) -> build.Split:
     )
 
 
-def _send_by_value(model: ModelFunction | None, data: CustomData | None) -> None:
+def _send_by_value(
+    model: ModelFunction | None, data: CustomData | None, names: Sequence[str]
+) -> None:
     """Makes the user's own code travel to the workers as a copy, not as the name of a module.
 
     A node of a cluster has no copy of the user's script and of the modules beside it.
@@ -303,6 +308,7 @@ def _send_by_value(model: ModelFunction | None, data: CustomData | None) -> None
     parts: dict[str, Any] = {"model": model}
     if data is not None:
         parts |= {"CustomData.collate": data.collate, "CustomData.tasks": data.tasks}
+    parts |= {f"policy {name}": name.policy for name in names if isinstance(name, OwnPolicy)}
     for name, part in parts.items():
         if part is None:
             continue

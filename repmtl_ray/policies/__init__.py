@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from repmtl_ray.config import PolicyConfig
-from repmtl_ray.policy_names import ARGUMENTS, check_names
+from repmtl_ray.policy_names import ARGUMENTS, check_names, is_own, name_of
 
 if TYPE_CHECKING:
     from repmtl_ray.policies.base import Policy
@@ -45,8 +45,12 @@ def class_of(name: str) -> type[Policy]:
     """The class of a policy, whose docstring says what it computes, where from, and its arguments.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a class of the user's own that is no whole policy.
     """
+    if is_own(name):
+        from repmtl_ray.policies.own import class_of_own
+
+        return class_of_own(name)
     check_names(name, {})
     module = importlib.import_module(f"{__name__}.{name.lower().replace('-', '_')}")
     classes = [value for value in vars(module).values() if isinstance(value, type)]
@@ -115,7 +119,7 @@ def check(
 
 
 def build(
-    policy: PolicyConfig | str,
+    policy: PolicyConfig | str | type[Policy],
     tasks: Sequence[str] = (),
     *,
     num_tasks: int | None = None,
@@ -125,7 +129,7 @@ def build(
     """Makes a policy.
 
     Args:
-        policy: the policy's part of an experiment, or a name from `names()`.
+        policy: the policy's part of an experiment, a name from `names()`, or a class of your own.
         tasks: names, in the order of the losses.
         num_tasks: in place of `tasks`: so many, named "task_0", "task_1", ...
         seed: of the run.
@@ -140,10 +144,10 @@ def build(
         >>> policy = build("CAGrad", num_tasks=2, c=0.5)
         >>> combined = policy.combine(torch.eye(2), torch.ones(2))  # [T, P] gradients, [T] losses
     """
-    if isinstance(policy, str):
-        config = PolicyConfig(name=policy, arguments=arguments, log_losses=False)
-    else:
+    if isinstance(policy, PolicyConfig):
         config = dataclasses.replace(policy, arguments={**policy.arguments, **arguments})
+    else:
+        config = PolicyConfig(name=name_of(policy), arguments=arguments, log_losses=False)
     arguments = dict(config.arguments)
     if num_tasks is not None:
         tasks = [f"task_{number}" for number in range(num_tasks)]
@@ -154,7 +158,12 @@ def build(
         if not cls.allows_representation:
             raise ValueError(_no_representation(config.name))
         arguments["at_representation"] = True
-    built = cls(tasks=tasks, seed=seed, **arguments)
+    if is_own(config.name):
+        from repmtl_ray.policies.own import make_own
+
+        built = make_own(cls, tasks, seed, arguments)
+    else:
+        built = cls(tasks=tasks, seed=seed, **arguments)
     built.check_loss_scale(log_losses=config.log_losses)
     return built
 

@@ -46,6 +46,8 @@ from repmtl_ray.search.space import (
     check_space,
     described,
     flatten,
+    own_names,
+    with_names,
 )
 from repmtl_ray.search.study import (
     Study,
@@ -149,6 +151,7 @@ def tune(
     check_arguments(tune, locals(), CustomData=object, ModelFunction=object)
     callbacks = loggers.checked_callbacks(callbacks, log, log_every)
     experiment = with_model(experiment, model)
+    param_space, references, rows = map(with_names, (param_space, references, rows))
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the search to continue.")
@@ -166,7 +169,13 @@ def tune(
     loggers.check_place(log, directory)
     check_resume("search", directory, resume)
     print(f"search {name} in {root}", flush=True)
-    prepared = prepare_run(experiment, placement=placement, data=data, model=model)
+    prepared = prepare_run(
+        experiment,
+        placement=placement,
+        data=data,
+        model=model,
+        names=own_names([param_space, references, rows]),
+    )
     _check_dashboard(scheduler, placement)
     with hold(directory, "search"):
         note = claim(directory, experiment, prepared.own_data)

@@ -6,6 +6,7 @@ nothing.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 from ray.tune.search.sample import Categorical, Domain, Function, Integer, Sampler
 
 from repmtl_ray.config import Experiment, nearest, replace
+from repmtl_ray.policy_names import OwnPolicy, name_of
 
 if TYPE_CHECKING:
     from repmtl_ray.tasks import Task
@@ -38,6 +40,39 @@ def flatten(
         else:
             flat[path] = value
     return flat
+
+
+def with_names(values: Any) -> Any:
+    """A space, or a part of it, in which classes of the user's own policies are names.
+
+    Args:
+        values: mappings, lists, choices and grids, or a value.
+
+    Raises:
+        ValueError: a class that no policy can be made of.
+    """
+    if isinstance(values, type):
+        return name_of(values)
+    if isinstance(values, Mapping):
+        return {key: with_names(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return type(values)(with_names(value) for value in values)
+    if isinstance(values, Categorical):
+        named = copy.copy(values)
+        named.categories = with_names(list(values.categories))
+        return named
+    return values
+
+
+def own_names(values: Any) -> list[str]:
+    """The names of the user's own policies in what `with_names` gave."""
+    if isinstance(values, Categorical):
+        values = values.categories
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, list | tuple):
+        return [name for value in values for name in own_names(value)]
+    return [values] if isinstance(values, OwnPolicy) else []
 
 
 def whole_paths(param_space: Mapping[str, Any]) -> frozenset[str]:

@@ -25,6 +25,7 @@ from repmtl_ray.runs import loggers
 from repmtl_ray.runs.callbacks import Callback
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search.run_records import Record, Run
+from repmtl_ray.search.space import own_names, with_names
 from repmtl_ray.search.study import SINGLE_TASK, Study, train_baseline, train_missing
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def benchmark(
     check_arguments(benchmark, locals(), CustomData=object, ModelFunction=object)
     callbacks = loggers.checked_callbacks(callbacks, log, log_every)
     experiment = with_model(experiment, model)
+    methods = with_names(methods)
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the benchmark to continue.")
@@ -114,7 +116,12 @@ def benchmark(
     print(f"benchmark {name} in {root}", flush=True)
     final = protocols.final_split(experiment.protocol, experiment.data)
     prepared = prepare_run(
-        experiment, placement=placement, data=data, model=model, final_split=final
+        experiment,
+        placement=placement,
+        data=data,
+        model=model,
+        final_split=final,
+        names=own_names(methods),
     )
     with hold(directory, "benchmark"):
         note = claim(directory, experiment, prepared.own_data)

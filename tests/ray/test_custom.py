@@ -28,6 +28,7 @@ from repmtl_ray.prepared_run import prepare_run, read_samples
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.checkpoint import read_description, read_model
 from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation, Task
+from tests.helpers.own_policies import SlowestFirst
 from tests.helpers.problems import (
     SHOP,
     SHOP_INPUTS,
@@ -181,12 +182,15 @@ def shop() -> CustomData:
     return CustomData(train=table, evaluation=table, inputs=SHOP_INPUTS, tasks=SHOP)
 
 
-def test_a_search_and_a_benchmark_train_a_model_of_ones_own(tmp_path: Path) -> None:
+def test_a_search_and_a_benchmark_train_a_model_and_a_policy_of_ones_own(tmp_path: Path) -> None:
     experiment = own_experiment(model=ModelConfig(), epochs=1)
     given = shop()
     searched = tune(
         experiment,
-        {"regularizer.share": ray.tune.grid_search([0.1, 0.2])},
+        {
+            "regularizer.share": 0.1,
+            "policy.name": ray.tune.grid_search(["EW", SlowestFirst]),
+        },
         model=shop_model,
         data=given,
         num_samples=1,
@@ -201,19 +205,20 @@ def test_a_search_and_a_benchmark_train_a_model_of_ones_own(tmp_path: Path) -> N
         train=split,
         evaluation=split,
     )
-    (row,) = [r for _, r in searched.table.iterrows() if r["share"] == 0.1]
+    (row,) = [r for _, r in searched.table.iterrows() if r["policy"] == "EW"]
     assert row["click/auc"] == pytest.approx(alone.history[0]["click/auc"], rel=1e-6)
     compared = benchmark(
         experiment,
-        {"EW": {"policy.name": "EW"}, "UW": {"policy.name": "UW"}},
+        {"EW": {"policy.name": "EW"}, "Slowest": {"policy.name": SlowestFirst}},
         model=shop_model,
         data=given,
         seeds=(0,),
         storage=tmp_path,
         name="compared",
     )
-    assert [record["method"] for record in compared.records] == ["EW", "UW"]
+    assert [record["method"] for record in compared.records] == ["EW", "Slowest"]
     assert not compared.failures
+    assert compared.records[1]["experiment"]["policy"]["name"].startswith("SlowestFirst@")
 
 
 def test_another_model_function_does_not_continue_a_run(tmp_path: Path) -> None:
