@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from repmtl_ray.models.own import Model
     from repmtl_ray.penalties import csa_loss, tsr_loss
     from repmtl_ray.placement import Placement
+    from repmtl_ray.policies.combined_loss import combined_loss
     from repmtl_ray.regularizers import RepMTL
     from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
     from repmtl_ray.saliency import task_saliency
@@ -60,6 +61,7 @@ _NAMES = {
     ),
     "models.own": ("Model",),
     "placement": ("Placement",),
+    "policies.combined_loss": ("combined_loss",),
     "regularizers": ("RepMTL",),
     "penalties": (
         "csa_loss",
@@ -113,6 +115,7 @@ __all__ = [
     "Task",
     "TrainedModel",
     "benchmark",
+    "combined_loss",
     "csa_loss",
     "delta_m",
     "delta_p",

@@ -37,6 +37,7 @@ from repmtl_ray.search.draws import (
     task_objectives,
 )
 from repmtl_ray.search.run_records import METRIC, Record, read_record
+from repmtl_ray.search.schedulers import scheduler_of
 from repmtl_ray.search.space import (
     check_choice,
     check_numbers,
@@ -279,7 +280,7 @@ def _train_draws(
         The reasons of failures by the name of a run.
     """
     directory = study.directory
-    early_stopping = _scheduler(scheduler, draws.experiment.epochs, directory)
+    early_stopping = scheduler_of(scheduler, draws.experiment.epochs, directory)
     if searcher == "optuna":
         _, failures = train_missing(study, draws.runs, folder=directory, baseline=baseline)
         source = OptunaRuns(
@@ -387,20 +388,4 @@ def _result(
             if (record := records.get(draw.name)) is not None
         },
         notes=notes,
-    )
-
-
-def _scheduler(scheduler: str, epochs: int, directory: str) -> Any:
-    if scheduler == "none":
-        return None
-    from repmtl_ray.search.asha import RUNGS_FILE, ResumableASHA
-
-    # Beyond the last epoch, so that a trial which gets there ends by itself and is not stopped at
-    # its end.
-    return ResumableASHA(
-        f"{directory}/{RUNGS_FILE}",
-        time_attr="epoch",
-        max_t=epochs + 1,
-        grace_period=max(1, epochs // 4),
-        reduction_factor=2,
     )

@@ -16,6 +16,7 @@ import search_spaces
 from repmtl_ray import cluster, policies, search
 from repmtl_ray.cli import search as cli_search
 from repmtl_ray.config import replace
+from repmtl_ray.search.schedulers import scheduler_of
 from repmtl_ray.search.space import check_rows, check_space, flatten, has_value
 from tests.helpers.searches import BASE, CSA, LOGS, POLICY, TAU, TSR
 
@@ -227,8 +228,8 @@ def test_bad_arguments_of_tune_are_found_before_ray_starts(
 
 
 def test_asha_is_the_only_early_stopping() -> None:
-    assert search._scheduler("none", 10, "/runs") is None
-    assert isinstance(search._scheduler("asha", 10, "/runs"), ASHAScheduler)
+    assert scheduler_of("none", 10, "/runs") is None
+    assert isinstance(scheduler_of("asha", 10, "/runs"), ASHAScheduler)
 
 
 def test_a_space_that_needs_names_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
