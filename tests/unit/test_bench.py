@@ -1,0 +1,61 @@
+"""The benches that others start: they run on a CPU at a tiny size, and say what they measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import compare, gpu
+from tests.helpers.paths import ROOT
+
+
+def test_the_bench_of_a_gpu_runs_anywhere_and_ends_in_time(capsys: pytest.CaptureFixture) -> None:
+    rows = ["EW", "Rep-MTL, literal", "Rep-MTL, every 4th"]
+    options = ["--device", "cpu", "--tiny", "--rounds", "1", "--precisions", "bfloat16"]
+    gpu.main([*options, "--rows", *rows])
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "tiny" in line]
+    assert [line[1] for line in lines] == rows
+    assert all(float(line[3]) > 0 for line in lines)
+    assert 0 < float(lines[0][6].strip(" |")) < 2
+    gpu.main([*options, "--minutes", "0"])
+    out = capsys.readouterr().out
+    assert "no time was left for: tiny EW bfloat16, " in out
+    assert all(f"tiny {name} bfloat16" in out for name in gpu.ROWS)
+
+
+def test_two_commits_are_compared_in_turn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    turns: list[str] = []
+
+    def seconds(checkout: Path, measure: str, repeats: int) -> float:
+        turns.append(checkout.name)
+        assert measure != "step" or (checkout / "repmtl_ray" / "config.py").is_file()
+        return {"base": 2.0, "head": 3.0 if measure == "data" else 2.0}[checkout.name]
+
+    monkeypatch.setattr(compare, "in_fresh_process", seconds)
+    monkeypatch.setattr(compare, "checked_out", lambda folder, name, commit: Path(folder) / name)
+    options = ["one", "other", "--rounds", "3", "--measures", "start", "data"]
+    assert compare.main(options) == 1
+    out = capsys.readouterr().out
+    assert "| start | 1.00 | 1.00 to 1.00 |" in out
+    assert "| data | 1.50 | 1.50 to 1.50 |" in out
+    assert "slower than 1.1 times BASE: data" in out
+    assert turns[:6] == ["base", "head", "head", "base", "base", "head"]
+    assert compare.main([*options, "--limit", "2"]) == 0
+
+
+@pytest.mark.parametrize("measure", ["step", "UW", "data", "start"])
+def test_every_measure_takes_time(measure: Any) -> None:
+    assert compare.measured(measure, 1) > 0
+
+
+def test_a_checkout_has_the_files_of_its_commit(tmp_path: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no repository")
+    place = compare.checked_out(tmp_path, "base", "HEAD")
+    assert (place / "repmtl_ray" / "config.py").is_file()
+    with pytest.raises(SystemExit, match="'nothing' is no commit"):
+        compare.checked_out(tmp_path, "head", "nothing")
