@@ -223,17 +223,24 @@ def kill_actor(actor: bytes) -> None:
     global_worker.core_worker.kill_actor(ray.ActorID(actor), True)  # type: ignore[attr-defined]
 
 
-def asha_rungs(scheduler: Any) -> list[tuple[float, dict[str, float]]]:
-    """The rungs of an `ASHAScheduler` with one bracket: (milestone, value by trial).
+def asha_rungs(scheduler: Any) -> list[list[tuple[float, dict[str, float]]]]:
+    """The rungs of an `ASHAScheduler`, by bracket: (milestone, value by trial).
 
     The dicts are the scheduler's own: what is written into them takes part in its decisions.
 
     Why: Tune stores searchers with a search, but no schedulers. Upstream: Ray issue 30838 (open). It
     can go together with `search/asha.py`.
     """
-    (bracket,) = scheduler._brackets
-    rungs: list[tuple[float, dict[str, float]]] = bracket._rungs
-    return rungs
+    return [bracket._rungs for bracket in scheduler._brackets]
+
+
+def put_into_bracket(scheduler: Any, trial_id: str, bracket: int) -> None:
+    """Moves a trial that an `ASHAScheduler` has just added to a bracket.
+
+    Why: Tune draws the bracket from NumPy's global state, so a search that is continued would have
+    its trials in others. Upstream: no issue known. It can go together with `asha_rungs`.
+    """
+    scheduler._trial_info[trial_id] = scheduler._brackets[bracket]
 
 
 def drawn_samples(

@@ -81,9 +81,9 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--scheduler",
-        choices=("none", "asha"),
+        choices=("none", "asha", "hyperband"),
         default="none",
-        help="asha stops weak trials early (default: %(default)s)",
+        help="asha stops weak trials early, hyperband in brackets (default: %(default)s)",
     )
     what.add_argument(
         "--objective",

@@ -28,6 +28,7 @@ from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import loggers
 from repmtl_ray.runs.callbacks import Callback
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
+from repmtl_ray.search import schedulers
 from repmtl_ray.search.draws import (
     Draw,
     Draws,
@@ -37,7 +38,6 @@ from repmtl_ray.search.draws import (
     task_objectives,
 )
 from repmtl_ray.search.run_records import METRIC, Record, read_record
-from repmtl_ray.search.schedulers import scheduler_of
 from repmtl_ray.search.space import (
     check_choice,
     check_numbers,
@@ -96,7 +96,7 @@ def tune(
     model: ModelFunction | None = None,
     num_samples: int = 10,
     searcher: Literal["random", "optuna"] = "random",
-    scheduler: Literal["none", "asha"] = "none",
+    scheduler: Literal["none", "asha", "hyperband"] = "none",
     objective: Literal["delta_p", "tasks"] = "delta_p",
     references: Sequence[Mapping[str, Any]] = (),
     rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
@@ -122,7 +122,8 @@ def tune(
         num_samples: how many draws, `references` included, each another configuration; with grid
             values, how many draws of the other values the whole grid is run for.
         searcher: "random" (and grids) or "optuna" (no grids).
-        scheduler: "asha" stops trials early that fall behind at the same epoch.
+        scheduler: "asha" stops trials early that fall behind at the same epoch; "hyperband" does so
+            in several brackets, some of which begin later.
         objective: what Optuna learns from: "delta_p", or "tasks", the gain of every task as an objective
             of its own; it then looks for their Pareto front, which the table's "pareto" names.
         references: values of the space, by its keys, that are tried first, for example EW on plain
@@ -158,7 +159,7 @@ def tune(
         raise ValueError("resume needs the name of the search to continue.")
     check_numbers(num_samples, len(references), max_concurrent)
     check_choice("searcher", searcher, ("random", "optuna"))
-    check_choice("scheduler", scheduler, ("none", "asha"))
+    check_choice("scheduler", scheduler, schedulers.NAMES)
     check_settings(experiment, placement, data)
     known = None if data is None else data.tasks
     check_objective(objective, searcher, num_tasks(experiment, known))
@@ -280,7 +281,7 @@ def _train_draws(
         The reasons of failures by the name of a run.
     """
     directory = study.directory
-    early_stopping = scheduler_of(scheduler, draws.experiment.epochs, directory)
+    early_stopping = schedulers.scheduler_of(scheduler, draws.experiment.epochs, directory)
     if searcher == "optuna":
         _, failures = train_missing(study, draws.runs, folder=directory, baseline=baseline)
         source = OptunaRuns(

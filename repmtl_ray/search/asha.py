@@ -1,4 +1,4 @@
-"""ASHA that continues where it was: Ray Tune does not store schedulers.
+"""ASHA and asynchronous Hyperband that continue where they were: Ray Tune does not store schedulers.
 
 Owns the file of rungs beside a search: what each run had at each milestone, and which runs were
 stopped. Plain JSON, written whole whenever it changes, read when a resumed search adds its first
@@ -7,8 +7,11 @@ trial.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import math
+import zlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,7 +44,20 @@ class ResumableASHA(ASHAScheduler):
         if not self._is_read:
             self._is_read = True
             self._read()
+        name = trial.config["run"].name
         super().on_trial_add(tune_controller, _named(trial))
+        ray_compat.put_into_bracket(self, name, self.bracket_of(name))
+
+    def bracket_of(self, name: str) -> int:
+        """Which bracket a run is in: drawn from its name, an early bracket as often as it is large.
+
+        A bracket has one rung less than the one before it and begins later; Ray Tune draws brackets
+        with odds of e for every rung.
+        """
+        sizes = [len(rungs) for rungs in ray_compat.asha_rungs(self)]
+        draw = zlib.crc32(f"bracket {name}".encode()) / 2**32
+        odds = list(itertools.accumulate(math.exp(size) for size in sizes))
+        return next(index for index, edge in enumerate(odds) if draw * odds[-1] < edge)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name = trial.config["run"].name
@@ -62,9 +78,16 @@ class ResumableASHA(ASHAScheduler):
         super().on_trial_remove(tune_controller, _named(trial))
 
     def _rungs(self) -> dict[str, dict[str, float]]:
-        """By milestone: each run's value."""
-        rungs = ray_compat.asha_rungs(self)
-        return {str(milestone): dict(values) for milestone, values in rungs}
+        """By milestone (of several brackets, "<bracket>: <milestone>"): each run's value."""
+        return {label: dict(values) for label, values in self._labelled()}
+
+    def _labelled(self) -> list[tuple[str, dict[str, float]]]:
+        brackets = ray_compat.asha_rungs(self)
+        return [
+            (str(milestone) if len(brackets) == 1 else f"{index}: {milestone}", values)
+            for index, rungs in enumerate(brackets)
+            for milestone, values in rungs
+        ]
 
     def _write(self) -> None:
         text = json.dumps({"rungs": self._rungs(), "stopped": sorted(self._stopped)}, indent=1)
@@ -77,8 +100,8 @@ class ResumableASHA(ASHAScheduler):
             return
         try:
             stored = json.loads(text)
-            for milestone, values in ray_compat.asha_rungs(self):
-                values.update(stored["rungs"].get(str(milestone), {}))
+            for label, values in self._labelled():
+                values.update(stored["rungs"].get(label, {}))
             self._stopped.update(stored["stopped"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(

@@ -194,6 +194,7 @@ def test_a_search_and_a_benchmark_train_a_model_and_a_policy_of_ones_own(tmp_pat
         model=shop_model,
         data=given,
         num_samples=1,
+        scheduler="hyperband",
         storage=tmp_path,
         name="search",
     )

@@ -171,10 +171,10 @@ def test_the_rungs_of_asha_are_the_schedulers_own() -> None:
     scheduler = ASHAScheduler(
         time_attr="epoch", metric="m", mode="max", max_t=9, grace_period=1, reduction_factor=3
     )
-    rungs = ray_compat.asha_rungs(scheduler)
+    (rungs,) = ray_compat.asha_rungs(scheduler)
     assert [milestone for milestone, _ in rungs] == [9, 3, 1]
     rungs[-1][1]["trial"] = 0.5
-    assert ray_compat.asha_rungs(scheduler)[-1][1] == {"trial": 0.5}
+    assert ray_compat.asha_rungs(scheduler)[0][-1][1] == {"trial": 0.5}
 
 
 def test_ray_data_still_warns_of_its_own_settings() -> None:

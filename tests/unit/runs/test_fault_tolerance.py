@@ -125,13 +125,14 @@ def named(name: str) -> SimpleNamespace:
     return SimpleNamespace(config={"run": SimpleNamespace(name=name)})
 
 
-def scheduler(path: Path) -> Any:
+def scheduler(path: Path, brackets: int = 1) -> Any:
     made = ResumableASHA(
         str(path),
         time_attr="epoch",
         max_t=9,
         grace_period=2,
         reduction_factor=2,
+        brackets=brackets,
         metric="m",
         mode="max",
     )
@@ -147,18 +148,22 @@ def decisions(made: Any, reports: Any) -> list[Any]:
     ]
 
 
-def test_asha_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("brackets", "num_stopped"), [(1, 3), (2, 1)])
+def test_asha_and_hyperband_go_on_where_they_were(
+    brackets: int, num_stopped: int, tmp_path: Path
+) -> None:
     """Interrupted after any report, its decisions are those of the scheduler that never was."""
     reports = [("a", 2, 0.9), ("b", 2, 0.1), ("c", 2, 0.95), ("a", 4, 0.8), ("d", 2, 0.5)]
     reports += [("c", 4, 0.2)]
-    expected = decisions(scheduler(tmp_path / "unbroken.json"), reports)
-    assert expected.count(TrialScheduler.STOP) == 3
+    expected = decisions(scheduler(tmp_path / "unbroken.json", brackets), reports)
+    assert expected.count(TrialScheduler.STOP) == num_stopped
     for cut in range(len(reports) + 1):
         path = tmp_path / f"{cut}.json"
-        first = decisions(scheduler(path), reports[:cut])
-        resumed = scheduler(path)
+        first = decisions(scheduler(path, brackets), reports[:cut])
+        resumed = scheduler(path, brackets)
         assert first + decisions(resumed, reports[cut:]) == expected
-    again = decisions(scheduler(path), [("b", 3, 1.0)])
+    stopped = reports[expected.index(TrialScheduler.STOP)][0]
+    again = decisions(scheduler(path, brackets), [(stopped, 5, 1.0)])
     assert again == [TrialScheduler.STOP], "a trial that was stopped stays so"
 
 

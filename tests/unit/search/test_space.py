@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import types
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.sample import Categorical
 
 import search_spaces
-from repmtl_ray import cluster, policies, search
+from repmtl_ray import cluster, policies, ray_compat, search
 from repmtl_ray.cli import search as cli_search
 from repmtl_ray.config import replace
 from repmtl_ray.search.schedulers import scheduler_of
@@ -208,7 +210,7 @@ def test_a_space_that_fixes_the_logarithm_has_one_reference() -> None:
     ("arguments", "message"),
     [
         ({"searcher": "grid"}, "searcher is 'grid'; expected one of 'random', 'optuna'"),
-        ({"scheduler": "ASHA"}, "scheduler is 'ASHA'; expected one of 'none', 'asha'"),
+        ({"scheduler": "ASHA"}, "scheduler is 'ASHA'; expected one of 'none', 'asha', 'hyperband'"),
         ({"num_samples": 0}, "num_samples is 0; expected at least 1"),
         ({"num_samples": 1, "references": [{TSR: 0.0}] * 2}, "at least the 2 references"),
         ({"max_concurrent": 0}, "max_concurrent is 0; expected at least 1"),
@@ -227,7 +229,20 @@ def test_bad_arguments_of_tune_are_found_before_ray_starts(
         search.tune(BASE, **defaults | arguments)
 
 
-def test_asha_is_the_only_early_stopping() -> None:
+@pytest.mark.parametrize(
+    ("epochs", "milestones"), [(1, [[1]]), (3, [[3, 1], [3]]), (20, [[9, 3, 1], [9, 3], [9]])]
+)
+def test_hyperband_has_brackets_that_begin_later(epochs: int, milestones: Any) -> None:
+    made = scheduler_of("hyperband", epochs, "/runs")
+    brackets = ray_compat.asha_rungs(made)
+    assert [[milestone for milestone, _ in rungs] for rungs in brackets] == milestones
+    drawn = Counter(made.bracket_of(f"run {number}") for number in range(2000))
+    assert sorted(drawn) == list(range(len(brackets)))
+    for bracket in range(1, len(brackets)):
+        assert drawn[bracket - 1] / drawn[bracket] == pytest.approx(math.e, rel=0.25)
+
+
+def test_early_stopping_by_name() -> None:
     assert scheduler_of("none", 10, "/runs") is None
     assert isinstance(scheduler_of("asha", 10, "/runs"), ASHAScheduler)
 
