@@ -36,7 +36,7 @@ from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.step import Stepper
 from tests.helpers.literal import literal_csa
 
-OFF = {"lambda_tsr": 0.0, "lambda_csa": 0.0}
+OFF: dict[str, Any] = {"lambda_tsr": 0.0, "lambda_csa": 0.0}
 EVERY = 4
 GIB = 2**30
 
@@ -96,11 +96,16 @@ def stepper_of(row: Row, shape: Shape, precision: str, device: str, *, compiled:
     if compiled:
         model.encoder.compile()
     names = [task.name for task in tasks]
-    place = "representation" if row.at_representation else "parameters"
     return Stepper(
         model=model,
         tasks=tasks,
-        policy=policies.build(PolicyConfig(name=row.policy, gradients=place), names),
+        policy=policies.build(
+            PolicyConfig(
+                name=row.policy,
+                gradients="representation" if row.at_representation else "parameters",
+            ),
+            names,
+        ),
         policy_name=row.policy,
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-4),
         regularizer=RepMTL(**(OFF if row.penalty is None else row.penalty)),

@@ -137,7 +137,7 @@ class OwnPolicy(str):
         name.policy = policy
         return name
 
-    def __getnewargs__(self) -> tuple[Any, ...]:  # type: ignore[override]  # str's has one value
+    def __getnewargs__(self) -> tuple[Any, ...]:
         return str(self), self.policy
 
 

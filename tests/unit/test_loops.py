@@ -116,13 +116,13 @@ def test_the_gradient_of_the_combined_loss_is_the_policys(policy: Any, log_losse
     trained = [loss.log() if log_losses else loss for loss in losses]
     rows = torch.zeros(2, sum(p.numel() for p in shared), dtype=torch.float64)
     for row, loss in zip(rows, trained, strict=True):
-        parts = torch.autograd.grad(loss, encoder.parameters(), retain_graph=True)
+        parts = torch.autograd.grad(loss, list(encoder.parameters()), retain_graph=True)
         row[:16] = torch.cat([part.flatten() for part in parts])
     reference, used = policies.build(policy, num_tasks=2), policies.build(policy, num_tasks=2)
     expected = reference.combine(rows, torch.stack(losses).detach(), log_losses=log_losses)
     weights = reference.last_head_weights
     of_heads = [
-        torch.autograd.grad(weight * loss, head.parameters(), retain_graph=True)
+        torch.autograd.grad(weight * loss, list(head.parameters()), retain_graph=True)
         for weight, loss, head in zip(weights, trained, heads, strict=True)
     ]
     total = combined_loss(used, losses, shared, log_losses=log_losses, scale=8.0)
