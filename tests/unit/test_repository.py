@@ -75,6 +75,7 @@ def distributions_of(folder: str) -> dict[str, set[str]]:
         ("search_spaces", ()),
         ("pipelines", ()),
         ("bench", ("dev",)),
+        ("docs/examples/loops", ("examples",)),
         ("tests", (*EXTRAS, "dev")),
     ],
 )
@@ -90,7 +91,7 @@ def test_every_imported_package_is_declared(folder: str, extras: tuple[str, ...]
 def test_every_dependency_is_used() -> None:
     used = {
         name
-        for folder in ("repmtl_ray", "pipelines", "search_spaces")
+        for folder in ("repmtl_ray", "pipelines", "search_spaces", "docs/examples/loops")
         for distributions in distributions_of(folder).values()
         for name in distributions
     }
