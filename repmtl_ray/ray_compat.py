@@ -234,15 +234,6 @@ def asha_rungs(scheduler: Any) -> list[list[tuple[float, dict[str, float]]]]:
     return [bracket._rungs for bracket in scheduler._brackets]
 
 
-def put_into_bracket(scheduler: Any, trial_id: str, bracket: int) -> None:
-    """Moves a trial that an `ASHAScheduler` has just added to a bracket.
-
-    Why: Tune draws the bracket from NumPy's global state, so a search that is continued would have
-    its trials in others. Upstream: no issue known. It can go together with `asha_rungs`.
-    """
-    scheduler._trial_info[trial_id] = scheduler._brackets[bracket]
-
-
 def drawn_samples(
     param_space: dict[str, Any], references: Sequence[dict[str, Any]], seed: int
 ) -> Iterator[list[dict[str, Any]]]:

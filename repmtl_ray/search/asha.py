@@ -46,7 +46,8 @@ class ResumableASHA(ASHAScheduler):
             self._read()
         name = trial.config["run"].name
         super().on_trial_add(tune_controller, _named(trial))
-        ray_compat.put_into_bracket(self, name, self.bracket_of(name))
+        # Ray Tune has drawn it from NumPy's global state, which a resumed search has not.
+        self._trial_info[name] = self._brackets[self.bracket_of(name)]
 
     def bracket_of(self, name: str) -> int:
         """Which bracket a run is in: drawn from its name, an early bracket as often as it is large.
