@@ -35,7 +35,9 @@ def comparison_table(rows: Sequence[Row]) -> list[list[str]]:
             line.append(f"{found.mean:+.2f} ± {deviation}")
             line.append("n/a" if found.p_value is None else f"{found.p_value:.2g}")
             line.append(f"{adjusted[variant]:.2g}" if variant in adjusted else "n/a")
-        table.append([*line, f"{times[variant] / times[REFERENCE]:.2f}"])
+        # The first run of a process loads libraries: a median of fewer says nothing.
+        few = len(own) < MIN_SEEDS
+        table.append([*line, "n/a" if few else f"{times[variant] / times[REFERENCE]:.2f}"])
     return table
 
 

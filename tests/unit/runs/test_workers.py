@@ -59,10 +59,12 @@ def test_gradients_at_the_representation_too(pool_of: Callable[[int], Pool], nam
     assert_workers_agree(pool_of(2), policy, {"regularizer": (0.9, 0.7), **needed_tasks(name)})
 
 
-@pytest.mark.parametrize("name", ["EW", "IMTL", "Aligned-MTL", "GradDrop", "MetaBalance", "IGBv2"])
+@pytest.mark.parametrize(
+    "name", ["EW", "IMTL", "Aligned-MTL", "GradDrop", "MetaBalance", "IGBv2", "Sel-Update"]
+)
 def test_four_workers_equal_one(pool_of: Callable[[int], Pool], name: str) -> None:
     """One of them has no valid depth at all. One policy for each way of talking: losses alone, a
-    Gramian, whole Jacobians, norms, a replay."""
+    Gramian, whole Jacobians, norms, a replay, updates in turns."""
     assert_workers_agree(pool_of(4), policy_config(name), {"regularizer": (0.9, 0.7)})
 
 
