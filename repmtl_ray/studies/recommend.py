@@ -8,6 +8,7 @@ it was, and a larger budget adds runs. Rows and their comparison are those of `r
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_fields
@@ -46,6 +47,7 @@ TUNED, BOUNDED = "tuned weights", "Rep-MTL, share 0.1"
 METHODS = (REFERENCE, "EW-log", TUNED, "UW", "FairGrad", BOUNDED)
 HELD_OUT = 0.2
 """Share of the training samples that candidates are chosen on."""
+MAX_DRAWS = 1000
 LOOKED_AT = 8
 """Batches of the trained EW whose task gradients are compared."""
 
@@ -97,8 +99,7 @@ def recommend(
     Args:
         experiment: what the methods share; its policy and penalties are replaced.
         data, model: of your own, as for `fit`; Ray then reads the rows once.
-        minutes: of training and evaluation in all; no run starts after it. What earlier calls trained
-            counts, so more of them means more seeds.
+        minutes: of training and evaluation in all, earlier calls included; no run starts after it.
         seeds: in this order, as many as the budget allows.
         names: methods: `METHODS`, and all that `repmtl_ray.studies.methods.method` knows.
         draws: candidates of "tuned weights": equal weights first, then drawn ones.
@@ -185,10 +186,12 @@ def _check(
     names: Sequence[str],
 ) -> None:
     """Refuses a budget or numbers that are not allowed, and names without the reference."""
-    if minutes <= 0 or draws < 1 or not seeds or not rates or min(rates) <= 0:
+    numbers = [minutes, *rates]
+    are_right = all(math.isfinite(number) and number > 0 for number in numbers) and rates and seeds
+    if not are_right or not 1 <= draws <= MAX_DRAWS:
         raise ValueError(
             f"minutes is {minutes}, draws {draws}, seeds {list(seeds)}, rates {list(rates)}; expected "
-            "positive numbers, and at least one seed and one rate."
+            f"positive numbers, at least one seed and one rate, and at most {MAX_DRAWS} draws."
         )
     if REFERENCE not in names:
         raise ValueError(f"names are {', '.join(names)}; expected {REFERENCE!r} among them.")

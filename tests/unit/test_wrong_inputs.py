@@ -216,6 +216,7 @@ def test_wrong_arguments_of_a_function(function: Any, capsys: Any) -> None:
 POSITIONAL: dict[str, list[str]] = {
     "ablation": ["scenes"],
     "benchmark": ["scenes"],
+    "recommend": ["scenes"],
     "sensitivity": ["scenes"],
     "timing": ["scenes"],
     "train": ["best.json"],
@@ -235,6 +236,7 @@ WORK = (
     "search.tune",
     "studies.benchmark.benchmark",
     "data.prepare.prepare",
+    "studies.recommend.open_split",
     "studies.timing.time_methods",
     "cli.commands.plan.simulate",
     "planning.timing.measure_epoch",

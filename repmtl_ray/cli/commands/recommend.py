@@ -37,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains what is missing and fits into the budget, and prints what was found."""
+    from repmtl_ray.cli import results
     from repmtl_ray.runs.build import selected_tasks
     from repmtl_ray.studies import recommend
 
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         draws=arguments.draws,
         rates=arguments.rates,
         directory=cli.folder(arguments.out),
-        device=arguments.device,
+        device=str(results.device(arguments.device)),
     )
     found.file.with_suffix(".md").write_text(f"{found}\n")
     print(f"\n{found}\ntables     {found.file.with_suffix('.md')}")
