@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from repmtl_ray.search import SearchResult, tune
     from repmtl_ray.studies.benchmark import benchmark
     from repmtl_ray.studies.recommend import recommend
-    from repmtl_ray.tasks import Classification, Depth, InverseDepth, Normals, Segmentation, Task
+    from repmtl_ray.tasks import (
+        Classification,
+        CustomTask,
+        Depth,
+        InverseDepth,
+        Normals,
+        Segmentation,
+        Task,
+    )
     from repmtl_ray.train import FitResult, fit
 
 __version__ = "0.1.0"
@@ -77,6 +85,7 @@ _NAMES = {
     "studies.recommend": ("recommend",),
     "tasks": (
         "Classification",
+        "CustomTask",
         "Depth",
         "InverseDepth",
         "Normals",
@@ -96,6 +105,7 @@ __all__ = [
     "CheckpointConfig",
     "Classification",
     "CustomData",
+    "CustomTask",
     "DataConfig",
     "Depth",
     "Experiment",

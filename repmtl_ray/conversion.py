@@ -301,9 +301,14 @@ def _values_for_digest(config: Any) -> dict[str, Any]:
         value = getattr(config, entry.name)
         if dataclasses.is_dataclass(value):
             values[entry.name] = _values_for_digest(value)
-        elif _ADDED in entry.metadata and value == entry.metadata[_ADDED]:
+        elif is_at_added_default(config, entry):
             del values[entry.name]
     return values
+
+
+def is_at_added_default(config: Any, entry: dataclasses.Field[Any]) -> bool:
+    """Whether a field was `added` and has the value that stands for its absence."""
+    return _ADDED in entry.metadata and getattr(config, entry.name) == entry.metadata[_ADDED]
 
 
 def differences(old: Any, new: Any) -> str:

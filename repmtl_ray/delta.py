@@ -16,7 +16,7 @@ from numbers import Real
 from statistics import fmean
 
 from repmtl_ray.config import nearest
-from repmtl_ray.metrics import HIGHER_IS_BETTER
+from repmtl_ray.metrics import higher_is_better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +146,13 @@ def directions(row: Mapping[str, float]) -> dict[str, bool]:
 
 def _directions(row: Mapping[str, float], directions: Mapping[str, bool] | None) -> dict[str, bool]:
     """The row's metrics, with whether higher is better."""
-    known = HIGHER_IS_BETTER if directions is None else directions
     by_name = {}
     for name in row:
         task, _, last = name.rpartition("/")
-        if task and (name in known or last in known):
-            by_name[name] = known[name] if name in known else known[last]
+        known = {last: higher_is_better(last)} if directions is None else directions
+        is_up = known.get(name, known.get(last))
+        if task and is_up is not None:
+            by_name[name] = is_up
     if not by_name:
         raise ValueError(f"no metric among {sorted(row)}; expected names like 'depth/abs_error'.")
     return by_name

@@ -33,9 +33,25 @@ HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
         "auc": True,
         "average_precision": True,
         "f1": True,
+        # Of metrics that tasks of the user's own may have.
+        "calibration_error": False,
+        "dice": True,
+        "kendall": True,
+        "log_loss": False,
+        "mrr": True,
+        "ndcg": True,
+        "pearson": True,
+        "precision": True,
+        "psnr": True,
+        "r2": True,
+        "recall": True,
+        "spearman": True,
+        "ssim": True,
     }
 )
-"""Every metric of the project, by the last part of its name."""
+"""The metrics whose direction is known, by the last part of their names."""
+_SUFFIXES = {"_up": True, "_down": False}
+"""What the names of all other metrics end in: whoever reads a stored result knows the direction."""
 
 ANGLE_RESOLUTION = 0.01
 """The bin width of the angle histogram in degrees. The median is the centre of a bin, so its error
@@ -46,6 +62,13 @@ _WITHIN = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30.0}
 NUM_ERROR_STATISTICS = 3
 NUM_ANGLE_STATISTICS = _NUM_BINS + len(_WITHIN) + 1
 NUM_ACCURACY_STATISTICS = 2
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Whether more of a metric is better, by the last part of its name; None of what is no metric."""
+    if metric in HIGHER_IS_BETTER:
+        return HIGHER_IS_BETTER[metric]
+    return next((up for suffix, up in _SUFFIXES.items() if metric.endswith(suffix)), None)
 
 
 def valid_depth(target: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ class _Walk:
             self.digest.update(value.tobytes())
         elif cls.__module__.partition(".")[0] == _OURS or _is_users(cls.__module__):
             self.visit(getattr(value, "__dict__", {}))
-        elif hasattr(value, "_parameters"):  # a module of PyTorch
+        elif hasattr(value, "_parameters") and hasattr(value, "_modules"):  # a module of PyTorch
             self.visit({k: v for k, v in vars(value).items() if not k.endswith("_hooks")})
 
 

@@ -158,7 +158,7 @@ def _checked_tasks(tasks: Any, inputs: Sequence[str]) -> tuple[Task, ...]:
 
 def _check_task_class(task: Task) -> None:
     """Refuses a class of the user's own that does not say what its column and its metrics are."""
-    from repmtl_ray.metrics import HIGHER_IS_BETTER  # needs torch, which reading tasks do not
+    from repmtl_ray.metrics import higher_is_better  # needs torch, which reading tasks do not
 
     where, kinds = f"task {task.name!r}: {type(task).__name__}", get_args(Kind)[1:]
     for name in ("kind", "dense", "metric_directions"):
@@ -168,12 +168,15 @@ def _check_task_class(task: Task) -> None:
                 "repmtl_ray.tasks do."
             )
     check(task.kind in kinds, f"{where}.kind", task.kind, "one of " + ", ".join(kinds))
-    unknown = sorted(set(task.metric_directions) - HIGHER_IS_BETTER.keys())
-    if unknown:
-        raise ValueError(
-            f"{where} has the metric {unknown[0]!r}, which delta_p and the choice of the best epoch "
-            f"do not know; name it as one of {', '.join(sorted(HIGHER_IS_BETTER))}."
-        )
+    for metric, is_up in task.metric_directions.items():
+        if higher_is_better(metric) is not is_up:
+            known = {None: "do not know", True: "take for better if higher"}
+            known[False] = "take for better if lower"
+            end = "_up" if is_up else "_down"
+            raise ValueError(
+                f"{where} has the metric {metric!r}, which delta_p and the choice of the best epoch "
+                f"{known[higher_is_better(metric)]}; name it so that it ends in {end!r}."
+            )
 
 
 def _checked_normalization(given: Any) -> Normalization | None:
@@ -199,7 +202,7 @@ def _cache(
 ) -> tuple[CachedSplit | None, tuple[int, int] | None, list[str]]:
     """One data set in the object store, or what is wrong with it."""
     kinds = {task.name: task.kind for task in data.tasks}
-    numbers = {task.name: getattr(task, "num_classes", task.num_targets) for task in data.tasks}
+    numbers = {task.name: _number_of(task) for task in data.tasks}
     num_classes = {task: number for task, number in numbers.items() if number is not None}
     columns = (SAMPLE_ID, *data.inputs, *kinds)
     with quiet():
@@ -251,6 +254,13 @@ def _cache(
         fingerprint=fingerprint_of({NAME: cached.contents}),
     )
     return split, size, []
+
+
+def _number_of(task: Task) -> int | None:
+    """Of classes, or of the numbers that a label holds; None where the task does not say it."""
+    if task.kind in ("class", "label"):
+        return getattr(task, "num_classes", None)
+    return task.num_targets
 
 
 def _with_ignore_values(table: pyarrow.Table, *, kinds: Mapping[str, Kind]) -> pyarrow.Table:

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from repmtl_ray.conversion import added, check_types, differences
+from repmtl_ray import user_code
+from repmtl_ray.conversion import added, check_types, differences, is_at_added_default
 
 if TYPE_CHECKING:
     from repmtl_ray.data.stream import Normalization
@@ -35,7 +36,8 @@ class TaskDescription:
         dense: whether it predicts a map.
         num_outputs: the width of its head.
         settings: the other fields of its class.
-        code: digest of the source of a class of the user's own; "" for this project's.
+        code: digest of the source of a class of the user's own, or of the functions that a task was
+            given; "" for this project's.
     """
 
     name: str
@@ -126,6 +128,7 @@ def describe_task(task: Task) -> TaskDescription:
     """
     cls = type(task)
     is_own = cls.__module__.startswith(OWN_TASKS)
+    code = [getattr(task, name) for name in task.code_fields]
     return TaskDescription(
         name=task.name,
         class_name=cls.__name__ if is_own else f"{cls.__module__}.{cls.__qualname__}",
@@ -135,9 +138,10 @@ def describe_task(task: Task) -> TaskDescription:
         settings={
             entry.name: getattr(task, entry.name)
             for entry in dataclasses.fields(task)
-            if entry.name != "name"
+            if entry.name not in ("name", *task.code_fields)
+            and not is_at_added_default(task, entry)
         },
-        code="" if is_own else code_digest(cls),
+        code=user_code.identity(code) if code else "" if is_own else code_digest(cls),
     )
 
 

@@ -26,10 +26,15 @@ from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.models.own import ModelFunction, build_own_model
 from repmtl_ray.regularizers import regularizer_of
 from repmtl_ray.runs.checkpoint import Parts
+from repmtl_ray.runs.evaluate import eval_mode
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Task
+from repmtl_ray.tasks.base import is_of_project
+from repmtl_ray.tasks.custom import check_on
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+_NUM_LOOKED_AT = 16
+"""Samples on which losses and metrics of the user's own are tried before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +58,15 @@ class Split:
 
     def example_inputs(self) -> Inputs:
         """The encoder's inputs for the first two samples (twice the same if there is one)."""
+        return self.example_batch([], 2).inputs
+
+    def example_batch(self, tasks: Sequence[str], num_rows: int) -> Batch:
+        """The first samples of the first stream (the last one again if there are fewer)."""
         stream = self.streams[0]
         rows = self.rows[stream.name]
-        first = np.array([0, min(1, len(rows) - 1)])
-        samples = rows.fetch(first, [SAMPLE_ID, *stream.inputs])
-        return collate([(stream, samples)], [], torch.float32).inputs
+        first = np.arange(num_rows).clip(max=len(rows) - 1)
+        samples = rows.fetch(first, [SAMPLE_ID, *stream.inputs, *tasks])
+        return collate([(stream, samples)], tasks, torch.float32)
 
 
 def train_plan(
@@ -173,10 +182,32 @@ def initial_model(
             `DataConfig` and `ModelConfig` say everything.
 
     Raises:
-        ExperimentError: a model of the user's own that is missing or cannot be trained, or images
-            that are missing.
+        ExperimentError: a model, a loss or a metric of the user's own that is missing or cannot be
+            used, or images that are missing.
         ValueError: as `build_model`.
     """
+    model = _initial_model(experiment, tasks, train, workers)
+    own = [task for task in tasks if task.code_fields or not is_of_project(task)]
+    if own and train is not None:
+        batch = train.example_batch([task.name for task in own], _NUM_LOOKED_AT)
+        with torch.no_grad(), eval_mode(model):
+            predictions = model(batch.inputs)
+        try:
+            for task in own:
+                check_on(
+                    task,
+                    predictions[task.name],
+                    batch.targets[task.name],
+                    penalized=experiment.regularizer.active,
+                )
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+    return model
+
+
+def _initial_model(
+    experiment: Experiment, tasks: Sequence[Task], train: Split | None, workers: Workers
+) -> MultiTaskModel:
     penalized = experiment.regularizer.active
     if experiment.model.encoder != OWN_MODEL:
         size = size_of(experiment, train)

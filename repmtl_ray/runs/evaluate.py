@@ -59,7 +59,7 @@ def evaluate(
         for task in tasks
     }
     collected: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
-    with _eval_mode(model):
+    with eval_mode(model):
         for batch in batches:
             _add_batch(sums, collected, model, batch, tasks, device, precision)
     workers.total_(sums.values())
@@ -131,7 +131,8 @@ def _all_rows(
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model in eval mode, and every module back as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

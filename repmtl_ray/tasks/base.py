@@ -34,6 +34,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def is_of_project(task: Task) -> bool:
+    """Whether a task's class is this project's, and not the user's own."""
+    return type(task).__module__.startswith(OWN_MODULES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """One thing to predict from a sample.
@@ -55,7 +60,7 @@ class Task(ABC):
 
     def __post_init__(self) -> None:
         check(isinstance(self.name, str), "task name", self.name, "a string")
-        if type(self).__module__.startswith(OWN_MODULES):
+        if is_of_project(self) and not self.code_fields:
             check_types(self, f"task {self.name!r}")
         if not self.name.isidentifier():
             raise ValueError(
@@ -109,6 +114,8 @@ class Task(ABC):
 
     num_columns: ClassVar[int] = 0
     """The width of `collected`; 0 if no metric needs single samples."""
+    code_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields that hold code of the user's own, which no file keeps; its identity is stored."""
 
     def collected(self, prediction: Tensor, target: Tensor) -> Tensor:
         """What metrics must know of every single label, because no sum says it.

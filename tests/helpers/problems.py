@@ -18,7 +18,7 @@ from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.stream import Kind, Sample, Stream
 from repmtl_ray.models.own import Model
 from repmtl_ray.runs.build import Split
-from repmtl_ray.tasks import Binary, MultiLabel, Regression, Task
+from repmtl_ray.tasks import Binary, CustomTask, MultiLabel, Regression, Task
 
 SHOP: tuple[Task, ...] = (Binary(name="click"), Binary(name="buy"))
 SHOP_INPUTS = ("user", "item", "price")
@@ -44,6 +44,69 @@ class Towers(nn.Module):
 def shop_model() -> Model:
     heads = {task.name: nn.Sequential(nn.Tanh(), nn.Linear(8, 1)) for task in SHOP}
     return Model(encoder=Towers(), heads=heads)
+
+
+def pinball(prediction: Tensor, target: Tensor) -> Tensor:
+    """The loss of the 70 % quantile, by sample."""
+    error = target - prediction
+    return torch.maximum(0.7 * error, -0.3 * error)
+
+
+def is_below(prediction: Tensor, target: Tensor) -> Tensor:
+    return (target < prediction).double()
+
+
+def weighed_entropy(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in which the last class counts three times, as a sum and a count."""
+    loss = nn.functional.cross_entropy(prediction, target, reduction="none")
+    weight = 1.0 + 2.0 * (target == 2)
+    return (weight * loss).sum(), weight.sum()
+
+
+def quantile_tasks() -> tuple[Task, ...]:
+    """Losses and metrics of one's own: functions, and metrics of torchmetrics."""
+    import torchmetrics
+
+    return (
+        CustomTask(
+            name="quantile",
+            loss=pinball,
+            measures={
+                "share_below_up": is_below,
+                "r2": torchmetrics.R2Score(),
+                "pearson": torchmetrics.PearsonCorrCoef(),
+            },
+        ),
+        CustomTask(
+            name="taste",
+            kind="class",
+            num_outputs=3,
+            num_classes=3,
+            loss=weighed_entropy,
+            measures={"accuracy": torchmetrics.Accuracy(task="multiclass", num_classes=3)},
+            predict=softmax,
+        ),
+    )
+
+
+def softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1)
+
+
+def quantile_model() -> Model:
+    return Model(
+        encoder=Towers(),
+        heads={"quantile": nn.Linear(8, 1), "taste": nn.Sequential(nn.Tanh(), nn.Linear(8, 3))},
+    )
+
+
+def quantile_row(sample_id: int) -> dict[str, Any]:
+    """A fifth of the samples lack the number, another fifth the class."""
+    row, rng = shop_row(sample_id), np.random.default_rng([3, sample_id])
+    amount = np.float32(row["price"] + 0.1 * rng.normal())
+    row["quantile"] = np.float32("nan") if sample_id % 5 == 0 else amount
+    row["taste"] = -1 if sample_id % 5 == 1 else int((row["user"] + row["item"]) % 3)
+    return row
 
 
 class Words(nn.Module):
@@ -158,6 +221,10 @@ def split_of(
 
 def shop_split(ids: range) -> Split:
     return split_of(shop_row, ids, SHOP, shop_model, inputs=SHOP_INPUTS)
+
+
+def quantile_split(ids: range) -> Split:
+    return split_of(quantile_row, ids, quantile_tasks(), quantile_model, inputs=SHOP_INPUTS)
 
 
 def text_split(ids: range) -> Split:

@@ -47,11 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def text(metrics: Mapping[str, float]) -> str:
     """The metrics as a table, with the direction of those that have one."""
-    from repmtl_ray.metrics import HIGHER_IS_BETTER
+    from repmtl_ray.metrics import higher_is_better
 
     words: dict[bool | None, str] = {True: "higher", False: "lower"}
     rows = []
     for name, value in metrics.items():
         task, _, metric = name.rpartition("/")
-        rows.append([task, metric, f"{value:.4f}", words.get(HIGHER_IS_BETTER.get(metric), "")])
+        rows.append([task, metric, f"{value:.4f}", words.get(higher_is_better(metric), "")])
     return aligned(["task", "metric", "value", "better"], rows)

@@ -16,13 +16,14 @@ from repmtl_ray.runs import loop
 from tests.helpers.gloo import Pool
 from tests.helpers.problems import (
     own_experiment,
+    quantile_split,
     shop_model,
     shop_split,
     text_split,
 )
 from tests.helpers.training import SaveAt
 
-PROBLEMS = {"shop": shop_split, "text": text_split}
+PROBLEMS = {"shop": shop_split, "text": text_split, "quantile": quantile_split}
 by_name = pytest.mark.parametrize("problem", sorted(PROBLEMS))
 
 
@@ -47,6 +48,12 @@ def test_it_trains_with_penalties_and_metrics_of_every_task(problem: str) -> Non
     (last,) = history(ALONE, own_experiment(epochs=1), problem)
     wanted = {
         "shop": {"click/auc", "buy/auc", "buy/average_precision"},
+        "quantile": {
+            "quantile/r2",
+            "quantile/pearson",
+            "quantile/share_below_up",
+            "taste/accuracy",
+        },
         "text": {"topics/auc", "score/abs_error", "score/rmse"},
     }[problem]
     assert wanted | {"rep_mtl/tsr", "rep_mtl/csa"} <= last.keys()
