@@ -93,8 +93,6 @@ def test_losses_and_metrics_are_the_same_however_rows_are_split(name: str) -> No
     statistics = torch.stack([task.statistics(prediction[p], target[p]) for p in parts]).sum(dim=0)
     collected = whole_rows = None
     if task.num_columns:
-        collected = whole_rows = None
-    if task.num_columns:
         collected = torch.cat([task.collected(prediction[p], target[p]) for p in reversed(parts)])
         whole_rows = task.collected(prediction, target)
     values = task.metrics(statistics, collected)
