@@ -29,7 +29,11 @@ HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
         "within_22.5": True,
         "within_30": True,
         "accuracy": True,
+        "top_k_accuracy": True,
         "rmse": False,
+        "delta_1": True,
+        "delta_2": True,
+        "delta_3": True,
         "auc": True,
         "average_precision": True,
         "f1": True,
@@ -59,7 +63,9 @@ is at most half of this.
 """
 _NUM_BINS = 18_000
 _WITHIN = {"within_11.25": 11.25, "within_22.5": 22.5, "within_30": 30.0}
+_RATIOS = {"delta_1": 1.25, "delta_2": 1.25**2, "delta_3": 1.25**3}
 NUM_ERROR_STATISTICS = 3
+NUM_DEPTH_STATISTICS = NUM_ERROR_STATISTICS + 1 + len(_RATIOS)
 NUM_ANGLE_STATISTICS = _NUM_BINS + len(_WITHIN) + 1
 NUM_ACCURACY_STATISTICS = 2
 
@@ -165,6 +171,43 @@ def error_metrics(statistics: Tensor) -> dict[str, float]:
     return {"abs_error": absolute / count, "rel_error": relative / count} if count else {}
 
 
+def depth_statistics(prediction: Tensor, target: Tensor) -> Tensor:
+    """`error_statistics`, and over the same pixels: the sum of squared errors, and how many have a
+    ratio max(p / t, t / p) below 1.25, 1.25^2 and 1.25^3; a prediction that is not positive has none.
+
+    Returns:
+        [3 + 4].
+    """
+    valid = valid_depth(target)
+    measured, predicted = target[valid].double(), prediction[valid].double()
+    squares = (predicted - measured).square().sum()
+    positive = predicted.clamp_min(torch.finfo(torch.float64).tiny)
+    ratio = torch.maximum(positive / measured, measured / positive)
+    counts = [(ratio < limit).sum().double() for limit in _RATIOS.values()]
+    return torch.cat([error_statistics(prediction, target), torch.stack([squares, *counts])])
+
+
+def depth_metrics(statistics: Tensor) -> dict[str, float]:
+    """All metrics of depth over the valid pixels of the split; {} without any.
+
+    Args:
+        statistics: [7] from `depth_statistics`.
+
+    Source:
+        Eigen, Puhrsch, Fergus, arXiv:1406.2283, section 4.3; here the shares are in percent.
+    """
+    count = float(statistics[2])
+    if not count:
+        return {}
+    squares, *within = statistics[NUM_ERROR_STATISTICS:].tolist()
+    shares = {name: 100 * number / count for name, number in zip(_RATIOS, within, strict=True)}
+    return {
+        **error_metrics(statistics[:NUM_ERROR_STATISTICS]),
+        "rmse": (squares / count) ** 0.5,
+        **shares,
+    }
+
+
 def angle_statistics(prediction: Tensor, target: Tensor) -> Tensor:
     """Angles between predicted and true normals: a histogram, counts below the thresholds, the sum.
 
@@ -215,26 +258,36 @@ def angle_metrics(statistics: Tensor) -> dict[str, float]:
     return metrics | {name: 100 * number / count for name, number in within}
 
 
-def accuracy_statistics(prediction: Tensor, target: Tensor) -> Tensor:
+def accuracy_statistics(prediction: Tensor, target: Tensor, top_k: int | None = None) -> Tensor:
     """The number of valid labels that were predicted correctly, and the number of valid labels.
 
     Args:
         prediction: [rows, classes] logits.
         target: [rows] int64, ignore -1.
+        top_k: also count the labels that are among so many most likely ones.
 
     Returns:
-        [2].
+        [2], or [3] with `top_k`.
     """
     valid = target != IGNORE_LABEL
     correct = (prediction.argmax(dim=1) == target) & valid
-    return torch.stack([correct.sum(), valid.sum()]).double()
+    counts = [correct.sum(), valid.sum()]
+    if top_k is not None:
+        likely = prediction.topk(top_k, dim=1).indices
+        counts.append((likely == target[:, None]).any(dim=1).logical_and(valid).sum())
+    return torch.stack(counts).double()
 
 
 def accuracy_metrics(statistics: Tensor) -> dict[str, float]:
     """The percentage of correct predictions; {} without any valid label.
 
     Args:
-        statistics: [2] from `accuracy_statistics`.
+        statistics: [2] or [3] from `accuracy_statistics`.
     """
-    num_correct, count = statistics.tolist()
-    return {"accuracy": 100 * num_correct / count} if count else {}
+    num_correct, count, *num_among = statistics.tolist()
+    if not count:
+        return {}
+    found = {"accuracy": 100 * num_correct / count}
+    if num_among:
+        found["top_k_accuracy"] = 100 * num_among[0] / count
+    return found

@@ -161,7 +161,7 @@ def _predictions_and_saliency(
     gradients = []
     for task in tasks:
         total, count = task.loss_sum(predictions[task.name], batch.targets[task.name])
-        loss = total / count.clamp(min=1)
+        loss = total / torch.where(count > 0, count, 1.0)
         # The gradient of log L is the gradient of L divided by L.
         scale = loss.detach() if experiment.policy.log_losses and loss > 0 else 1.0
         (gradient,) = torch.autograd.grad(loss / scale, split.leaf, retain_graph=True)

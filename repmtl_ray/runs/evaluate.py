@@ -75,6 +75,11 @@ def evaluate(
             values = task.metrics(sums[task.name][2:], rows)
         except ValueError as error:
             raise ExperimentError(str(error)) from error
+        if not count:
+            raise ExperimentError(
+                f"task {task.name!r}: no label of the evaluation split has a weight above 0; check "
+                "the weights of its loss."
+            )
         for name, value in values.items():
             results[f"{task.name}/{name}"] = value
         results[f"{task.name}/loss"] = loss_sum / count

@@ -239,10 +239,12 @@ class Stepper:
         present = totals > 0
         is_present = dict(zip(self.task_names, present.tolist(), strict=True))
         plain, trained = [], []
-        for own_sum, count, has_labels in zip(sums, totals, is_present.values(), strict=True):
+        # A count is a sum of weights where labels weigh differently, and may be below 1.
+        counted = torch.where(present, totals, 1.0)
+        for own_sum, count, has_labels in zip(sums, counted, is_present.values(), strict=True):
             # `total` is differentiable: this worker's part of the gradient follows from its own
             # rows, and the parts of all workers add up to the gradient of the global mean.
-            loss = self.workers.total(own_sum) / count.clamp(min=1).to(own_sum.dtype)
+            loss = self.workers.total(own_sum) / count.to(own_sum.dtype)
             if not has_labels:
                 loss = loss + 1.0  # an absent task: plain loss 1, log loss 0, gradients zero
             plain.append(loss)
@@ -374,5 +376,6 @@ class Stepper:
         )
         self.workers.total_([totals])
         loss_sums, label_counts = totals.chunk(2)
-        losses = torch.where(label_counts > 0, loss_sums / label_counts.clamp(min=1), 1.0)
+        counted = torch.where(label_counts > 0, label_counts, 1.0)
+        losses = torch.where(label_counts > 0, loss_sums / counted, 1.0)
         return losses.to(sums[0].dtype)
