@@ -16,6 +16,8 @@ FORMS: Mapping[str, tuple[str, ...]] = {
     "nyuv2": ("npy", "parquet", "official", "shards"),
     "office31": ("folders", "shards"),
     "office_home": ("folders", "shards"),
+    "image_folders": ("folders", "shards"),
+    "image_table": ("table",),
     "custom": (),
 }
 """The data sets, and the forms in which each is read."""
@@ -25,6 +27,8 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
     "office31": ("amazon", "dslr", "webcam"),
     "office_home": ("Art", "Clipart", "Product", "Real_World"),
 }
+WITH_DOMAINS = (*DOMAINS, "image_folders")
+"""The data sets with one task a domain."""
 MAX_SEED = 2**32 - 1
 MAX_SIZE = 16_384
 """Of an image's height and width in pixels."""
@@ -43,8 +47,10 @@ class DataConfig:
 
     Args:
         name: "cityscapes" (segmentation and inverse depth), "nyuv2" (segmentation, depth in metres
-            and surface normals), "office31" or "office_home" (one task per domain); "custom" for the
-            data sets handed to `fit(data=...)`.
+            and surface normals), "office31" or "office_home" (one task per domain), "image_folders"
+            (the same of any folders <domain>/<class>/<photograph>: PACS, DomainNet, your own);
+            "image_table" (a CSV or Parquet file of photographs' paths and a column for each task);
+            "custom" for the data sets handed to `fit(data=...)`.
         path: of the data, or folder or URI (s3://, gs://) of its shards; None renders street
             scenes (cityscapes) or rooms (nyuv2).
         height, width: pixels; None takes the stored size (official files: the benchmark's; office:
@@ -52,11 +58,12 @@ class DataConfig:
         augment: random scale-crop and flip of the training samples (docs/guide.md, augmentation).
         num_train, num_val: rendered scenes only; how many; None means as many as the real data set.
         scene_seed: rendered scenes only; which streets or rooms.
-        domains: office only; which domains, in which order; None means all.
+        domains: office and image_folders only; which domains, in which order; None means all of
+            office's; image_folders needs them.
         eval_split: "val", "test" or "holdout"; the split that the epoch metrics are computed on.
         form: of what is at the path, as `FORMS` lists them; "auto" looks.
         columns: Parquet files only; our column's name to the file's, where they differ.
-        pairing: office only; whether row b of every domain's batch is any sample ("position") or
+        pairing: office and image_folders only; whether row b of every domain's batch is any sample ("position") or
             one of the same class ("class").
         holdout: fraction of the training split that is cut off, seeded, as the split "holdout"; 0
             trains on all of it.
@@ -96,14 +103,19 @@ class DataConfig:
             check_range(f"data.{name}", getattr(self, name), 1, MAX_RENDERED)
         for name in ("scene_seed", "holdout_seed"):
             check_range(f"data.{name}", getattr(self, name), 0, MAX_SEED)
-        domains = self.domains or ()
+        if self.domains is None:
+            raise ValueError(
+                f"data.domains is not given, which data.name {self.name!r} needs: the names of folders "
+                'in data.path, for example ("photo", "sketch"); each is a task.'
+            )
+        domains = self.domains
         check(len(set(domains)) == len(domains), "data.domains", domains, "no repeats")
         check(bool(domains), "data.domains", domains, "at least one domain")
         check(
             self.name in (*RENDERED, "custom") or self.path is not None,
             "data.path",
             self.path,
-            f"the {_TITLES.get(self.name)} folder (only {' and '.join(RENDERED)} can be rendered "
+            f"the {_TITLES.get(self.name, 'data')} folder (only {' and '.join(RENDERED)} can be rendered "
             "without one)",
         )
         check(0 <= self.holdout < 1, "data.holdout", self.holdout, "a fraction in [0, 1)")
@@ -124,10 +136,11 @@ class DataConfig:
             "num_val": num_val,
             "domains": DOMAINS.get(self.name, DOMAINS["office31"]),
         }.items():
-            if getattr(self, name) is None:
+            if getattr(self, name) is None and (name, self.name) != ("domains", "image_folders"):
                 object.__setattr__(self, name, value)
-        if self.name == "office_home":  # whose archive writes "Real World"
-            domains = tuple(domain.replace(" ", "_") for domain in self.domains or ())
+        if self.name in ("office_home", "image_folders"):  # Office-Home writes "Real World"
+            given = self.domains
+            domains = None if given is None else tuple(name.replace(" ", "_") for name in given)
             object.__setattr__(self, "domains", domains)
 
     def _check_unused(self) -> None:
@@ -141,7 +154,7 @@ class DataConfig:
             "num_train": rendered or self.num_train in train,
             "num_val": rendered or self.num_val in val,
             "scene_seed": rendered or self.scene_seed == 0,
-            "domains": self.name in DOMAINS or self.domains in DOMAINS.values(),
+            "domains": self.name in WITH_DOMAINS or self.domains in DOMAINS.values(),
             "columns": self.name in RENDERED or not self.columns,
             "holdout_seed": self.holdout > 0 or self.holdout_seed == 0,
         }
@@ -178,8 +191,8 @@ class DataConfig:
             "no names, except for Parquet files",
         )
         check(
-            self.pairing == "position" or self.name in DOMAINS,
+            self.pairing == "position" or self.name in WITH_DOMAINS,
             "data.pairing",
             self.pairing,
-            "'position', except for office31 and office_home",
+            f"'position', except for {', '.join(WITH_DOMAINS)}",
         )

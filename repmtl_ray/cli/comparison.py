@@ -35,6 +35,8 @@ DATA: dict[str, dict[str, Any]] = {
     "cityscapes": {"name": "cityscapes"},
     "office_31": {"name": "office31"},
     "office_home": {"name": "office_home"},
+    "image_folders": {"name": "image_folders"},
+    "image_table": {"name": "image_table"},
 }
 """What users may name; the first are rendered, and need no folder."""
 RENDERED = ("scenes", "rooms")
@@ -100,7 +102,15 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data_name", metavar="NAME", help=", ".join(DATA))
     data = parser.add_argument_group("data and training")
     data.add_argument(
-        "--data", metavar="DIR", help=f"its folder ({', '.join(RENDERED)}: rendered, no folder)"
+        "--data",
+        metavar="DIR",
+        help=f"its folder, or the file of image_table ({', '.join(RENDERED)}: rendered, no folder)",
+    )
+    data.add_argument(
+        "--domains",
+        nargs="+",
+        metavar="DOMAIN",
+        help="of image_folders: the folders in --data, each a task",
     )
     data.add_argument(
         "--protocol",
@@ -131,7 +141,8 @@ def experiment_of(arguments: argparse.Namespace) -> Experiment:
             if name in RENDERED
             else f"--data DIR is missing: {name!r} is read from a folder ({' and '.join(RENDERED)} need none)."
         )
-    data = DataConfig(path=arguments.data, **DATA[name])
+    domains = None if arguments.domains is None else tuple(arguments.domains)
+    data = DataConfig(path=arguments.data, domains=domains, **DATA[name])
     experiment = protocols.settings(arguments.protocol, data)
     preset = arguments.preset or ("paper" if arguments.data else "small")
     changes: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Office-31 and Office-Home: photographs of things from several domains, each domain a task.
+"""Photographs of things from several domains, each domain a task: Office-31, Office-Home, others.
 
 Owns opening a split, and the samples: decoded, resized, labelled. Which photographs they are is in
 the split lists (`office_lists`), or in splits of this project's own (`office_splits`).
@@ -15,12 +15,12 @@ from PIL import Image
 
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
 from repmtl_ray.data.files import listing, visible
-from repmtl_ray.data.office_lists import read_lists
-from repmtl_ray.data.office_splits import SETS, OfficeSet, domain_folder
+from repmtl_ray.data.office_lists import count_classes, read_lists
+from repmtl_ray.data.office_splits import SETS, OfficeSet, domain_folder, set_of
 from repmtl_ray.data.photographs import decode_photograph
 from repmtl_ray.data.stream import Normalization, Sample, Stream
 
-__all__ = ["IMAGENET", "SETS", "SIZE", "open_split"]
+__all__ = ["IMAGENET", "SETS", "SIZE", "num_classes", "open_split", "set_of"]
 
 SIZE = (224, 224)
 IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -37,7 +37,7 @@ def open_split(
     """One split of every domain, in the order given; lists and file names checked.
 
     Args:
-        office: which of `SETS`.
+        office: which data set (`set_of`).
         root: folder that holds the domains.
         split: "train", "val" or "test".
         domains: names of folders in `root` ("_" also finds " "); also of streams and tasks.
@@ -71,6 +71,18 @@ def open_split(
         )
         for domain in domains
     )
+
+
+def num_classes(office: OfficeSet, root: Path, domains: Sequence[str]) -> int:
+    """How many classes a domain can have; of "image_folders" by the largest class id of the lists.
+
+    Raises:
+        ValueError: a missing domain, or lists that cannot be found, read or made.
+    """
+    if office.name in SETS:
+        return office.num_classes
+    _check_domains(office, root, domains)
+    return count_classes(office, root, domains)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The split lists of Office-31 and Office-Home: found, read, checked, and made where there are none.
+"""The split lists of photographs by domain and class: found, read, checked, made where there are none.
 
 Owns which photograph is in which split, and its class id. A list is
 `<domain>_{train,val,test}.txt`; a line is `<path in the data set's folder> <class id>`; lines that
@@ -127,6 +127,31 @@ def read_lists(office: OfficeSet, root: Path, split: str, domains: Sequence[str]
         ),
     ]
     return SplitLists(entries=entries, notes=tuple(f"{office.name}: {note}" for note in notes))
+
+
+def count_classes(office: OfficeSet, root: Path, domains: Sequence[str]) -> int:
+    """One more than the largest class id in any list; makes the lists if the folder has none at all.
+
+    Looks at no photograph. Lines that are no entries are left to `read_lists`, which refuses them.
+
+    Raises:
+        ValueError: as `read_lists` of lists that cannot be found, read or made; fewer than two classes.
+    """
+    folder = _list_folder(office, root, domains)
+    largest = 0
+    for domain in domains:
+        for split in SPLITS:
+            path = _list_file(office, folder, domain, split)
+            text = _text(office, root, path) if path.is_file() else ""
+            lines = [line.split() for line in text.split("\n") if not line.startswith("#")]
+            ids = [words[-1] for words in lines if words]
+            largest = max([largest, *(int(number) for number in ids if number.isdecimal())])
+    if not 1 <= largest < office.num_classes:
+        raise ValueError(
+            f"{office.name}: the largest class id in the lists of {folder} is {largest}; expected 1 "
+            f"to {office.num_classes - 1}: ids count from 0."
+        )
+    return largest + 1
 
 
 # Finding and reading lists

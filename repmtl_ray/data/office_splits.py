@@ -1,10 +1,11 @@
-"""Office-31 and Office-Home without lists: their folders, and splits of this project's own.
+"""Folders of photographs by domain and class without lists, and splits of this project's own.
 
 Owns where domains and classes are, what counts as a photograph of a class, and the rule of the own
 splits:
 
     office31     <domain>/images/<class>/<photograph>.jpg
     office_home  <domain>/<class>/<photograph>.jpg (the domain Real_World may be `Real World`)
+    any others   <domain>/<class>/<photograph>.jpg (`image_folders`)
 
 Lists that exist are read in `office_lists`.
 """
@@ -30,6 +31,7 @@ from repmtl_ray.data_config import DOMAINS
 SPLITS = ("train", "val", "test")
 LISTS = "splits"
 """Folder of the lists, below the data set's folder."""
+MAX_CLASSES = 65_536
 LEAST_PHOTOGRAPHS = 5
 """Of a class in a domain: with fewer, int(0.2 n) leaves its validation split empty."""
 MADE_LINE = (
@@ -41,7 +43,7 @@ MADE_LINE = (
 
 @dataclass(frozen=True, kw_only=True)
 class OfficeSet:
-    """One of the two data sets.
+    """A data set of domains that share their classes.
 
     Args:
         name: begins every error message.
@@ -82,6 +84,34 @@ SETS = {
         list_folders=("office-home", "office_home", "officehome"),
     ),
 }
+
+
+def set_of(name: str, root: Path, domains: Sequence[str]) -> OfficeSet:
+    """Which data set a configuration names.
+
+    Args:
+        name: as in `DataConfig`.
+        root: of the folders of "image_folders"; lists are made for every domain there, so that class
+            ids do not depend on the domains that are asked for first.
+        domains: that are asked for.
+    """
+    if name in SETS:
+        return SETS[name]
+    folders = visible(root) if root.is_dir() else []
+    others = [
+        folder.name.replace(" ", "_")
+        for folder in folders
+        if folder.is_dir()
+        and folder.name not in (LISTS, "data_txt")
+        and all(path.is_dir() for path in visible(folder))
+    ]
+    return OfficeSet(
+        name=name,
+        num_classes=MAX_CLASSES,
+        images="",
+        domains=tuple(dict.fromkeys((*domains, *sorted(others)))),
+        list_folders=(),
+    )
 
 
 def spellings(name: str) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from repmtl_ray.config import DataConfig
 from repmtl_ray.data import (
     cityscapes,
     dense,
+    image_table,
+    manifest,
     npy,
     nyuv2,
     office,
@@ -79,10 +81,12 @@ def open_streams(
         return shards.open_split(
             str(data.path), split, name=data.name, streams=which_streams, size=size
         )
+    if data.name == image_table.NAME:
+        return (image_table.open_split(_folder(data), split, size=size),)
     if data.name not in _DENSE:
-        return office.open_split(
-            office.SETS[data.name], _folder(data), split, domains=_domains(data), size=size
-        )
+        root, domains = _folder(data), _domains(data)
+        which_set = office.set_of(data.name, root, domains)
+        return office.open_split(which_set, root, split, domains=domains, size=size)
     which, _ = _DENSE[data.name]
     if data.path is None:
         return (_rendered(data, size or which.size, split),)
@@ -97,16 +101,21 @@ def open_streams(
 
 
 def tasks_of(data: DataConfig) -> tuple[Task, ...]:
-    """All tasks of a data set, in its order; looks at no file."""
+    """All tasks of a data set, in its order; looks at no file, except at the lists of image_folders
+    and at the table of image_table, which say what there is to learn.
+
+    Raises:
+        ValueError: folders, lists or a table that are missing or cannot be read.
+    """
     # Here, so that the processes that only read samples need not load torch.
     from repmtl_ray.tasks import Classification, Depth, InverseDepth, Normals, Segmentation
 
     _check_named(data)
+    if data.name == image_table.NAME:
+        return image_table.tasks_in(_folder(data))
     if data.name not in _DENSE:
-        num_classes = office.SETS[data.name].num_classes
-        return tuple(
-            Classification(name=domain, num_classes=num_classes) for domain in _domains(data)
-        )
+        number = _num_classes(data)
+        return tuple(Classification(name=domain, num_classes=number) for domain in _domains(data))
     which, _ = _DENSE[data.name]
     of_kind = {"depth": Depth, "inverse_depth": InverseDepth, "normal": Normals}
     return tuple(
@@ -165,7 +174,7 @@ def form_of(data: DataConfig) -> str:
     if _in_shards(data):
         return "shards"
     if data.name not in _DENSE:
-        return "folders"
+        return "table" if data.name == image_table.NAME else "folders"
     root = _folder(data)
     is_there_by_form = {
         "npy": npy.is_layout(_DENSE[data.name][1], root),
@@ -179,6 +188,18 @@ def form_of(data: DataConfig) -> str:
             "with data.form."
         )
     return forms[0] if forms else "npy"  # whose errors say what is missing
+
+
+def _num_classes(data: DataConfig) -> int:
+    """Of every domain."""
+    if data.name not in office.SETS and _in_shards(data):
+        splits = manifest.read(str(data.path)).splits.values()
+        counted = [
+            names for streams in splits for s in streams.values() for names in s.classes.values()
+        ]
+        return 1 + max(int(name) for names in counted for name in names)
+    root, domains = _folder(data), _domains(data)
+    return office.num_classes(office.set_of(data.name, root, domains), root, domains)
 
 
 def _check_named(data: DataConfig) -> None:

@@ -105,7 +105,10 @@ def test_replace_reaches_any_depth_and_leaves_the_original() -> None:
         ({"data.form": "npy"}, "data.form is 'npy'; expected 'auto' without a data.path"),
         ({"data.form": "folders"}, "data.form is 'folders'; cityscapes is read as npy"),
         ({"data.columns.depth": "disparity"}, r"data.columns is \{'depth': 'disparity'\}"),
-        ({"data.pairing": "class"}, "expected 'position', except for office31 and office_home"),
+        (
+            {"data.pairing": "class"},
+            "expected 'position', except for office31, office_home, image_folders",
+        ),
         ({"model.pretrained": True, "model.weights": "w.pth"}, "one of the two"),
         ({"model.features": "pooled"}, "features 'map' for an ASPP head"),
         ({"model.features": "maps"}, "one of 'map', 'pooled', 'tokens'"),

@@ -17,6 +17,7 @@ from repmtl_ray.cli.options import assignments
 from repmtl_ray.config import DataConfig, from_dict, to_dict
 from repmtl_ray.data.sources import Split, Stream, open_streams, tasks_of
 from repmtl_ray.data.stream import MissingSplitError
+from repmtl_ray.data_config import FORMS
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -95,12 +96,17 @@ def _config(arguments: argparse.Namespace) -> DataConfig:
         "width": arguments.width,
     }
     values |= assignments(arguments.set)
-    return from_dict(DataConfig, values)
+    data = from_dict(DataConfig, values)
+    if "shards" not in FORMS[data.name]:
+        raise ValueError(f"{data.name} is not read from shards; train on it as it is.")
+    return data
 
 
 def _source(data: DataConfig) -> dict[str, object]:
     """What the samples depend on, where it is not the default: later versions may have more."""
-    usual = to_dict(DataConfig(name=data.name, path=data.path))
+    needed = data.domains if data.name == "image_folders" else None  # it has no usual ones
+    usual = to_dict(DataConfig(name=data.name, path=data.path, domains=needed))
+    usual["domains"] = usual["domains"] if needed is None else None
     return {
         name: value
         for name, value in to_dict(data).items()
