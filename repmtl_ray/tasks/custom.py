@@ -75,6 +75,7 @@ class CustomTask(Task):
                 continue
             check(type(number) is int, f"{where}: {name}", number, "an integer")
             check_range(f"{where}: {name}", number, 1, MAX_CLASSES)
+        usual: dict[str, int | None]
         usual = {"num_targets": 1} if self.kind not in ("value", "binary") else {}
         usual |= {} if self.kind in ("label", "class") else {"num_classes": None}
         for name, value in usual.items():
