@@ -27,14 +27,8 @@ def pinball(prediction, target):
     return torch.maximum(0.9 * error, -0.1 * error)
 
 
-def is_covered(prediction, target):
-    return (target <= prediction).double()
-
-
 TASKS = (
-    CustomTask(
-        name="dose", loss=pinball, measures={"covered_up": is_covered, "loss_down": pinball}
-    ),
+    CustomTask(name="dose", loss=pinball, measures={"pinball_down": pinball}),
     Binary(name="response"),
 )
 INPUTS = ("values",)
