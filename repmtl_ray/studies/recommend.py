@@ -22,6 +22,7 @@ import torch
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment, ExperimentError, PolicyConfig, digest, replace
+from repmtl_ray.conversion import check_arguments
 from repmtl_ray.data.batches import Rows, planned_batches
 from repmtl_ray.delta import delta_p
 from repmtl_ray.models.batch_norm import frozen_statistics
@@ -45,11 +46,9 @@ if TYPE_CHECKING:
 
 TUNED, BOUNDED = "tuned weights", "Rep-MTL, share 0.1"
 METHODS = (REFERENCE, "EW-log", TUNED, "UW", "FairGrad", BOUNDED)
-HELD_OUT = 0.2
-"""Share of the training samples that candidates are chosen on."""
-MAX_DRAWS = 1000
-LOOKED_AT = 8
-"""Batches of the trained EW whose task gradients are compared."""
+HELD_OUT = 0.2  # of the training samples: candidates are chosen on them
+MAX_DRAWS = 1000  # candidates of tuned weights
+LOOKED_AT = 8  # batches of the trained EW, whose task gradients are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +112,7 @@ def recommend(
     Raises:
         ValueError: a budget or a number that is not allowed, an experiment that cannot be trained.
     """
+    check_arguments(recommend, locals(), CustomData=object, ModelFunction=object)
     _check(minutes=minutes, draws=draws, seeds=seeds, rates=rates, names=names)
     experiment, splits, fingerprint = _opened(experiment, data, model)
     return compare_methods(

@@ -31,6 +31,7 @@ from repmtl_ray import (
     csa_loss,
     fit,
     prepared_run,
+    recommend,
     tune,
 )
 from repmtl_ray.cli import commands
@@ -187,6 +188,7 @@ SCENES = Experiment(
 FUNCTIONS: dict[Any, dict[str, Any]] = {
     fit: {"experiment": CUSTOM, "data": CustomData(**RIGHT[CustomData])},
     tune: {"experiment": SCENES, "param_space": {"regularizer.lambda_tsr": 0.5}},
+    recommend: {"experiment": SCENES},
     benchmark: {"experiment": SCENES, "methods": {"EW": {"policy.name": "EW"}}},
 }
 
@@ -198,6 +200,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(cluster, "connect", stop)
     monkeypatch.setattr(prepared_run, "open_data", stop)
+    monkeypatch.setattr("repmtl_ray.studies.recommend.open_split", stop)
 
 
 @pytest.mark.usefixtures("no_work")
