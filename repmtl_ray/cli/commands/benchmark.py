@@ -63,7 +63,9 @@ def _tuned_weights(arguments: argparse.Namespace) -> Changes:
             f"--scalarisation-samples is {arguments.scalarisation_samples}; expected at least 1."
         )
     options = study_options(arguments)
-    del options["name"], options["resume"]
+    shared = ("placement", "max_concurrent", "storage", "checkpoints")  # --log is of the rows
     return scalarisation.tuned(
-        comparison.experiment_of(arguments), arguments.scalarisation_samples, **options
+        comparison.experiment_of(arguments),
+        arguments.scalarisation_samples,
+        **{name: options[name] for name in shared},
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from repmtl_ray.cli.commands import benchmark
 from repmtl_ray.config import Experiment, replace
 from repmtl_ray.studies import scalarisation
 from repmtl_ray.studies.benchmark import method_runs
@@ -60,3 +62,32 @@ def test_weights_that_cannot_be_trained_are_explained(
 def test_a_holdout_of_the_protocol_stays() -> None:
     own = replace(BASE, {"data.holdout": 0.25, "data.eval_split": "holdout"})
     assert scalarisation.held_out(own) == own
+
+
+def test_the_command_searches_the_weights_and_trains_them_beside_the_methods(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    best = replace(BASE, {"policy.name": "Constant", "policy.arguments": {"weights": [0.4, 1.6]}})
+    searches: list[dict[str, Any]] = []
+    cells: dict[str, Any] = {}
+
+    def tune(experiment: Experiment, space: Any, **options: Any) -> Any:
+        searches.append(options)
+        result = search_result(OUTCOMES, experiment)
+        object.__setattr__(result, "best", best)
+        return result
+
+    def compared(arguments: Any, methods: dict[str, Any], *, stem: str) -> Any:
+        cells.update(methods)
+        return search_result(OUTCOMES, BASE), None
+
+    monkeypatch.setattr(scalarisation, "tune", tune)
+    monkeypatch.setattr(benchmark.comparison, "run", compared)
+    parser = argparse.ArgumentParser()
+    benchmark.add_options(parser)
+    options = ["scenes", "--methods", "EW", "scalarisation", "--scalarisation-samples", "3"]
+    benchmark.run(parser.parse_args([*options, "--storage", str(tmp_path), "--log", "csv"]))
+    assert [search["num_samples"] for search in searches] == [3]
+    assert "log" not in searches[0]  # that option is of the rows
+    assert list(cells) == ["EW", "scalarisation"]
+    assert cells["scalarisation"]["policy.arguments"] == {"weights": [0.4, 1.6]}
