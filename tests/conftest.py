@@ -42,7 +42,11 @@ def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int]
 RUNS = ("fit", "placement_group_cleanup", "resume", "search", "tune_reporting")
 LONGEST = (
     "tests/cluster/test_autoscaling.py",
+    "tests/cluster/test_data_nodes.py",
     "tests/cluster/test_elastic.py",
+    "tests/unit/test_wrong_inputs.py",
+    "tests/unit/runs/test_programs.py",
+    "tests/unit/runs/test_loggers.py",
     "tests/unit/runs/test_workers.py",
 )
 """Files that a process should not be left with in the end."""
