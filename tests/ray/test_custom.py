@@ -24,7 +24,7 @@ from repmtl_ray.config import (
 from repmtl_ray.data.cache import quiet
 from repmtl_ray.data.custom import cache_custom
 from repmtl_ray.data.stream import Normalization
-from repmtl_ray.prepared_run import prepare_run, read_samples
+from repmtl_ray.prepared_run import prepare_run, read_samples, with_model
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.checkpoint import read_description, read_model
 from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation, Task
@@ -238,14 +238,17 @@ def test_another_model_function_does_not_continue_a_run(tmp_path: Path) -> None:
 
 
 def test_other_code_that_makes_inputs_is_other_data() -> None:
-    def scaled(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {**columns, "price": columns["price"] * 2}
+    def scaled(columns: dict[str, Any]) -> dict[str, torch.Tensor]:
+        tensors = {name: torch.as_tensor(values) for name, values in columns.items()}
+        return {**tensors, "price": tensors["price"] * 2}
 
-    def halved(columns: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {**columns, "price": columns["price"] / 2}
+    def halved(columns: dict[str, Any]) -> dict[str, torch.Tensor]:
+        tensors = {name: torch.as_tensor(values) for name, values in columns.items()}
+        return {**tensors, "price": tensors["price"] / 2}
 
     def fingerprint(given: CustomData) -> str:
-        prepared = prepare_run(own_experiment(model=ModelConfig()), model=shop_model, data=given)
+        experiment = with_model(own_experiment(model=ModelConfig()), shop_model)
+        prepared = prepare_run(experiment, model=shop_model, data=given)
         return read_samples(prepared).fingerprint
 
     given = shop()
