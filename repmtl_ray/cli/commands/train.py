@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--name", help="of the run; the name of an interrupted run continues it")
 
 
-def _experiment(arguments: argparse.Namespace) -> Experiment:
+def experiment_of(arguments: argparse.Namespace) -> Experiment:
     """The experiment of the file, or that of the protocol libmtl on the given data.
 
     Raises:
@@ -67,7 +67,7 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, and prints every epoch's metrics."""
-    experiment = _experiment(arguments)
+    experiment = experiment_of(arguments)
     from repmtl_ray.runs.live import metric_words
     from repmtl_ray.train import fit
 

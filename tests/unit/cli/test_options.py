@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 
+from repmtl_ray import cli
 from repmtl_ray.cli import comparison
+from repmtl_ray.cli.commands import train
 from repmtl_ray.cli.options import add_study_options, assignments, new_parser, study_options
-from repmtl_ray.config import ModelConfig
+from repmtl_ray.config import DataConfig, ModelConfig
 
 
 def studied(*words: str) -> argparse.Namespace:
@@ -43,3 +46,26 @@ def test_another_head_takes_the_presets_settings_of_its_head_back() -> None:
     words += ["--set", "model.head_channels=16"]
     with pytest.raises(ValueError, match="not used with head 'linear'"):
         comparison.experiment_of(parser.parse_args(words))
+
+
+def test_train_and_benchmark_take_photographs_of_the_users_own(tmp_path: Path) -> None:
+    folders = ["--data", str(tmp_path), "--domains", "photo", "sketch"]
+    table = ["--data", str(tmp_path / "labels.csv")]
+    (tmp_path / "labels.csv").write_text("image,kind\na.png,cat\nb.png,dog\n")
+    expected = DataConfig(name="image_folders", path=str(tmp_path), domains=("photo", "sketch"))
+    for given, name in ((folders, "image_folders"), (table, "image_table")):
+        trained = train.experiment_of(cli.parser_of("train").parse_args(given))
+        parser = new_parser(None)
+        comparison.add_data_options(parser)
+        compared = comparison.experiment_of(parser.parse_args([name, *given]))
+        assert trained.data.name == compared.data.name == name
+        assert trained.data.path == compared.data.path == given[1]
+        if name == "image_folders":
+            assert trained.data == expected
+            assert compared.data.domains == expected.domains
+
+
+@pytest.mark.parametrize("given", [[], ["best.json", "--data", "labels.csv"]])
+def test_train_needs_an_experiment_or_data(given: list[str]) -> None:
+    with pytest.raises(ValueError, match="either the file of an experiment, or --data PATH"):
+        train.experiment_of(cli.parser_of("train").parse_args(given))
