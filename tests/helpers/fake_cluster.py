@@ -56,6 +56,10 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+TRAINING = ("ray::RayTrainWorker", "ray::ResourceTrainable")
+"""Of processes: a worker of Ray Train, and a trial that trains in its own process."""
+
+
 class FakeCluster:
     """A head without CPUs whose autoscaler adds nodes of the given types.
 
@@ -173,7 +177,7 @@ class FakeCluster:
         for node, raylet in self._raylets().items():
             with contextlib.suppress(psutil.Error):
                 titles = [" ".join(child.cmdline()) for child in raylet.children()]
-                if any(title.startswith("ray::RayTrainWorker") for title in titles):
+                if any(title.startswith(TRAINING) for title in titles):
                     found.add(node)
         return found
 
