@@ -72,7 +72,8 @@ def test_a_command_is_one_word_or_two(typed: str, command: str, rest: list[str])
         ("nonsense", "there is no command 'nonsense'; --help lists the commands"),
         ("tune", "after 'tune' stands nothing; expected one of cityscapes, office31"),
         ("tune x", "after 'tune' stands 'x'; expected one of cityscapes, office31"),
-        ("train", "the following arguments are required: experiment; --help lists the options."),
+        ("train", "train needs either the file of an experiment, or --data PATH."),
+        ("evaluate", "the following arguments are required: checkpoint; --help lists the options."),
         ("train no.json", "no.json is not a file; give the best.json of a search."),
     ],
 )
