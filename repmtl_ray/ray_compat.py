@@ -199,7 +199,7 @@ def end_execution(dataset: ray.data.Dataset, error: Exception) -> None:
 
 
 def live_actors(*class_names: str) -> list[bytes]:
-    """Ids of the living actors of this job that have one of these classes. Why, upstream: as `is_dead`."""
+    """Ids of this job's living actors of these classes. Why, upstream: as `is_dead`. It can go with it."""
     from ray._private.state import state
 
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import ctypes
+import fcntl
 import json
 import logging
 import os
@@ -49,6 +50,8 @@ POLL_S = 1.0
 Status = Literal["running", "finished", "failed", "interrupted"]
 _held: dict[str, tuple[str, Owner]] = {}
 """By token, the folder and the owner of every lock that this process holds, the outermost first."""
+_acquiring: set[str] = set()
+"""Tokens of the locks that threads of this process are about to hold; their owners are alive too."""
 
 
 class LockedError(ValueError):
@@ -189,10 +192,14 @@ def _acquire(directory: str, kind: str, wait: bool) -> Owner:
             since=now,
             heartbeat=now,
         )
-        other = _try(_location(directory, LOCK_FILE), owner)
-        if other is None:
-            _held[owner.token] = (directory, owner)
-            return owner
+        _acquiring.add(owner.token)
+        try:
+            other = _try(_location(directory, LOCK_FILE), owner)
+            if other is None:
+                _held[owner.token] = (directory, owner)
+                return owner
+        finally:
+            _acquiring.discard(owner.token)
         if not wait:
             raise LockedError(_refusal(directory, other))
         if not said:
@@ -214,14 +221,27 @@ def _try(location: str, owner: Owner) -> Owner | None:
             other = _read(location)
             return None if other is None or other.token == owner.token else other
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            with contextlib.suppress(FileExistsError), Path(path).open("x") as file:
-                file.write(json.dumps(asdict(owner)))
-                return None
-            other = _read(location)
-            if other is not None and is_alive(other):
-                return other
-            _remove_dead(Path(path), owner.token, other)
+        with _one_at_a_time(Path(path).parent):
+            while True:
+                with contextlib.suppress(FileExistsError), Path(path).open("x") as file:
+                    file.write(json.dumps(asdict(owner)))
+                    return None
+                other = _read(location)
+                if other is not None and is_alive(other):
+                    return other
+                _remove_dead(Path(path), owner.token, other)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keeps this machine's other threads and processes out while one looks at a folder's lock and takes
+    it: between a look at a dead owner's lock and its removal, another could have taken it over."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which gives the folder free
 
 
 def _remove_dead(path: Path, token: str, dead: Owner | None) -> None:
@@ -302,7 +322,7 @@ def is_alive(owner: Owner) -> bool:
     if owner.machine != _machine():
         return time.time() - owner.heartbeat <= STALE_S
     if owner.pid == os.getpid():
-        return owner.token in _held
+        return owner.token in _acquiring or owner.token in _held
     return bool(owner.process_start) and _process_start(owner.pid) == owner.process_start
 
 

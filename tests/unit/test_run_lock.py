@@ -188,10 +188,15 @@ def test_an_owner_gives_signs_of_life_and_stops_when_its_lock_was_taken(
     monkeypatch.setattr(run_lock, "HEARTBEAT_S", 0.2)
     before = signal.signal(signal.SIGINT, handler)
 
+    def heartbeat() -> float:
+        owner = run_lock._read(lock_of(folder))  # again, if its owner is writing it at this moment
+        assert owner is not None
+        return owner.heartbeat
+
     def work() -> None:
         with hold(folder, "run"):
-            first = json.loads(storage.read(lock_of(folder)))["heartbeat"]
-            while json.loads(storage.read(lock_of(folder)))["heartbeat"] == first:
+            first = heartbeat()
+            while heartbeat() == first:
                 time.sleep(0.05)
             while True:  # until the owner notices
                 write(folder, taken)
