@@ -3,7 +3,9 @@
 Owns the lock file of a folder, who holds it, and the status that the folder's last process left.
 Imports neither torch nor Ray.
 
-On a disk a lock is made by exclusive creation. A bucket has no such thing: a process writes its
+On a disk a lock is made by exclusive creation, by one process of a machine at a time (flock on the
+folder). Where the file system has no flock, as NFS for folders, two processes that take over a dead
+owner's lock at once may both go on, as below. A bucket has no exclusive creation: a process writes its
 lock, waits `SETTLE_S`, and reads it back. Two processes that are slower than that between their
 reading and their writing may both go on; the one whose lock was overwritten finds it at its next
 heartbeat and stops. A lock outlives a killed process. It is taken over at once if its process is
@@ -16,6 +18,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import logging
@@ -48,6 +51,8 @@ SETTLE_S = 2.0
 POLL_S = 1.0
 
 Status = Literal["running", "finished", "failed", "interrupted"]
+_NO_FLOCK = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems say that cannot lock a folder: NFS the first, others the rest."""
 _held: dict[str, tuple[str, Owner]] = {}
 """By token, the folder and the owner of every lock that this process holds, the outermost first."""
 _acquiring: set[str] = set()
@@ -238,7 +243,11 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     it: between a look at a dead owner's lock and its removal, another could have taken it over."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
         yield
     finally:
         os.close(descriptor)  # which gives the folder free

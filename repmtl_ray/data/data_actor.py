@@ -1,6 +1,7 @@
 """A data actor: it makes a worker's batches by number, in whatever process it lives.
 
-Owns the numbers of a run's batches, and the Arrow table in which packed batches travel.
+Owns the numbers of a run's batches, and the Arrow table in which packed batches travel, with the id of
+the process that made them.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def _error_table(number: int, message: str) -> pyarrow.Table:
 
 
 def signed(table: pyarrow.Table, maker: str) -> pyarrow.Table:
-    """The table with the id of the process that made it."""
+    """The table of an actor's batches with the id of the process that made it, in a row of its own."""
     number = table.column("number")[0].as_py()
     values = [[number], [0], [_MAKER], [""], [[]], [maker.encode()]]
     return pyarrow.concat_tables([pyarrow.table(values, schema=_SCHEMA), table])

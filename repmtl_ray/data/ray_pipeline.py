@@ -191,7 +191,8 @@ class RayLoader:
         return batch
 
     def _look_after_actors(self) -> None:
-        """Starts another execution if all actors are dead: Ray Data sees no death of an idle one."""
+        """Ends this execution if all its actors are dead, so that `_from` starts another: Ray Data does
+        not see the death of an actor that has no task."""
         makers = tuple(self._makers)
         if makers and all(ray_compat.is_dead(bytes.fromhex(maker)) for maker in makers):
             self._end_execution(_ActorsDied("all data actors died while they had nothing to do"))

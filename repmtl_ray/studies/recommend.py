@@ -284,9 +284,7 @@ class _Study:
         plain |= {"regularizer.share": None, "regularizer.through": "all"}
         self._experiment, self._candidates = replace(experiment, plain), candidates
         for changes in itertools.chain.from_iterable(candidates.values()):
-            replace(
-                self._experiment, changes
-            )  # names and values are checked before anything trains
+            replace(self._experiment, changes)  # refuses wrong names and values before training
         self._splits, self._file, self._device = splits, file, device
         self._stored = {(row.variant, row.seed, row.experiment): row for row in read_rows(file)}
         self._held_out: dict[str, Split] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -148,6 +149,23 @@ def test_of_two_that_start_at_once_one_is_refused(
         for thread in threads:
             thread.join()
         assert sorted(results) == ["held", *["refused"] * 5]
+
+
+def test_a_disk_whose_folders_cannot_be_locked_still_has_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS, which refuses flock on what was not opened for writing."""
+
+    def refused(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with (
+        hold(str(tmp_path), "run"),
+        pytest.raises(LockedError, match="is in use by a run"),
+        hold(str(tmp_path), "run"),
+    ):
+        pass
 
 
 def test_who_waits_gets_the_lock_when_its_owner_ends(folder: str) -> None:
