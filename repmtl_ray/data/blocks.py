@@ -1,4 +1,4 @@
-"""Arrow blocks in Ray's object store: work on each, checksums of what they hold, and where a sample is.
+"""Arrow blocks in Ray's object store: work on each, and where a sample is.
 
 Owns the index from a sample's number to its block and row. Reading samples into blocks is in
 `cache`, checking those of the user's own Datasets in `custom`.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -18,7 +17,6 @@ import ray
 from numpy.typing import NDArray
 from ray.data.block import BlockAccessor
 
-from repmtl_ray.data.columns import SAMPLE_ID
 from repmtl_ray.data.stream import Stream
 
 T = TypeVar("T")
@@ -74,23 +72,6 @@ def over_blocks(function: Callable[[Any], T], blocks: Sequence[ray.ObjectRef[Any
 def _apply(function: Callable[[Any], T], blocks: list[ray.ObjectRef[Any]]) -> list[T]:
     """Many blocks a task: of tasks without a CPU, Ray would start any number at once."""
     return [function(ray.get(block)) for block in blocks]
-
-
-def contents_of(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
-    """A checksum of each sample's columns."""
-    contents = np.zeros(len(columns[SAMPLE_ID]), dtype=np.uint32)
-    for name, values in sorted(columns.items()):
-        for row, value in enumerate(values):
-            contents[row] = zlib.crc32(
-                np.ascontiguousarray(value).tobytes(),
-                zlib.crc32(f"{name} {value.dtype} {value.shape}".encode(), int(contents[row])),
-            )
-    return contents
-
-
-def fingerprint_of(contents: Mapping[str, NDArray[np.uint32]]) -> str:
-    sums = [(name, zlib.crc32(part.tobytes())) for name, part in sorted(contents.items())]
-    return f"{zlib.crc32(repr(sums).encode()):08x}"
 
 
 def index_of(

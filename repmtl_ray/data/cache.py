@@ -32,15 +32,13 @@ from repmtl_ray.data import validation
 from repmtl_ray.data.blocks import (
     StoredStream,
     Summary,
-    contents_of,
-    fingerprint_of,
     index_of,
     over_blocks,
     views_of,
 )
 from repmtl_ray.data.columns import SAMPLE_ID
 from repmtl_ray.data.sampler import Indices
-from repmtl_ray.data.stream import Kind, Stream
+from repmtl_ray.data.stream import Kind, Stream, contents_of, fingerprint_of
 
 # `batches` needs torch, which reading tasks do not: they start several times as fast without it.
 if TYPE_CHECKING:

@@ -20,15 +20,11 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from repmtl_ray.conversion import check, shown
-from repmtl_ray.data.blocks import (
-    fingerprint_of,
-    index_of,
-    over_blocks,
-)
+from repmtl_ray.data.blocks import index_of, over_blocks
 from repmtl_ray.data.cache import CachedSplit, quiet, warn_if_large
 from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
 from repmtl_ray.data.custom_check import BlockCheck, explained
-from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream
+from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream, fingerprint_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repmtl_ray.data import validation
-from repmtl_ray.data.blocks import Summary, contents_of, views_of
+from repmtl_ray.data.blocks import Summary, views_of
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
-from repmtl_ray.data.stream import Kind
+from repmtl_ray.data.stream import Kind, contents_of
 
 _SHOWN = 5
 NO_VALUE = "give a sample without a label the ignore value everywhere (-1, depth 0, normal 0)"

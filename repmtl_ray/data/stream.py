@@ -1,7 +1,7 @@
 """What a source is, seen from the rest: one or more streams, which are datasets of numbered samples.
 
-Owns the `Stream` class, the kinds of columns, and the part of a training split that is held out; no
-reading: `sources` makes streams.
+Owns the `Stream` class, the kinds of columns, checksums of samples, and the part of a training split
+that is held out; no reading: `sources` makes streams.
 """
 
 from __future__ import annotations
@@ -87,6 +87,24 @@ class Stream:
 
 class MissingSplitError(ValueError):
     """The data have no such split; nothing is wrong with those that they have."""
+
+
+def contents_of(columns: Mapping[str, NDArray[Any]]) -> NDArray[np.uint32]:
+    """A checksum of each sample's columns."""
+    contents = np.zeros(len(columns[SAMPLE_ID]), dtype=np.uint32)
+    for name, values in sorted(columns.items()):
+        for row, value in enumerate(values):
+            contents[row] = zlib.crc32(
+                np.ascontiguousarray(value).tobytes(),
+                zlib.crc32(f"{name} {value.dtype} {value.shape}".encode(), int(contents[row])),
+            )
+    return contents
+
+
+def fingerprint_of(contents: Mapping[str, NDArray[np.uint32]]) -> str:
+    """What samples are known by: one checksum of all of them, by stream `contents_of`."""
+    sums = [(name, zlib.crc32(part.tobytes())) for name, part in sorted(contents.items())]
+    return f"{zlib.crc32(repr(sums).encode()):08x}"
 
 
 def check_one_size(splits: Mapping[str, Sequence[Stream]]) -> None:

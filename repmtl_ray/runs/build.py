@@ -21,7 +21,7 @@ from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch, Inputs
 from repmtl_ray.data.plan import EvalPlan, TrainPlan
 from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
-from repmtl_ray.data.stream import check_one_size
+from repmtl_ray.data.stream import check_one_size, contents_of, fingerprint_of
 from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.models.own import ModelFunction, build_own_model
 from repmtl_ray.regularizers import regularizer_of
@@ -55,6 +55,18 @@ class Split:
     image_size: tuple[int, int] | None = None
     loader: Loader | None = None
     make_model: ModelFunction | None = None
+
+    def fingerprint(self) -> str:
+        """What the samples' content is known by; reads every one of them.
+
+        Raises:
+            ValueError: a sample that is not as it should be.
+        """
+        contents = {
+            name: np.concatenate([contents_of(rows.fetch(np.array([n]))) for n in range(len(rows))])
+            for name, rows in self.rows.items()
+        }
+        return fingerprint_of(contents)
 
     def example_inputs(self) -> Inputs:
         """The encoder's inputs for the first two samples (twice the same if there is one)."""

@@ -1,21 +1,26 @@
-"""Batches of the holdout split during training, for policies that are steered by them.
+"""What is held out: batches that steer a policy during training, and a part to choose settings by.
 
 Owns which batch belongs to which step. A batch follows from the seed and the step alone, so a run
-that is continued gets the same ones.
+that is continued gets the same ones. Which samples `data.holdout` holds out is in `data/stream.py`.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment, ExperimentError
-from repmtl_ray.data.batches import train_batches
+from repmtl_ray.data.batches import Rows, train_batches
 from repmtl_ray.data.columns import Batch
-from repmtl_ray.data.sampler import steps_per_epoch
+from repmtl_ray.data.sampler import Indices, steps_per_epoch
+from repmtl_ray.data.stream import Stream
 from repmtl_ray.runs.build import DTYPES, Split
 from repmtl_ray.tasks import Task
 
@@ -87,3 +92,42 @@ class HoldoutBatches:
             pairing=experiment.data.pairing,
             dtype=DTYPES[experiment.precision],
         )
+
+
+def without_a_part(split: Split, fraction: float) -> tuple[Split, Split]:
+    """A split that is open, cut into a rest to train on and a part to choose by; always the same.
+
+    Args:
+        split: its rows stay where they are.
+        fraction: of each stream's samples that the part has, rounded.
+    """
+    kept: tuple[list[Stream], dict[str, Rows]] = ([], {})
+    part: tuple[list[Stream], dict[str, Rows]] = ([], {})
+    for stream in split.streams:
+        order = np.random.default_rng(0).permutation(stream.num_samples)
+        cut = round((1 - fraction) * len(order))
+        for (streams, rows), numbers in ((kept, order[:cut]), (part, order[cut:])):
+            numbers = np.sort(numbers)
+            classes = stream.classes
+            named = None if classes is None else tuple(classes[n] for n in numbers)
+            streams.append(replace(stream, num_samples=len(numbers), classes=named))
+            rows[stream.name] = _PartOfRows(split.rows[stream.name], numbers)
+    first, second = (
+        replace(split, streams=tuple(streams), rows=rows) for streams, rows in (kept, part)
+    )
+    return first, second
+
+
+class _PartOfRows:
+    """Some rows, under new numbers from 0."""
+
+    def __init__(self, rows: Rows, numbers: NDArray[np.int64]) -> None:
+        self._rows, self._numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def fetch(
+        self, indices: Indices, columns: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        return self._rows.fetch(self._numbers[np.asarray(indices)], columns)

@@ -11,11 +11,10 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from dataclasses import replace as with_fields
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,19 +22,21 @@ import torch
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment, ExperimentError, PolicyConfig, digest, replace
 from repmtl_ray.conversion import check_arguments
-from repmtl_ray.data.batches import Rows, planned_batches
+from repmtl_ray.data.batches import planned_batches
 from repmtl_ray.delta import delta_p
 from repmtl_ray.models.batch_norm import frozen_statistics
 from repmtl_ray.runs.build import DTYPES, Split, build_stepper, selected_tasks, train_plan
 from repmtl_ray.runs.checkpoint import Parts
+from repmtl_ray.runs.holdout import without_a_part
 from repmtl_ray.studies.methods import Changes, cell, method
 from repmtl_ray.studies.rep_mtl import (
     SHARE,
     Row,
     add_row,
     as_markdown,
+    fingerprint,
     open_split,
-    read_rows,
+    stored_rows,
     train_row,
 )
 from repmtl_ray.studies.verdict import REFERENCE, comparison_table, conclusions, conflict_table
@@ -98,7 +99,8 @@ def recommend(
     Args:
         experiment: what the methods share; its policy and penalties are replaced.
         data, model: of your own, as for `fit`; Ray then reads the rows once.
-        minutes: of training and evaluation in all, earlier calls included; no run starts after it.
+        minutes: of training and evaluation in all, earlier calls on these samples included; no run
+            starts after it.
         seeds: in this order, as many as the budget allows.
         names: methods: `METHODS`, and all that `repmtl_ray.studies.methods.method` knows.
         draws: candidates of "tuned weights": equal weights first, then drawn ones.
@@ -147,7 +149,7 @@ def compare_methods(
     Args:
         experiment, minutes, seeds, names, draws, rates, device, report: see there.
         splits: "train" and the one of `data.eval_split`.
-        file: of the runs; one file is for one set of samples.
+        file: of the runs.
 
     Raises:
         ValueError: as `recommend`.
@@ -286,7 +288,8 @@ class _Study:
         for changes in itertools.chain.from_iterable(candidates.values()):
             replace(self._experiment, changes)  # refuses wrong names and values before training
         self._splits, self._file, self._device = splits, file, device
-        self._stored = {(row.variant, row.seed, row.experiment): row for row in read_rows(file)}
+        self._data = fingerprint(splits)
+        self._stored = stored_rows(file, self._data)
         self._held_out: dict[str, Split] = {}
         self.chosen: dict[str, Changes] = {}
         self.failures: dict[str, str] = {}
@@ -328,10 +331,13 @@ class _Study:
             if sum(row.seconds for row in self._stored.values()) >= budget_s:
                 return None
             if held_out and not self._held_out:
-                self._held_out = _without_a_part(self._splits["train"], own.data.eval_split)
+                parts = without_a_part(self._splits["train"], HELD_OUT)
+                self._held_out = dict(zip(("train", own.data.eval_split), parts, strict=True))
             look = (lambda parts: self._conflicts(own, parts)) if variant == REFERENCE else None
             splits = self._held_out if held_out else self._splits
-            self._stored[key] = train_row(variant, own, splits, self._device, look=look)
+            self._stored[key] = train_row(
+                variant, own, splits, self._device, data=self._data, look=look
+            )
             add_row(self._file, self._stored[key])
         return self._stored[key]
 
@@ -361,38 +367,3 @@ class _Study:
                     found.setdefault(f"conflict/{a} ~ {b}", []).append(float(cosine < 0))
                     found.setdefault(f"length/{a} ~ {b}", []).append(ratio)
         return {name: fmean(values) for name, values in found.items()}
-
-
-class _PartOfRows:
-    """Some rows, under new numbers from 0."""
-
-    def __init__(self, rows: Rows, numbers: Any) -> None:
-        self._rows, self._numbers = rows, numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def fetch(self, indices: Any, columns: Sequence[str] | None = None) -> Any:
-        return self._rows.fetch(self._numbers[np.asarray(indices)], columns)
-
-
-def _without_a_part(split: Split, eval_split: str) -> dict[str, Split]:
-    """Four fifths of a split to train on and the rest to choose by; always the same ones."""
-    parts: dict[str, Split] = {}
-    for name in ("train", eval_split):
-        streams, rows = [], {}
-        for stream in split.streams:
-            order = np.random.default_rng(0).permutation(stream.num_samples)
-            cut = round((1 - HELD_OUT) * len(order))
-            numbers = np.sort(order[:cut] if name == "train" else order[cut:])
-            classes = stream.classes
-            streams.append(
-                with_fields(
-                    stream,
-                    num_samples=len(numbers),
-                    classes=None if classes is None else tuple(classes[n] for n in numbers),
-                )
-            )
-            rows[stream.name] = _PartOfRows(split.rows[stream.name], numbers)
-        parts[name] = with_fields(split, streams=tuple(streams), rows=rows)
-    return parts

@@ -63,7 +63,9 @@ class Row:
 
     Args:
         variant, seed: which.
-        experiment: digest of what was trained; a stored row of another experiment is not read.
+        experiment: digest of what was trained.
+        data: of the samples' content. A stored row of another experiment or of other samples is not
+            read; nor is one without this, of an earlier version.
         metrics: by `task/metric`, means over the last epochs.
         diagnostics: by quantity, means over the last epochs.
         seconds: of training and evaluation.
@@ -75,6 +77,7 @@ class Row:
     metrics: dict[str, float]
     diagnostics: dict[str, float]
     seconds: float
+    data: str = ""
 
 
 def setting(name: str, data: str | None = None, *, full_size: bool = False) -> Experiment:
@@ -160,17 +163,16 @@ def run_study(
     Yields:
         Every row, stored or new, in the order of seeds and variants.
     """
-    stored = {(row.variant, row.seed, row.experiment): row for row in read_rows(file)}
-    splits: dict[str, Split] = {}
+    names = ("train", experiment.data.eval_split)
+    splits = {name: open_split(experiment.data, name) for name in names}
+    data = fingerprint(splits)
+    stored = stored_rows(file, data)
     for seed in seeds:
         for variant, regularizer in variants.items():
             own = replace(experiment, {"seed": seed, "regularizer": regularizer})
             key = (variant, seed, digest(own))
             if key not in stored:
-                if not splits:
-                    names = ("train", experiment.data.eval_split)
-                    splits = {split: open_split(experiment.data, split) for split in names}
-                stored[key] = train_row(variant, own, splits, device)
+                stored[key] = train_row(variant, own, splits, device, data=data)
                 add_row(file, stored[key])
             yield stored[key]
 
@@ -201,6 +203,22 @@ def read_rows(file: Path) -> list[Row]:
     return rows
 
 
+def stored_rows(file: Path, data: str) -> dict[tuple[str, int, str], Row]:
+    """The finished runs on these samples, by variant, seed and experiment.
+
+    Args:
+        file: of the runs.
+        data: `fingerprint` of the samples.
+    """
+    rows = (row for row in read_rows(file) if row.data == data)
+    return {(row.variant, row.seed, row.experiment): row for row in rows}
+
+
+def fingerprint(splits: Mapping[str, Split]) -> str:
+    """What all samples of a study are known by: files may change between two calls."""
+    return "".join(split.fingerprint() for split in splits.values())
+
+
 def add_row(file: Path, row: Row) -> None:
     """Adds a finished run to a file of rows, after a line that was cut off too."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +239,7 @@ def train_row(
     splits: Mapping[str, Split],
     device: str,
     *,
+    data: str,
     look: Callable[[Parts], Mapping[str, float]] | None = None,
 ) -> Row:
     """Trains a run in this process.
@@ -230,6 +249,7 @@ def train_row(
         experiment: what to train.
         splits: "train" and the one that is evaluated on, by name.
         device: of this process.
+        data: `fingerprint` of the splits.
         look: gives further diagnostics of the trained parts; its time does not count.
     """
     start = time.perf_counter()
@@ -253,6 +273,7 @@ def train_row(
         }
         | dict(look(parts) if look else {}),
         seconds=seconds,
+        data=data,
     )
 
 

@@ -18,6 +18,7 @@ from repmtl_ray.data import blocks, cache
 from repmtl_ray.data.batches import LocalRows, train_batches
 from repmtl_ray.data.cache import CachedSplit, cache_streams
 from repmtl_ray.data.sources import Stream, open_streams
+from repmtl_ray.runs.build import Split
 from tests.helpers.forms import make_npy, make_parquet
 from tests.helpers.layouts import make_cityscapes, make_office
 
@@ -216,5 +217,6 @@ def test_equal_frames_have_one_fingerprint_in_every_form(tmp_path: Path) -> None
         streams = open_streams(data, "train")
         split = cache_streams(streams)
         assert_holds(split, streams)
-        fingerprints.add(split.fingerprint)
+        rows = {stream.name: LocalRows(stream) for stream in streams}
+        fingerprints |= {split.fingerprint, Split(streams=streams, rows=rows).fingerprint()}
     assert len(fingerprints) == 1

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment, ExperimentError
 from repmtl_ray.runs.build import selected_tasks
-from repmtl_ray.runs.holdout import HoldoutBatches
+from repmtl_ray.runs.holdout import HoldoutBatches, without_a_part
+from tests.helpers.problems import shop_split
 from tests.helpers.training import run, small_experiment, split
 
 pytestmark = pytest.mark.usefixtures("scenes_cache")
@@ -56,3 +58,12 @@ def test_a_run_without_a_holdout_or_with_a_small_one_is_refused_before_training(
         run(small_experiment(policy__name="Auto-Lambda"))
     with pytest.raises(ExperimentError, match=r"'Auto-Lambda' is steered .* batch_size is 4"):
         run(steered(data__holdout=0.25, batch_size=4))
+
+
+def test_the_part_that_candidates_are_chosen_on_is_not_trained_on() -> None:
+    split = shop_split(range(50))
+    train, chosen = (
+        set(part.rows["custom"].fetch(np.arange(len(part.rows["custom"])))["sample_id"].tolist())
+        for part in without_a_part(split, 0.2)
+    )
+    assert (len(train), len(chosen), len(train | chosen)) == (40, 10, 50)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from repmtl_ray.studies import recommend, verdict
@@ -62,17 +61,6 @@ def test_learning_rates_are_tried_without_a_part_of_the_training_rows(tmp_path: 
     assert set(found.chosen) == {"EW", "UW"}
     rates = {changes.get("optimizer.learning_rate", 0.05) for changes in found.chosen.values()}
     assert rates <= {0.05, 5e-11}
-
-
-def test_the_part_that_candidates_are_chosen_on_is_not_trained_on() -> None:
-    split = shop_split(range(50))
-    parts = recommend._without_a_part(split, "test")
-    ids = {
-        name: part.rows["custom"].fetch(np.arange(part.streams[0].num_samples), ["sample_id"])
-        for name, part in parts.items()
-    }
-    train, chosen = (set(ids[name]["sample_id"].tolist()) for name in ("train", "test"))
-    assert (len(train), len(chosen), len(train | chosen)) == (40, 10, 50)
 
 
 def test_what_cannot_be_trained_here_is_said_and_the_others_go_on(tmp_path: Path) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
+import numpy as np
 import pytest
 
+from repmtl_ray.config import DataConfig, Experiment
 from repmtl_ray.delta import delta_p
 from repmtl_ray.runs import loop
 from repmtl_ray.studies import rep_mtl
+from repmtl_ray.studies.recommend import recommend
 from repmtl_ray.studies.rep_mtl import Row, compare, comparison_table, diagnosis_table
+from tests.helpers.layouts import make_cityscapes
 from tests.helpers.training import small_experiment
 
 
@@ -100,6 +106,34 @@ def test_an_interrupted_study_goes_on_and_a_changed_experiment_is_trained_anew(
     changed = dataclasses.replace(experiment, batch_size=2)
     assert next(rep_mtl.run_study(changed, variants, [0], file)).experiment != first.experiment
     assert len(trained) == 3
+
+
+def studied(experiment: Experiment, directory: Path) -> list[Row]:
+    variants = {"EW-log": rep_mtl.VARIANTS["EW-log"]}
+    return list(rep_mtl.run_study(experiment, variants, [0], directory / "rows.jsonl"))
+
+
+def recommended(experiment: Experiment, directory: Path) -> list[Row]:
+    options: dict[str, Any] = {"names": ("EW",), "seeds": (0,), "minutes": 0.5}
+    return recommend(experiment, directory=directory, report=lambda line: None, **options).rows
+
+
+@pytest.mark.parametrize("study", [studied, recommended])
+def test_rows_of_other_samples_are_not_read(
+    study: Callable[[Experiment, Path], list[Row]], tmp_path: Path
+) -> None:
+    data = make_cityscapes(tmp_path / "data", num_train=4, num_val=2, height=32, width=64)
+    named = DataConfig(name="cityscapes", path=str(data))
+    experiment = dataclasses.replace(small_experiment(epochs=1), data=named)
+    before = study(experiment, tmp_path / "rows")
+    assert study(experiment, tmp_path / "rows") == before
+    file = data / "train" / "depth" / "2.npy"
+    stored = file.read_bytes()
+    np.save(file, np.load(file) + np.float32(0.01))
+    after = study(experiment, tmp_path / "rows")
+    assert after[0].metrics != before[0].metrics
+    file.write_bytes(stored)
+    assert study(experiment, tmp_path / "rows") == before
 
 
 @pytest.mark.parametrize("name", ["streets", "rooms"])
