@@ -26,7 +26,7 @@ from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.models.own import ModelFunction, build_own_model
 from repmtl_ray.regularizers import regularizer_of
 from repmtl_ray.runs.checkpoint import Parts
-from repmtl_ray.runs.evaluate import eval_mode
+from repmtl_ray.runs.parameters import evaluating
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Task
 from repmtl_ray.tasks.base import is_of_project
@@ -202,7 +202,7 @@ def initial_model(
     own = [task for task in tasks if task.code_fields or not is_of_project(task)]
     if own and train is not None:
         batch = train.example_batch([task.name for task in own], _NUM_LOOKED_AT)
-        with torch.no_grad(), eval_mode(model):
+        with torch.no_grad(), evaluating(model):
             predictions = model(batch.inputs)
         try:
             for task in own:

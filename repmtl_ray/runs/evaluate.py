@@ -7,18 +7,18 @@ number of workers and which worker saw what.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import ExperimentError, NonFiniteLossError
 from repmtl_ray.data.columns import Batch, inputs_to
 from repmtl_ray.models import MultiTaskModel
+from repmtl_ray.runs.parameters import evaluating
 from repmtl_ray.tasks import Task
 
 
@@ -59,7 +59,7 @@ def evaluate(
         for task in tasks
     }
     collected: dict[str, list[Tensor]] = {task.name: [] for task in tasks}
-    with eval_mode(model):
+    with evaluating(model):
         for batch in batches:
             _add_batch(sums, collected, model, batch, tasks, device, precision)
     workers.total_(sums.values())
@@ -133,15 +133,3 @@ def _all_rows(
     everyone[first : first + len(rows)] = rows
     workers.total_([everyone])  # the others' rows are zero here, so the sum is exact
     return everyone
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Puts a model in eval mode, and every module back as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
