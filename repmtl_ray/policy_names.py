@@ -23,14 +23,16 @@ _EVERY = (
 )
 """Of every policy that reads the Gramian alone, after its own."""
 _EVERY_BUT_CLIPPING = tuple(name for name in _EVERY if name != "max_norm")
-"""Of those that have another default for `max_norm`, which then stands among their own."""
+_EVERY_BUT_SCALE = tuple(name for name in _EVERY if name != "combined")
+_EVERY_BUT_BOTH = tuple(name for name in _EVERY_BUT_SCALE if name != "max_norm")
+"""Of those that have another default for `max_norm` or `combined`, which then stands among their own."""
 _ROWS = ("normalize", "combined", "max_norm")
 """Of every policy that looks at every coordinate of the gradients, after its own."""
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "Aligned-MTL": ("scale_mode", *_EVERY),
     "Auto-Lambda": ("inner_learning_rate", "outer", "outer_learning_rate"),
-    "CAGrad": ("c", "scale", "norm_eps", *_EVERY),
+    "CAGrad": ("c", "scale", "norm_eps", "combined", *_EVERY_BUT_SCALE),
     "ConFIG": _EVERY,
     "ConsMTL": ("lambda_", "clip", "max_norm"),
     "Constant": ("weights",),
@@ -40,7 +42,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "DWA": ("temperature",),
     "EW": (),
     "ExcessMTL": ("robust_step_size", "n_warmup_steps", "sum_to", "head_weights", *_ROWS),
-    "FairGrad": ("alpha", "max_iters", *_EVERY),
+    "FairGrad": ("alpha", "max_iters", "combined", "max_norm", *_EVERY_BUT_BOTH),
     "F-MTL": ("radius", "adaptive", "aggregate", "base", "base_arguments"),
     "FAMO": ("learning_rate", "weight_decay"),
     "FORUM": ("pull", "inner_learning_rate", "inner_steps", "outer", "outer_learning_rate"),
@@ -71,7 +73,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "PCGrad": _EVERY,
     "PIVRG": (
         *("single_task_losses", "bound", "min_temperature", "combined", "max_norm"),
-        *(name for name in _EVERY_BUT_CLIPPING if name != "combined"),
+        *_EVERY_BUT_BOTH,
     ),
     "RGW": ("sum_to", *_EVERY),
     "RLW": ("sum_to",),

@@ -52,7 +52,7 @@ class ConsMTL(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._fairgrad = FairGrad(tasks=self.tasks, seed=self.seed)
+        self._fairgrad = FairGrad(tasks=self.tasks, seed=self.seed, combined="one", max_norm=0.0)
 
     def backward(self, task_pass: TaskPass) -> None:
         inputs = self._inputs_of(task_pass)

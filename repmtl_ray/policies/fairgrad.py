@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from repmtl_ray.policies.arguments import Integer, NonNegative
+from repmtl_ray.policies.arguments import Integer, NonNegative, ScaleOfWeights
 from repmtl_ray.policies.base import StepInputs
 from repmtl_ray.policies.gramian import GramianPolicy
 
@@ -24,15 +24,19 @@ class FairGrad(GramianPolicy):
     Args:
         alpha: 0 is the mean, 1 proportional fairness, a large one the worst task's.
         max_iters: of least squares; None is 100 times T.
+        combined, max_norm: as the official code; "one" and 0 are the equation, LibMTL and TorchJD.
 
     Source:
-        Ban and Ji, ICML 2024, arXiv:2402.15638, equation 4; alpha 2 on NYUv2 and Cityscapes. Solved
-        at trace 1 and scaled back by trace^(-alpha / (1 + alpha)), which the equation allows
-        exactly. Solved by scipy's least_squares. State: the count of failures.
+        Ban and Ji, ICML 2024, arXiv:2402.15638, equation 4; alpha 2 on NYUv2 and Cityscapes. The
+        official code multiplies the combined gradient by T and shortens it to norm 1. Solved at
+        trace 1 and scaled back by trace^(-alpha / (1 + alpha)), which the equation allows exactly.
+        Solved by scipy's least_squares. State: the count of failures.
     """
 
     alpha: NonNegative = 2.0
     max_iters: Annotated[int | None, Integer(at_least=1, or_none=True)] = None
+    combined: ScaleOfWeights = "tasks"
+    max_norm: NonNegative = 1.0
 
     name = "FairGrad"
     solver = "scipy.optimize.least_squares"

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import repmtl_ray
 from repmtl_ray import protocols
 from repmtl_ray.config import (
     DataConfig,
@@ -64,8 +65,8 @@ class Row:
     Args:
         variant, seed: which.
         experiment: digest of what was trained.
-        data: of the samples' content. A stored row of another experiment or of other samples is not
-            read; nor is one without this, of an earlier version.
+        data: of the samples' content and the version of this package. A stored row of another
+            experiment, other samples or another version is not read.
         metrics: by `task/metric`, means over the last epochs.
         diagnostics: by quantity, means over the last epochs.
         seconds: of training and evaluation.
@@ -215,8 +216,10 @@ def stored_rows(file: Path, data: str) -> dict[tuple[str, int, str], Row]:
 
 
 def fingerprint(splits: Mapping[str, Split]) -> str:
-    """What all samples of a study are known by: files may change between two calls."""
-    return "".join(split.fingerprint() for split in splits.values())
+    """What rows are known by besides their experiment: the samples' content, which may change
+    between two calls, and the version of this package."""
+    contents = "".join(split.fingerprint() for split in splits.values())
+    return f"{contents}-{repmtl_ray.__version__}"
 
 
 def add_row(file: Path, row: Row) -> None:

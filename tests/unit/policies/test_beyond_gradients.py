@@ -40,6 +40,10 @@ def fairgrad(rows: Tensor) -> Tensor:
     return y.exp()
 
 
+PLAIN: dict[str, Any] = {"combined": "one", "max_norm": 0}
+"""The equation alone, without the factor and the clipping of its official code."""
+
+
 def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
@@ -83,7 +87,10 @@ def samo_gradients(toy: Toy, step: int, radius: float, share: float, mu: float) 
 
 @pytest.mark.parametrize("base", ["FairGrad", "Mean"])
 def test_samo_is_the_official_rule(base: str) -> None:
-    policy = make("SAMO", base=base, radius=0.3, share_global=0.4, mu=0.05)
+    arguments = PLAIN if base == "FairGrad" else {}
+    policy = make(
+        "SAMO", base=base, base_arguments=arguments, radius=0.3, share_global=0.4, mu=0.05
+    )
     for step in range(STEPS):
         toy = toy_pass(3, seed=step, with_downstream=True)
         before = [parameter.data.clone() for parameter in toy.parameters]
@@ -115,7 +122,7 @@ def test_the_perturbation_of_samo_is_as_computed_by_hand() -> None:
 @pytest.mark.parametrize("aggregate", ["separately", "together"])
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_f_mtl_is_the_official_rule(adaptive: bool, aggregate: str) -> None:
-    policy = make("F-MTL", adaptive=adaptive, aggregate=aggregate, radius=0.5)
+    policy = make("F-MTL", adaptive=adaptive, aggregate=aggregate, radius=0.5, base_arguments=PLAIN)
     for step in range(STEPS):
         toy = toy_pass(3, seed=step, with_downstream=True)
         num_shared, here, there = len(toy.shared), [], []

@@ -66,8 +66,8 @@ def test_a_policy_that_needs_more_than_gradients_says_so(name: str) -> None:
 def test_a_policy_is_built_by_its_name_for_a_training_loop() -> None:
     policy = policies.build("CAGrad", num_tasks=2, c=0.0)
     gradients = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    torch.testing.assert_close(policy.combine(gradients, torch.ones(2)), gradients.mean(dim=0))
-    assert policy.metrics() == {"weight/task_0": 0.5, "weight/task_1": 0.5, "solver_failures": 0.0}
+    torch.testing.assert_close(policy.combine(gradients, torch.ones(2)), gradients.sum(dim=0))
+    assert policy.metrics() == {"weight/task_0": 1.0, "weight/task_1": 1.0, "solver_failures": 0.0}
 
 
 def test_combine_does_not_change_the_gradients_that_it_gets() -> None:

@@ -54,6 +54,8 @@ REFERENCES = {
 FULL: dict[str, dict[str, Any]] = {
     "Nash-MTL": {"optim_niter": 20, "head_weights": "one"},
     "MGDA": {"head_weights": "one"},
+    "FairGrad": {"combined": "one", "max_norm": 0},
+    "CAGrad": {"combined": "one", "scale": 1.0},
     "ExcessMTL": {
         "robust_step_size": 1.0,
         "n_warmup_steps": 0,
@@ -61,7 +63,7 @@ FULL: dict[str, dict[str, Any]] = {
         "head_weights": "one",
     },
 }
-"""TorchJD's own form: the heads have weight 1."""
+"""TorchJD's own form: no factor T, and heads of weight 1."""
 TOLERANCE = {"FairGrad": 2e-4, "Nash-MTL": 1e-5, "GradVac": 1e-6}
 """Least squares and the convex problems stop elsewhere at another scale; epsilons are relative."""
 
@@ -234,7 +236,7 @@ def test_weights_do_not_depend_on_the_common_scale(name: str, scale: float) -> N
 def test_fairgrad_solves_its_equation_at_any_scale() -> None:
     for scale in (1e-4, 1.0, 1e4):
         jacobian = scale * toy_pass(3).task_pass.jacobian()
-        policy = make("FairGrad")
+        policy = make("FairGrad", **FULL["FairGrad"])
         policy.backward(pass_of(jacobian).task_pass)
         weights = policy.last_weights
         torch.testing.assert_close(
@@ -257,7 +259,7 @@ def test_mgda_may_seek_its_weights_on_normalised_gradients(normalization: str) -
 def test_cagrad_scale_multiplies() -> None:
     jacobian = toy_pass(3).task_pass.jacobian()
     once, thrice = pass_of(jacobian), pass_of(jacobian)
-    make("CAGrad").backward(once.task_pass)
+    make("CAGrad", scale=1.0).backward(once.task_pass)
     make("CAGrad", scale=3.0).backward(thrice.task_pass)
     torch.testing.assert_close(thrice.finished_shared(), 3 * once.finished_shared())
 
@@ -316,11 +318,14 @@ def broken(*_args: Any, **_kwargs: Any) -> None:
     raise cvxpy.error.SolverError("no luck")
 
 
+SUMS_TO_ONE = {name: FULL[name] for name in ("CAGrad", "FairGrad")}
+
+
 @pytest.mark.parametrize("name", ["CAGrad", "FairGrad", "UPGrad", "DualProj", "Nash-MTL"])
 def test_a_solver_failure_is_counted_and_logged_once(
     name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = make(name)
+    policy = make(name, **SUMS_TO_ONE.get(name, {}))
     policy.backward(toy_pass(3).task_pass)
     before = policy.alpha.clone() if name == "Nash-MTL" else None
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
@@ -339,7 +344,7 @@ def test_a_solver_failure_is_counted_and_logged_once(
         assert torch.equal(policy.alpha, before)
     else:
         torch.testing.assert_close(policy.last_weights, torch.full_like(policy.last_weights, 1 / 3))
-    resumed = make(name)
+    resumed = make(name, **SUMS_TO_ONE.get(name, {}))
     resumed.load_state_dict(policy.state_dict())
     policy.backward(toy_pass(3, seed=3).task_pass)
     assert resumed.metrics()["solver_failures"] == policy.metrics()["solver_failures"] == 2
@@ -369,7 +374,8 @@ HEADS = {
 @pytest.mark.parametrize("name", [*HEADS, "FairGrad"])
 def test_heads_follow_the_weights_that_are_asked_for(name: str) -> None:
     for head_weights in ("official", "one", "weighted"):
-        policy = make(name, head_weights=head_weights, **HEADS.get(name, {}))
+        arguments = HEADS.get(name, SUMS_TO_ONE.get(name, {}))
+        policy = make(name, head_weights=head_weights, **arguments)
         if name == "ExcessMTL" and head_weights == "weighted":
             continue
         for step in range(3):

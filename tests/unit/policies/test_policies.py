@@ -195,7 +195,7 @@ REFUSED = [
         {"name": "CAGrad", "arguments": {"C": 1}},
         3,
         r"policy.arguments.C is 1, but policy 'CAGrad' takes no argument 'C'; did you mean 'c'\? "
-        r"Allowed: c, scale, norm_eps, normalize, .*momentum_of_weights\.",
+        r"Allowed: c, scale, norm_eps, combined, normalize, .*momentum_of_weights\.",
     ),
     ({"name": "EW", "arguments": {"c": 1}}, 3, "Allowed: none"),
     (
