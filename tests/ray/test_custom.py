@@ -12,7 +12,7 @@ import ray.data
 import ray.tune
 import torch
 
-from repmtl_ray import CustomData, Model, benchmark, fit, tune
+from repmtl_ray import CustomData, Model, benchmark, fit, recommend, tune
 from repmtl_ray.config import (
     DataConfig,
     Experiment,
@@ -27,6 +27,8 @@ from repmtl_ray.data.stream import Normalization
 from repmtl_ray.prepared_run import prepare_run, read_samples, with_model
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.checkpoint import read_description, read_model
+from repmtl_ray.studies.methods import method
+from repmtl_ray.studies.recommend import Recommendation
 from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation, Task
 from tests.helpers.own_policies import SlowestFirst
 from tests.helpers.problems import (
@@ -220,6 +222,35 @@ def test_a_search_and_a_benchmark_train_a_model_and_a_policy_of_ones_own(tmp_pat
     assert [record["method"] for record in compared.records] == ["EW", "Slowest"]
     assert not compared.failures
     assert compared.records[1]["experiment"]["policy"]["name"].startswith("SlowestFirst@")
+
+
+def test_recommend_compares_methods_on_a_model_and_data_of_ones_own(tmp_path: Path) -> None:
+    experiment, given = own_experiment(model=ModelConfig(), epochs=1), shop()
+
+    def recommended(data: CustomData, model: Any = shop_model, **options: Any) -> Recommendation:
+        options = {"names": ("EW", "FairGrad"), "seeds": (0, 1), **options}
+        return recommend(experiment, data=data, model=model, directory=tmp_path, **options)
+
+    found = recommended(given)
+    expected = [(name, seed) for seed in (0, 1) for name in ("EW", "FairGrad")]
+    assert [(row.variant, row.seed) for row in found.rows] == expected
+    assert not found.failures
+    assert "| click ~ buy |" in found.conflicts
+    split = shop_split(range(24))
+    plain = replace(own_experiment(epochs=1), method("EW"))
+    _, alone = loop.run(plain, train=split, evaluation=split)
+    first = found.rows[0].metrics
+    assert first == pytest.approx({name: alone.history[0][name] for name in first}, rel=1e-6)
+    assert recommended(given).rows == found.rows
+
+    def other_model() -> Model:
+        return Model(encoder=shop_model().encoder, heads=shop_model().heads)
+
+    rows = dataset([shop_row(number) for number in range(1, 25)])
+    for data, model in ((dataclasses.replace(given, train=rows), shop_model), (given, other_model)):
+        other = recommended(data, model, names=("EW",), seeds=(0,))
+        assert other.file != found.file
+        assert other.rows[0].seconds != found.rows[0].seconds  # it was trained
 
 
 def test_another_model_function_does_not_continue_a_run(tmp_path: Path) -> None:
