@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from repmtl_ray import policies, protocols, tasks
     from repmtl_ray.config import (
+        ComputeConfig,
         DataConfig,
         Experiment,
         ModelConfig,
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "config": (
+        "ComputeConfig",
         "DataConfig",
         "Experiment",
         "ModelConfig",
@@ -104,6 +106,7 @@ _SUBMODULES = ("policies", "protocols", "tasks")
 __all__ = [
     "CheckpointConfig",
     "Classification",
+    "ComputeConfig",
     "CustomData",
     "CustomTask",
     "DataConfig",

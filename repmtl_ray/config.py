@@ -1,9 +1,9 @@
 """The frozen description of an experiment: everything that decides its result, and nothing else.
 
-Owns the configuration classes (the data's is in `data_config`), their checks, and changing one by
-path. Where an experiment runs (workers, storage, cluster) is not part of it: results do not depend
-on that. Imports neither torch nor Ray, so a search space can be checked anywhere before
-anything starts.
+Owns the configuration classes (the data's is in `data_config`, the step's are in `step_config`),
+their checks, and changing one by path. Where an experiment runs (workers, storage, cluster) is not
+part of it: results do not depend on that. Imports neither torch nor Ray, so a search space can be
+checked anywhere before anything starts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,16 @@ from repmtl_ray.conversion import (
 )
 from repmtl_ray.data_config import MAX_SEED, DataConfig
 from repmtl_ray.policy_names import check_names, name_of
+from repmtl_ray.step_config import (
+    MAX_BATCH_SIZE,
+    MAX_EPOCHS,
+    MAX_FLOAT,
+    ComputeConfig,
+    OptimizerConfig,
+)
 
 __all__ = [
+    "ComputeConfig",
     "DataConfig",
     "Experiment",
     "ExperimentError",
@@ -47,11 +55,7 @@ __all__ = [
     "to_dict",
 ]
 
-MAX_EPOCHS = 1_000_000
-MAX_BATCH_SIZE = 1_000_000
 MAX_CHANNELS = 65_536
-MAX_FLOAT = 1e38
-"""Greater numbers overflow in float32."""
 SEGNET = "segnet_mtan"
 """The encoder of this project's own (`models/segnet.py`)."""
 OWN_MODEL = "custom"
@@ -272,39 +276,6 @@ class RegularizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The optimiser of model parameters and its schedule.
-
-    Args:
-        name: "adam", "adamw" or "sgd".
-        learning_rate, weight_decay, momentum: as in torch.optim (momentum: sgd only).
-        halve_at_epoch: the learning rate halves once this many epochs are done; None keeps it.
-        max_gradient_norm: clip the total gradient norm; None does not.
-    """
-
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-5
-    momentum: float = 0.9
-    halve_at_epoch: int | None = None
-    max_gradient_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        check_types(self, "optimizer")
-        check_range("optimizer.learning_rate", self.learning_rate, 0, MAX_FLOAT, above=True)
-        check_range("optimizer.weight_decay", self.weight_decay, 0, MAX_FLOAT)
-        check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
-        check(
-            self.name == "sgd" or self.momentum == 0.9,
-            "optimizer.momentum",
-            self.momentum,
-            f"no value with optimizer {self.name!r}, which does not use it",
-        )
-        check_range("optimizer.halve_at_epoch", self.halve_at_epoch, 1, MAX_EPOCHS)
-        check_range("optimizer.max_gradient_norm", self.max_gradient_norm, 0, MAX_FLOAT, above=True)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything that decides a result.
 
@@ -318,6 +289,7 @@ class Experiment:
         precision: "float32", "bfloat16" (autocast; losses, saliency and penalties stay in float32)
             or "float64".
         protocol: recorded with every result; rows of different protocols are never compared.
+        compute: how a device computes a step.
     """
 
     data: DataConfig
@@ -331,6 +303,7 @@ class Experiment:
     seed: int = 0
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     protocol: str = "libmtl"
+    compute: ComputeConfig = added(factory=ComputeConfig)  # noqa: RUF009
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -350,6 +323,7 @@ class Experiment:
                 "behind the representation would get no penalty and follow their tasks alone, as heads do. Set through to "
                 "'all', or take the representation at the 'encoder'."
             )
+        self.compute.check_fits(self.batch_size, self.model.representation)
         tasks = self.tasks
         check(
             tasks is None or len(set(tasks)) == len(tasks) > 0,
@@ -390,7 +364,14 @@ def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
     return from_dict(Experiment, values)
 
 
-_PARTS = (DataConfig, ModelConfig, PolicyConfig, RegularizerConfig, OptimizerConfig)
+_PARTS = (
+    DataConfig,
+    ModelConfig,
+    PolicyConfig,
+    RegularizerConfig,
+    OptimizerConfig,
+    ComputeConfig,
+)
 
 
 def _unknown_path(path: str, at: str, target: Any) -> typing.NoReturn:

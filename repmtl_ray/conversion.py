@@ -299,10 +299,10 @@ def _values_for_digest(config: Any) -> dict[str, Any]:
     values = to_dict(config)
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
-        if dataclasses.is_dataclass(value):
-            values[entry.name] = _values_for_digest(value)
-        elif is_at_added_default(config, entry):
+        if is_at_added_default(config, entry):
             del values[entry.name]
+        elif dataclasses.is_dataclass(value):
+            values[entry.name] = _values_for_digest(value)
     return values
 
 

@@ -150,13 +150,17 @@ class GlobalBatchNorm(_BatchNorm):
             return self._with_running_statistics(x)
         updating = self.training and self.track_running_stats
         momentum = self._count_batch() if updating else 0.0
-        mean, var = (self.running_mean, self.running_var) if updating else (None, None)
+        mean, var = self.running_mean, self.running_var
+        if not updating and mean is not None and var is not None:
+            # Copies take the update. Without any, the graph would hold fewer tensors than the one
+            # whose activations are computed again.
+            mean, var = mean.clone(), var.clone()
         return functional.batch_norm(x, mean, var, self.weight, self.bias, True, momentum, self.eps)
 
     def _with_global_statistics(self, x: Tensor) -> Tensor:
         mean, variance, count = _global_moments(x, self.workers)
         if self.training and self.track_running_stats and self.running_mean is not None:
-            self._update(mean.detach(), variance.detach() * (count / (count - 1).clamp_min(1)))
+            self._update(mean, variance, count)
         # The moments are equal on every worker, and each worker uses them for its own rows. Their
         # derivative is therefore the sum over workers, which `spread` makes in the backward pass.
         mean, variance = self.workers.spread(torch.stack([mean, variance]))
@@ -167,9 +171,10 @@ class GlobalBatchNorm(_BatchNorm):
         return _Normalise.apply(x, mean, scale, bias)
 
     @torch.no_grad()
-    def _update(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+    def _update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
+        unbiased_variance = variance * (count / (count - 1).clamp_min(1))
         momentum = self._count_batch()
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), momentum)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
 from repmtl_ray.data.stream import check_one_size, contents_of, fingerprint_of
 from repmtl_ray.models import MultiTaskModel, build_model
+from repmtl_ray.models.compute import use_compute
 from repmtl_ray.models.own import ModelFunction, build_own_model
 from repmtl_ray.regularizers import regularizer_of
 from repmtl_ray.runs.checkpoint import Parts
@@ -268,7 +270,8 @@ def build(
     model = initial_model(experiment, tasks, train, workers=workers)
     model = model.to(device=device, dtype=DTYPES[experiment.precision])
     workers.broadcast_([*model.parameters(), *model.buffers()])
-    optimizer = _optimizer(experiment.optimizer, model)
+    use_compute(model, experiment.compute)
+    optimizer = _optimizer(experiment.optimizer, model, fused=experiment.compute.fused)
     halve_at = experiment.optimizer.halve_at_epoch
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda epoch: 0.5 if halve_at is not None and epoch >= halve_at else 1.0
@@ -277,14 +280,19 @@ def build(
     return Parts(model=model, optimizer=optimizer, scheduler=scheduler, policy=policy)
 
 
-def _optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    rate, decay = config.learning_rate, config.weight_decay
+def _optimizer(
+    config: OptimizerConfig, model: torch.nn.Module, *, fused: bool
+) -> torch.optim.Optimizer:
+    # None, not False: torch then chooses between its other forms.
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "fused": fused or None,
+    }
     if config.name == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=rate, weight_decay=decay, momentum=config.momentum
-        )
+        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **options)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(model.parameters(), lr=rate, weight_decay=decay)
+    return kind(model.parameters(), **options)
 
 
 def check_sizes(splits: Mapping[str, Split]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from repmtl_ray.models.batch_norm import frozen_statistics
 from repmtl_ray.policies.task_pass import EncoderBackward
 
 
@@ -33,13 +34,15 @@ class GraphSplit:
     root: Tensor
     leaf: Tensor
 
-    def backward_to(self, upstream: Sequence[Parameter]) -> EncoderBackward:
+    def backward_to(self, upstream: Sequence[Parameter], encoder: nn.Module) -> EncoderBackward:
         """The encoder's backward pass as a function of the cotangent at the split.
 
         The graph is kept, so the pass may be made any number of times.
 
         Args:
             upstream: the parameters that `root` is computed with.
+            encoder: where they are. Activations that were not kept are computed again, which does
+                not count in its running statistics.
 
         Returns:
             As `EncoderBackward`; some of `upstream` may be named, and the pass ends at them.
@@ -50,9 +53,10 @@ class GraphSplit:
             cotangent: Tensor, parameters: Sequence[Parameter] | None = None
         ) -> list[Tensor]:
             wanted = list(upstream if parameters is None else parameters)
-            gradients = torch.autograd.grad(
-                root, wanted, cotangent.to(root.dtype), retain_graph=True, allow_unused=True
-            )
+            with frozen_statistics(encoder):
+                gradients = torch.autograd.grad(
+                    root, wanted, cotangent.to(root.dtype), retain_graph=True, allow_unused=True
+                )
             return [
                 torch.zeros_like(parameter) if gradient is None else gradient
                 for parameter, gradient in zip(wanted, gradients, strict=True)

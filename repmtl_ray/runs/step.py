@@ -314,7 +314,7 @@ class Stepper:
             downstream_gradients=[
                 detached(of_task) for of_task in derivatives.downstream_gradients
             ],
-            encoder_backward=split.backward_to(derivatives.upstream_parameters),
+            encoder_backward=split.backward_to(derivatives.upstream_parameters, self.model.encoder),
             sub_batch_gradients=partial(
                 sub_batch_gradients, self, batch, global_step, derivatives, split.leaf, predictions
             ),

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from repmtl_ray import policies
 from repmtl_ray.collectives import Workers
-from repmtl_ray.config import ModelConfig, PolicyConfig
+from repmtl_ray.config import ComputeConfig, ModelConfig, PolicyConfig
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import use_global_statistics
+from repmtl_ray.models.compute import use_compute
 from repmtl_ray.models.heads import build_head
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.step import Stepper
@@ -137,8 +138,10 @@ def small_stepper(
     representation: str = "encoder",
     head: str = "aspp",
     learning_rate: float = 0.05,
+    compute: ComputeConfig = ComputeConfig(),  # noqa: B008
 ) -> Stepper:
     model = small_model(tasks, workers, head=head)
+    use_compute(model, compute)
     return Stepper(
         model=model,
         tasks=tasks,

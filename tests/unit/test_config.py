@@ -171,7 +171,7 @@ def test_every_number_has_limits_that_belong_to_its_range(path: str) -> None:
 def test_every_number_of_an_experiment_has_tested_limits() -> None:
     """A number that is added later needs limits too."""
     elsewhere = {"data.width", "data.holdout", "model.dropout", "model.output_stride"}
-    elsewhere |= {"model.bottleneck", "optimizer.momentum"}
+    elsewhere |= {"model.bottleneck", "optimizer.momentum", "compute.encoder_parts"}
     numbers = set()
     for part in dataclasses.fields(Experiment):
         value = getattr(BASE, part.name)
@@ -197,6 +197,7 @@ def test_every_number_of_an_experiment_has_tested_limits() -> None:
         ("model.bottleneck", 0),
         ("optimizer.momentum", float("nan")),
         ("optimizer.momentum", 1.0),
+        ("compute.encoder_parts", 0),
     ],
 )
 def test_fractions_and_lists_have_limits_too(path: str, value: object) -> None:

@@ -147,6 +147,7 @@ PARTS = [
     config.PolicyConfig,
     config.RegularizerConfig,
     config.OptimizerConfig,
+    config.ComputeConfig,
     Placement,
     CheckpointConfig,
 ]

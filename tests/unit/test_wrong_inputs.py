@@ -36,6 +36,7 @@ from repmtl_ray import (
 )
 from repmtl_ray.cli import commands
 from repmtl_ray.config import (
+    ComputeConfig,
     DataConfig,
     Experiment,
     ModelConfig,
@@ -133,6 +134,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
     PolicyConfig: {},
     RegularizerConfig: {},
     OptimizerConfig: {},
+    ComputeConfig: {},
     Experiment: {"data": DataConfig(name="cityscapes")},
     Placement: {},
     CheckpointConfig: {},
