@@ -1,12 +1,12 @@
 """CSA factored (repmtl_ray) against CSA as printed (equations 7 to 9): time and peak memory,
 forward and backward.
 
-    python -m bench.csa [--repeats 5] [--device cpu|cuda] [--shapes 2,16,2048,512 ...]
+    python -m bench.csa [--repeats 5] [--device cpu|cuda] [--tf32] [--shapes 2,16,2048,512 ...]
 
-Every figure comes from a fresh process that does one thing. Peak memory is what the forward and the
-backward pass add to a process that already holds the input (CUDA: to the allocator). The two forms
-are timed in turn, and the ratio is that of their medians in one run. Takes about one minute on two
-cores.
+On a CPU every figure comes from a fresh process that does one thing. Peak memory is what the forward
+and the backward pass add to a process that already holds the input (CUDA: to the allocator). The two
+forms are timed in turn, and the ratio is that of their medians in one run. Takes about one minute on
+two cores. On CUDA a form that does not fit into the memory says so; `--tf32` lets products round.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from repmtl_ray.penalties import csa_loss
+from tests.helpers.devices import peak_bytes, tf32
 from tests.helpers.literal import literal_csa
 
-SHAPES = ("2,16,2048,512", "3,8,512,49", "3,64,512,1")
+SHAPES = {
+    "cpu": ("2,16,2048,512", "3,8,512,49", "3,64,512,1"),
+    "cuda": ("2,16,2048,512", "2,64,2048,512", "3,8,2048,1728"),
+}
 TEMPERATURE = 0.5
+MIB = 2**20
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "factored": lambda saliency: csa_loss(saliency, temperature=TEMPERATURE),
     "literal": lambda saliency: literal_csa(saliency, TEMPERATURE),
@@ -37,46 +42,70 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 def measure(form: str, shape: tuple[int, ...], device: str) -> dict[str, float]:
     """Seconds and MiB of one forward and backward pass, after one pass that warms up."""
     torch.manual_seed(0)
-    saliency = torch.randn(shape, device=device, requires_grad=True)
+    saliency = torch.randn(shape).to(device).requires_grad_()
 
     def run() -> float:
         loss = FORMS[form](saliency)
         loss.backward()
         saliency.grad = None
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return loss.item()
+        return loss.item()  # waits for the device
 
     tiny = torch.randn(2, 2, 4, 2, device=device, requires_grad=True)
     FORMS[form](tiny).backward()  # loads the kernels before memory is read
-    before = _peak_mib(device)
-    value = run()
-    memory = _peak_mib(device) - before
+    if device == "cuda":
+        memory = peak_bytes(run) / MIB
+    else:
+        before = _peak_mib()
+        run()
+        memory = _peak_mib() - before
     start = time.perf_counter()
-    run()
+    value = run()
     return {"seconds": time.perf_counter() - start, "mib": memory, "value": value}
 
 
-def _peak_mib(device: str) -> float:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
+def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _in_fresh_process(form: str, shape: str, device: str) -> dict[str, float]:
-    command = [
-        sys.executable,
-        "-m",
-        "bench.csa",
-        "--one",
-        form,
-        "--shapes",
-        shape,
-        "--device",
-        device,
-    ]
+def _on_cuda(form: str, shape: str, tf32_allowed: bool) -> dict[str, float] | None:
+    """None: it does not fit."""
+    torch.cuda.empty_cache()
+    try:
+        with tf32(tf32_allowed):
+            return measure(form, _sizes(shape), "cuda")
+    except torch.cuda.OutOfMemoryError:
+        return None
+
+
+def _sizes(shape: str) -> tuple[int, ...]:
+    return tuple(int(size) for size in shape.split(","))
+
+
+def _in_fresh_process(form: str, shape: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.csa", "--one", form, "--shapes", shape]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output)
+
+
+def line_of(shape: str, runs: Mapping[str, Sequence[dict[str, float]]]) -> str:
+    """One line of the table; a form without runs did not fit."""
+    values = [run["value"] for of_form in runs.values() for run in of_form]
+    if max(values) - min(values) > 1e-3 * abs(values[0]):
+        raise SystemExit(f"[{shape}]: the two forms disagree: {values}")
+    cells = [f"[{shape}]"]
+    for quantity, scale, least in (("seconds", 1e3, 0.0), ("mib", 1.0, 0.1)):
+        medians = {
+            form: max(least, scale * statistics.median(run[quantity] for run in runs[form]))
+            for form in FORMS
+            if runs[form]
+        }
+        cells += [
+            f"{medians[form]:.1f}" if form in medians else "out of memory"
+            for form in ("literal", "factored")
+        ]
+        both = len(medians) == len(FORMS)
+        cells.append(f"{medians['literal'] / medians['factored']:.1f}x" if both else "")
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -84,35 +113,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument(
-        "--shapes", nargs="+", default=SHAPES, help="tasks,batch,channels,positions"
-    )
+    parser.add_argument("--device", default="cpu", choices=tuple(SHAPES))
+    parser.add_argument("--tf32", action="store_true")
+    parser.add_argument("--shapes", nargs="+", help="tasks,batch,channels,positions")
     parser.add_argument("--one", choices=tuple(FORMS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    shapes = arguments.shapes or SHAPES[arguments.device]
     if arguments.one:
-        shape = tuple(int(size) for size in arguments.shapes[0].split(","))
-        print(json.dumps(measure(arguments.one, shape, arguments.device)))
+        print(json.dumps(measure(arguments.one, _sizes(shapes[0]), arguments.device)))
         return
     print(
         "| [T, B, C, N] | literal ms | factored ms | time ratio | literal MiB | factored MiB | memory ratio |"
     )
     print("|---|---|---|---|---|---|---|")
-    for shape in arguments.shapes:
+    for shape in shapes:
         runs: dict[str, list[dict[str, float]]] = {form: [] for form in FORMS}
         for _ in range(arguments.repeats):
             for form in FORMS:
-                runs[form].append(_in_fresh_process(form, shape, arguments.device))
-        seconds = {form: statistics.median(run["seconds"] for run in runs[form]) for form in FORMS}
-        mib = {form: statistics.median(run["mib"] for run in runs[form]) for form in FORMS}
-        values = [run["value"] for form in FORMS for run in runs[form]]
-        if max(values) - min(values) > 1e-3 * abs(values[0]):
-            raise SystemExit(f"[{shape}]: the two forms disagree: {values}")
-        print(
-            f"| [{shape}] | {seconds['literal'] * 1e3:.1f} | {seconds['factored'] * 1e3:.1f} "
-            f"| {seconds['literal'] / seconds['factored']:.1f}x | {mib['literal']:.0f} | {mib['factored']:.1f} "
-            f"| {mib['literal'] / max(mib['factored'], 0.1):.1f}x |"
-        )
+                if arguments.device == "cpu":
+                    found: dict[str, float] | None = _in_fresh_process(form, shape)
+                else:
+                    found = _on_cuda(form, shape, arguments.tf32)
+                runs[form] += [] if found is None else [found]
+        print(line_of(shape, runs), flush=True)
 
 
 if __name__ == "__main__":

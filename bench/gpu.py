@@ -5,10 +5,12 @@
 Two shapes: ResNet-50 at stride 8 with three ASPP heads, batch 8, 288 x 384 ("maps"), and with two heads,
 batch 64, 128 x 256 ("pairs"). Rows: EW; Rep-MTL as printed with CSA's matrices written out ("literal"),
 as this package computes it, with penalties at every 4th step, and to the encoder alone; policies. Each
-in float32, TF32 and bfloat16; EW and Rep-MTL in TF32 also with a compiled encoder. A step of a row
-alternates with one of EW in the same precision; the ratio is the median of the pairs. The encoder's
-share is that of its forward and backward pass in EW's step. Prints a Markdown table. Needs neither Ray
-nor a network; rows that do not fit into the minutes are named at the end. `--tiny` is for tests.
+in TF32, bfloat16 and float32; EW and Rep-MTL also with channels last, a compiled encoder and
+checkpointing. A step of a row alternates with one of EW in the same precision; the ratio is the median
+of the pairs. Peak memory is that of the row's model alone, with its optimiser. "waits" counts how often
+the host waits for the device in a step. The encoder's share is that of its forward and backward pass in
+EW's step. Prints a Markdown table, the most important rows first. Needs neither Ray nor a network; rows
+that do not fit into the minutes are named at the end. `--tiny` is for tests.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import itertools
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -29,15 +31,18 @@ from torch import Tensor
 from bench.policies import TASKS
 from repmtl_ray import policies, regularizers
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.config import ModelConfig, PolicyConfig
+from repmtl_ray.config import ComputeConfig, ModelConfig, PolicyConfig
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import build_model
+from repmtl_ray.models.compute import use_compute
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.step import Stepper
+from tests.helpers.devices import num_synchronisations, tf32
 from tests.helpers.literal import literal_csa
 
 OFF: dict[str, Any] = {"lambda_tsr": 0.0, "lambda_csa": 0.0}
 EVERY = 4
+WARM_UP = 2
 GIB = 2**30
 
 
@@ -80,12 +85,37 @@ ROWS = {
     "DB-MTL": Row(policy="DB-MTL"),
     "Nash-MTL": Row(policy="Nash-MTL"),
     "PCGrad": Row(policy="PCGrad"),
+    "MGDA at the representation": Row(policy="MGDA", at_representation=True),
 }
-COMPILED = ("EW", "Rep-MTL")
+COMPUTE = {
+    "": ComputeConfig(),
+    "channels last": ComputeConfig(channels_last=True),
+    "compiled": ComputeConfig(compile=True),
+    "channels last, compiled, fused": ComputeConfig(channels_last=True, compile=True, fused=True),
+    "checkpointing": ComputeConfig(checkpointing=True),
+}
 PRECISIONS = ("tf32", "bfloat16", "float32")
+BOTH = ("EW", "Rep-MTL")
+REP_MTL = tuple(name for name in ROWS if name.startswith(BOTH))
+POLICIES = tuple(name for name in ROWS if name not in REP_MTL)
+TIERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("tf32", "", REP_MTL),
+    ("bfloat16", "", BOTH),
+    ("bfloat16", "channels last", BOTH),
+    ("tf32", "channels last", BOTH),
+    ("tf32", "", POLICIES),
+    ("bfloat16", "channels last, compiled, fused", BOTH),
+    ("tf32", "checkpointing", BOTH),
+    ("tf32", "compiled", BOTH),
+    ("bfloat16", "", (*REP_MTL[2:], *POLICIES)),
+    ("float32", "", tuple(ROWS)),
+)
+"""Precision, way of computing, and rows; the most important first."""
 
 
-def stepper_of(row: Row, shape: Shape, precision: str, device: str, *, compiled: bool) -> Stepper:
+def stepper_of(
+    row: Row, shape: Shape, precision: str, device: str, compute: ComputeConfig
+) -> Stepper:
     """A model in training; all rows have the same initial one."""
     tasks = TASKS[: shape.num_tasks]
     torch.manual_seed(0)
@@ -93,8 +123,7 @@ def stepper_of(row: Row, shape: Shape, precision: str, device: str, *, compiled:
         encoder=shape.encoder, output_stride=8, head_channels=shape.head_channels, dropout=0.0
     )
     model = build_model(config, tasks, image_size=(shape.height, shape.width)).to(device)
-    if compiled:
-        model.encoder.compile()
+    use_compute(model, compute)
     names = [task.name for task in tasks]
     return Stepper(
         model=model,
@@ -107,7 +136,7 @@ def stepper_of(row: Row, shape: Shape, precision: str, device: str, *, compiled:
             names,
         ),
         policy_name=row.policy,
-        optimizer=torch.optim.Adam(model.parameters(), lr=1e-4),
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-4, fused=compute.fused or None),
         regularizer=RepMTL(**(OFF if row.penalty is None else row.penalty)),
         representation="encoder",
         log_losses=True,
@@ -177,42 +206,48 @@ def encoder_seconds(stepper: Stepper, batch: Batch, device: str) -> float:
     return statistics.median(_seconds(run, device) for _ in range(3))
 
 
-@contextlib.contextmanager
-def matrix_products(precision: str) -> Iterator[None]:
-    """TF32 in products and convolutions, or neither."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    is_tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_tf32
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
 def line_of(
-    name: str, shape: Shape, precision: str, device: str, rounds: int, *, compiled: bool = False
-) -> str:
-    """One line of the table: milliseconds, ratio to EW, peak GiB, and the encoder's share for EW."""
+    name: str, shape: Shape, precision: str, way: str, device: str, rounds: int
+) -> tuple[str, ...]:
+    """Milliseconds, ratio to EW, peak GiB, waits, and for EW the encoder's share of the step."""
     row, batch = ROWS[name], batch_of(shape, device)
-    stepper = stepper_of(row, shape, precision, device, compiled=compiled)
-    base = stepper_of(ROWS["EW"], shape, precision, device, compiled=False)
-    peak, ratios, taken = "", [], []
-    for number in range(rounds + 2):
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+    stepper = stepper_of(row, shape, precision, device, COMPUTE[way])
+    peak = waits = share = ""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for number in range(WARM_UP):
+        seconds_of_a_step(stepper, row, batch, number, device)
+    if device == "cuda":
+        peak = f"{torch.cuda.max_memory_allocated() / GIB:.2f}"
+        waits = str(
+            num_synchronisations(lambda: stepper.step(batch, global_step=WARM_UP * row.every))
+        )
+    base = stepper_of(ROWS["EW"], shape, precision, device, COMPUTE[""])
+    for number in range(WARM_UP):
+        seconds_of_a_step(base, ROWS["EW"], batch, number, device)
+    ratios, taken = [], []
+    for number in range(WARM_UP, WARM_UP + rounds):
         own = seconds_of_a_step(stepper, row, batch, number, device)
-        if device == "cuda":
-            peak = f"{torch.cuda.max_memory_allocated() / GIB:.2f}"
-        reference = seconds_of_a_step(base, ROWS["EW"], batch, number, device)
-        if number >= 2:
-            ratios.append(own / reference)
-            taken.append(own)
-    share = ""
+        ratios.append(own / seconds_of_a_step(base, ROWS["EW"], batch, number, device))
+        taken.append(own)
     if name == "EW":
         share = f"{encoder_seconds(stepper, batch, device) / statistics.median(taken):.2f}"
-    label = f"{precision}, compiled" if compiled else precision
     milliseconds = 1000 * statistics.median(taken)
-    return f"{name} | {label} | {milliseconds:.1f} | {statistics.median(ratios):.2f} | {peak} | {share}"
+    return f"{milliseconds:.1f}", f"{statistics.median(ratios):.2f}", peak, waits, share
+
+
+def cells_of(
+    name: str, shape: Shape, precision: str, way: str, device: str, rounds: int
+) -> tuple[str, ...]:
+    """As `line_of`; a row that the device cannot compute says so, and the next ones follow."""
+    try:
+        with tf32(precision == "tf32"):
+            return line_of(name, shape, precision, way, device, rounds)
+    except torch.cuda.OutOfMemoryError:
+        return "out of memory", "", "", "", ""
+    except (ImportError, RuntimeError) as error:  # no solver; what torch's compilers raise
+        first_line = next(iter(str(error).splitlines()), "").replace("|", "/")
+        return f"{type(error).__name__}: {first_line[:160]}", "", "", "", ""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -225,27 +260,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--compute", nargs="+", choices=list(COMPUTE), default=list(COMPUTE))
     parser.add_argument("--tiny", action="store_true", help="a tiny model on any device")
     given = parser.parse_args(arguments)
     shapes = {"tiny": TINY} if given.tiny else {name: SHAPES[name] for name in given.shapes}
-    wanted = [(name, kind, False) for kind in given.precisions for name in given.rows]
-    if given.device == "cuda" and "tf32" in given.precisions:
-        wanted += [(name, "tf32", True) for name in given.rows if name in COMPILED]
     end_s, left_out = time.monotonic() + 60 * given.minutes, []
     device = torch.cuda.get_device_name() if given.device == "cuda" else given.device
     print(f"torch {torch.__version__}, {device}\n")
-    print(
-        "| shape | step | precision | ms | / EW | peak GiB | encoder |\n|---|---|---|---|---|---|---|"
-    )
-    for at, shape in shapes.items():
-        for name, kind, compiled in wanted:
-            if time.monotonic() > end_s:
-                left_out.append(f"{at} {name} {kind}")
+    print("| shape | step | precision | ms | / EW | peak GiB | waits | encoder |")
+    print("|---|---|---|---|---|---|---|---|")
+    for precision, way, names in TIERS:
+        if precision not in given.precisions or way not in given.compute:
+            continue
+        label = f"{precision}, {way}" if way else precision
+        for (at, shape), name in itertools.product(shapes.items(), names):
+            if name not in given.rows:
                 continue
-            with matrix_products(kind):
-                line = line_of(name, shape, kind, given.device, given.rounds, compiled=compiled)
-            print(f"| {at} | {line} |", flush=True)
+            if time.monotonic() > end_s:
+                left_out.append(f"{at} {name} {label}")
+                continue
+            cells = cells_of(name, shape, precision, way, given.device, given.rounds)
+            print(" | ".join((f"| {at}", name, label, *cells)) + " |", flush=True)
             gc.collect()
+            torch._dynamo.reset()  # each row's programs belong to its own model
             if given.device == "cuda":
                 torch.cuda.empty_cache()
     if left_out:

@@ -18,7 +18,7 @@ def test_the_bench_of_a_gpu_runs_anywhere_and_ends_in_time(capsys: pytest.Captur
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "tiny" in line]
     assert [line[1] for line in lines] == rows
     assert all(float(line[3]) > 0 for line in lines)
-    assert 0 < float(lines[0][6].strip(" |")) < 2
+    assert 0 < float(lines[0][7].strip(" |")) < 2
     gpu.main([*options, "--minutes", "0"])
     out = capsys.readouterr().out
     assert "no time was left for: tiny EW float32, " in out
