@@ -20,6 +20,7 @@ import contextlib
 import gc
 import itertools
 import statistics
+import subprocess
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -245,7 +246,8 @@ def cells_of(
             return line_of(name, shape, precision, way, device, rounds)
     except torch.cuda.OutOfMemoryError:
         return "out of memory", "", "", "", ""
-    except (ImportError, RuntimeError) as error:  # no solver; what torch's compilers raise
+    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        # A library or a compiler that is not there; what torch's compilers raise.
         first_line = next(iter(str(error).splitlines()), "").replace("|", "/")
         return f"{type(error).__name__}: {first_line[:160]}", "", "", "", ""
 
