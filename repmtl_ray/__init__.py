@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from repmtl_ray import extras
+
 if TYPE_CHECKING:
     from repmtl_ray import policies, protocols, tasks
     from repmtl_ray.config import (
@@ -101,6 +103,17 @@ _NAMES = {
 }
 """By module, the names that the package offers."""
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+_EXTRA_OF = {
+    "data.custom": "ray",
+    "inference": "vision",
+    "placement": "ray",
+    "runs.checkpoint_manager": "vision",
+    "search": "ray",
+    "studies.benchmark": "ray",
+    "studies.recommend": "vision",
+    "train": "ray",
+}
+"""By module, the extra without which it cannot be imported."""
 _SUBMODULES = ("policies", "protocols", "tasks")
 
 __all__ = [
@@ -150,7 +163,10 @@ def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"repmtl_ray.{name}")
     if name in _MODULE_OF:
-        return getattr(importlib.import_module(f"repmtl_ray.{_MODULE_OF[name]}"), name)
+        module = _MODULE_OF[name]
+        if module in _EXTRA_OF:
+            extras.require(f"repmtl_ray.{name}", _EXTRA_OF[module])
+        return getattr(importlib.import_module(f"repmtl_ray.{module}"), name)
     raise AttributeError(
         f"module 'repmtl_ray' has no attribute {name!r}; it offers {', '.join(__all__)}"
     )

@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repmtl_ray import storage
-from repmtl_ray.cli import interruption
-from repmtl_ray.config import Experiment, from_dict
+from repmtl_ray import extras
 
 if TYPE_CHECKING:
     from repmtl_ray.cli.options import Parser
+    from repmtl_ray.config import Experiment
 
 
 def main(command: str, words: Sequence[str] | None = None) -> None:
@@ -32,6 +31,10 @@ def main(command: str, words: Sequence[str] | None = None) -> None:
     """
     from repmtl_ray.cli import commands
 
+    try:
+        extras.require_extras(f"the command {command!r}", *commands.extras_of(command))
+    except extras.MissingLibraryError as error:
+        raise _mistake(error) from error
     arguments = parser_of(command).parse_args(words)
     run = functools.partial(commands.module(command).run, arguments)
     run_to_end(run, debug=arguments.debug)
@@ -57,14 +60,21 @@ def run_to_end(run: Callable[[], object], *, debug: bool = False) -> None:
         run: the command.
         debug: print the trace of a mistake, too.
     """
+    from repmtl_ray.cli import interruption
+
     try:
         with interruption.handled():
             run()
     except ValueError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise _mistake(error) from error
+
+
+def _mistake(error: ValueError) -> SystemExit:
+    """Prints a user's mistake; the way to end the process."""
+    print(f"error: {error}", file=sys.stderr)
+    return SystemExit(2)
 
 
 def folder(out: str) -> Path:
@@ -73,6 +83,8 @@ def folder(out: str) -> Path:
     Raises:
         ValueError: it cannot be made, or not be written to.
     """
+    from repmtl_ray import storage
+
     made = Path(out)
     try:
         storage.check_writable(storage.absolute(out))
@@ -88,6 +100,9 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ValueError: no such file, or it holds something else.
     """
+    from repmtl_ray import storage
+    from repmtl_ray.config import Experiment, from_dict
+
     with storage.explained(str(path)):
         is_file = path.is_file()
     if not is_file:
@@ -99,3 +114,16 @@ def read_experiment(path: Path) -> Experiment:
         return from_dict(Experiment, values)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} describes no experiment: {error}") from error
+
+
+def device(name: str) -> str:
+    """A device's name, if this machine has it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    import torch
+
+    if name != "cpu" and not (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"--device {name}: this machine has no such device; take cpu.")
+    return name

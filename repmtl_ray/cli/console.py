@@ -14,7 +14,6 @@ import repmtl_ray
 from repmtl_ray import cli
 from repmtl_ray.cli import commands
 from repmtl_ray.cli.invocation import invocation
-from repmtl_ray.cli.options import new_parser
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -73,6 +72,8 @@ def complete() -> None:
         import argcomplete
     except ImportError:
         return
+    from repmtl_ray.cli.options import new_parser
+
     parser = new_parser(None, prog="repmtl-ray")
     parser.add_argument("--version", action="store_true")
     first = parser.add_subparsers()

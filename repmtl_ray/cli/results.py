@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repmtl_ray.cli.invocation import invocation
 from repmtl_ray.config import digest, to_dict
@@ -17,7 +18,9 @@ from repmtl_ray.report.heatmap import delta_p_heatmap
 from repmtl_ray.report.html_report import Pictures, search_report
 from repmtl_ray.report.runs import conclusion, search_runs
 from repmtl_ray.report.search_table import search_text
-from repmtl_ray.search import SearchResult
+
+if TYPE_CHECKING:
+    from repmtl_ray.search import SearchResult
 
 NUM_PICTURES = 3
 """Images through the best trial's model in a search's report."""
@@ -85,16 +88,3 @@ def pictures_of(checkpoints: Mapping[str, str], num_images: int) -> list[Picture
         images = {title: figures.png(figure) for title, figure in drawn.items()}
         pictures.append(Pictures(of=name, images=images))
     return pictures
-
-
-def device(name: str) -> str:
-    """A device's name, if this machine has it.
-
-    Raises:
-        ValueError: it has not.
-    """
-    import torch
-
-    if name != "cpu" and not (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
-        raise ValueError(f"--device {name}: this machine has no such device; take cpu.")
-    return name

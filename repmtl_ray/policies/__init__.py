@@ -29,12 +29,12 @@ def names() -> tuple[str, ...]:
 
 def ready(num_tasks: int) -> tuple[str, ...]:
     """The names of the policies that train so many tasks without arguments of their own and without
-    a holdout split, sorted."""
+    a holdout split, and whose libraries are installed; sorted."""
     trainable = []
     for name in names():
         try:
             policy = build(name, num_tasks=num_tasks)
-        except ValueError:  # it needs arguments, or more or fewer tasks
+        except ValueError:  # it needs arguments, a library, or more or fewer tasks
             continue
         if not policy.needs_holdout:
             trainable.append(name)

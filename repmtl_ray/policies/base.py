@@ -19,6 +19,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from repmtl_ray import extras
 from repmtl_ray.policies.arguments import accept_arguments
 from repmtl_ray.policies.checks import SMALLEST_LOSS, require_losses, require_step
 from repmtl_ray.policies.state import read_state, require_tasks, write_state
@@ -75,7 +76,7 @@ class Policy(ABC):
         seed: of the run; random policies draw from (seed, step), the same on every worker.
 
     Raises:
-        ValueError: an argument that its rule does not allow.
+        ValueError: an argument that its rule does not allow; a library that is not installed.
     """
 
     tasks: Sequence[str]
@@ -106,6 +107,8 @@ class Policy(ABC):
     subtracts. The step subtracts it times the optimiser's learning rate of that moment, schedule
     included, in place of the optimiser's own step; weight decay is AdamW's, decoupled. There is no
     gradient left to clip, so `max_gradient_norm` is refused."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """Modules of the extra `solvers` that the method computes with."""
     allows_representation: ClassVar[bool] = False
     """The policy can combine task gradients at the representation too (`at_representation`)."""
 
@@ -118,6 +121,8 @@ class Policy(ABC):
 
     def __post_init__(self) -> None:
         self.tasks = tuple(self.tasks)
+        if self.libraries:
+            extras.require(f"policy {self.name!r}", "solvers", *self.libraries)
         accept_arguments(self, self.name, self.tasks)
 
     @property

@@ -39,6 +39,7 @@ class CAGrad(GramianPolicy):
     combined: ScaleOfWeights = "tasks"
 
     name = "CAGrad"
+    libraries = ("cvxpy",)
     solver = "CLARABEL"
 
     @property

@@ -29,6 +29,7 @@ class DualProj(GramianPolicy):
     reg_eps: Positive = 1e-4
 
     name = "DualProj"
+    libraries = ("qpsolvers", "quadprog")
     solver = "quadprog"
 
     def gramian_weights(self, gramian: Tensor, inputs: StepInputs) -> Tensor:

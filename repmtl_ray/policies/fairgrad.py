@@ -39,6 +39,7 @@ class FairGrad(GramianPolicy):
     max_norm: NonNegative = 1.0
 
     name = "FairGrad"
+    libraries = ("scipy",)
     solver = "scipy.optimize.least_squares"
     scale_free = False
 

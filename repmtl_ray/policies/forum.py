@@ -50,6 +50,7 @@ class FORUM(BilevelPolicy):
     inner_steps: PositiveInt = 5
 
     name = "FORUM"
+    libraries = ("quadprog",)
     state_names = ("logits", "shares", "epoch", "solver_failures")
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ class GO4Align(LossPolicy):
     step_size: NonNegative = 1e-4
 
     name = "GO4Align"
+    libraries = ("scipy",)
     needs_positive_losses = True
     state_names = ("log_shares",)
 

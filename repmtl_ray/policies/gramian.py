@@ -9,6 +9,7 @@ weights. Owns no method.
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -278,6 +279,9 @@ class GramianPolicy(Policy):
 
 def _solver_errors() -> tuple[type[Exception], ...]:
     """What a solver raises when it fails."""
-    from cvxpy.error import SolverError  # here, because cvxpy takes a second to load
+    errors = (ArithmeticError, RuntimeError, TypeError, ValueError)
+    if "cvxpy" not in sys.modules:  # few methods need it, and it takes a second to load
+        return errors
+    from cvxpy.error import SolverError
 
-    return (ArithmeticError, RuntimeError, TypeError, ValueError, SolverError)
+    return (*errors, SolverError)

@@ -42,6 +42,7 @@ class MOML(BilevelPolicy):
     inner_learning_rate: Positive = 0.1
 
     name = "MOML"
+    libraries = ("quadprog",)
 
     def backward(self, task_pass: TaskPass) -> None:
         tasks = task_pass.present.cpu().nonzero().flatten()

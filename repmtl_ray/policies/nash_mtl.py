@@ -40,6 +40,7 @@ class NashMTL(GramianPolicy):
     optim_niter: PositiveInt = 20
 
     name = "Nash-MTL"
+    libraries = ("cvxpy", "ecos")
     weighs_heads = True
     solver = "ECOS"
     scale_free = False

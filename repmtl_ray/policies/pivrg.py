@@ -55,6 +55,7 @@ class PIVRG(GramianPolicy):
     max_norm: Annotated[float, Number(at_least=0)] = 1.0
 
     name = "PIVRG"
+    libraries = ("scipy",)
     solver = "scipy.optimize.least_squares"
     scale_free = False
     needs_positive_losses = True

@@ -30,6 +30,7 @@ class UPGrad(GramianPolicy):
     reg_eps: Positive = 1e-4
 
     name = "UPGrad"
+    libraries = ("qpsolvers", "quadprog")
     solver = "quadprog"
 
     def gramian_weights(self, gramian: Tensor, inputs: StepInputs) -> Tensor:

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from repmtl_ray import extras
 from repmtl_ray.data.augment import FLIP_PROBABILITY, SCALES, augment
 from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE
 from repmtl_ray.data.stream import Kind, Sample, Stream
@@ -65,12 +66,9 @@ def log_tensorboard(inspection: Inspection, directory: str | Path) -> None:
     Raises:
         ValueError: TensorBoard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            'TensorBoard is not installed; pip install "repmtl_ray[loggers]".'
-        ) from error
+    extras.require("a TensorBoard log", "loggers", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
     with SummaryWriter(str(directory)) as writer:
         for name, figure in draw_inspection(inspection).items():
             figure.set_dpi(DPI)

@@ -13,13 +13,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repmtl_ray import storage
+from repmtl_ray import extras, storage
 from repmtl_ray.config import nearest, to_dict
 from repmtl_ray.conversion import shown
 from repmtl_ray.runs.callbacks import Callback, RunContext, StepInfo
@@ -262,10 +261,8 @@ def make_loggers(names: Sequence[str], *, every: int = EVERY_STEPS) -> list[Call
         if name not in LOGGERS:
             raise ValueError(f"log {name!r}: {nearest(name, LOGGERS)}")
         library = LIBRARIES[name]
-        if library and importlib.util.find_spec(library) is None:
-            raise ValueError(
-                f'log {name!r} needs {library}, which is not installed; pip install "repmtl_ray[loggers]".'
-            )
+        if library:
+            extras.require(f"log {name!r}", "loggers", library)
     return [LOGGERS[name](every=every) for name in dict.fromkeys(names)]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repmtl_ray import extras
 from repmtl_ray.config import SEGNET, Experiment
 from repmtl_ray.data.description import DataDescription
 from repmtl_ray.models import MultiTaskModel
@@ -76,13 +77,7 @@ def export_onnx(network: MultiTaskModel, data: DataDescription, out: Path) -> No
     Raises:
         ValueError: a library is not installed, or the model has an operation that ONNX has not.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            'ONNX needs onnx and onnxscript; pip install "repmtl_ray[onnx]".'
-        ) from error
+    extras.require("ONNX", "onnx")
     module = Program(network, data).eval()
     height, width = data.size_of_images
     try:

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from repmtl_ray import extras
 from repmtl_ray.report.table import aligned
 from repmtl_ray.runs.checkpoint import read_model
 
@@ -133,15 +134,11 @@ def _with_parent(module: nn.Module) -> nn.Module:
 
 
 def _watcher(model: nn.Module) -> Any:
+    extras.require("the table of power-law exponents", "analysis")
     root = logging.getLogger()
     level = root.level
     try:
         import weightwatcher
-    except ImportError as error:
-        raise ValueError(
-            "power-law exponents need the library weightwatcher, which is not installed; "
-            'pip install "repmtl_ray[analysis]".'
-        ) from error
     finally:
         root.setLevel(level)  # weightwatcher changes it when it is imported
     return weightwatcher.WeightWatcher(model=model, log_level=logging.ERROR)

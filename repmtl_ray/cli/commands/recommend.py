@@ -37,7 +37,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains what is missing and fits into the budget, and prints what was found."""
-    from repmtl_ray.cli import results
     from repmtl_ray.runs.build import selected_tasks
     from repmtl_ray.studies import recommend
 
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         draws=arguments.draws,
         rates=arguments.rates,
         directory=cli.folder(arguments.out),
-        device=str(results.device(arguments.device)),
+        device=str(cli.device(arguments.device)),
     )
     found.file.with_suffix(".md").write_text(f"{found}\n")
     print(f"\n{found}\ntables     {found.file.with_suffix('.md')}")

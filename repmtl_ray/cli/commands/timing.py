@@ -35,7 +35,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Times the methods in turns, and writes the table."""
     from repmtl_ray import policies
-    from repmtl_ray.cli import results
     from repmtl_ray.studies.timing import time_methods, timing_table
 
     names = list(arguments.methods)
@@ -47,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         experiment,
         methods(names),
         rounds=arguments.rounds,
-        device=results.device(arguments.device),
+        device=cli.device(arguments.device),
     )
     print(timing_table(timings))
     with (out / "timing.csv").open("w", newline="") as file:

@@ -384,7 +384,7 @@ def test_without_its_libraries_the_extra_is_named(official: Path) -> None:
     )
     command = [sys.executable, "-c", program, str(official)]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert 'h5py is not installed: pip install "repmtl_ray[mat]".' in found
+    assert 'needs h5py, which this environment lacks; pip install "repmtl_ray[mat]".' in found
 
 
 # Normals from depth
