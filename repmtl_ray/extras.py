@@ -11,7 +11,7 @@ _VISION = ("albumentations", "cv2", "PIL", "pyarrow")
 MODULES = {
     "ray": ("ray", "optuna", "pandas", "psutil", "tqdm", "yaml", *_VISION),
     "vision": _VISION,
-    "report": ("matplotlib", "jinja2", "markupsafe", "pandas", "plotly", "PIL"),
+    "report": ("matplotlib", "jinja2", "markupsafe", "pandas", "plotly", "PIL", "scipy"),
     "solvers": ("cvxpy", "ecos", "qpsolvers", "quadprog", "scipy"),
     "analysis": ("weightwatcher",),
     "loggers": ("tensorboard", "mlflow", "wandb"),

@@ -19,8 +19,8 @@ from repmtl_ray.delta import delta_p, directions
 from repmtl_ray.report.records import Record
 
 PARAMETERS = ("losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning rate")
-CLEAR_DIFFERENCE = 3.0
-"""Standard errors from which on a difference is called clear; with three seeds each, about 95 %."""
+LEVEL = 0.05
+"""A difference is called clear below this p-value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +237,7 @@ def conclusion(runs: Sequence[Run]) -> str:
 
     It names the configuration with the largest mean delta_p, compares it with the best reference (EW
     without penalties; without one, with the second best), and says whether the deviation over seeds
-    allows a conclusion: a difference is clear from `CLEAR_DIFFERENCE` standard errors on.
+    allows a conclusion: a difference is clear where `difference_p` is below `LEVEL`.
     """
     by_seed: dict[str, dict[int, float]] = {}
     references = set()
@@ -266,7 +266,7 @@ def conclusion(runs: Sequence[Run]) -> str:
     return (
         f"{best}{note} has the largest delta_p, {_mean(values[best])}; that is {difference:.2f} points "
         f"more than {role}, {other}, with {_mean(values[other])}; "
-        f"{_verdict(difference, values[best], values[other])}."
+        f"{_verdict(difference, best, other, values)}."
     )
 
 
@@ -275,18 +275,64 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean} %" if len(values) == 1 else f"{mean} ± {stdev(values):.2f} %"
 
 
-def _verdict(difference: float, best: Sequence[float], other: Sequence[float]) -> str:
-    if min(len(best), len(other)) < 2:
+def _verdict(
+    difference: float, best: str, other: str, values: Mapping[str, Sequence[float]]
+) -> str:
+    if min(len(values[best]), len(values[other])) < 2:
         return (
             "with one seed the deviation over seeds is unknown, so nothing can be concluded until both "
             "are repeated with other seeds"
         )
-    variance = sum(stdev(values) ** 2 / len(values) for values in (best, other))
-    ratio = difference / math.sqrt(variance) if variance > 0 else math.inf
-    errors = "many" if math.isinf(ratio) else f"{ratio:.1f}"
-    if ratio >= CLEAR_DIFFERENCE:
-        return f"this difference is {errors} standard errors, so it is clear"
-    return (
-        f"this difference is only {errors} standard errors, so it may come from the seeds and nothing "
-        "can be concluded"
+    deviation, freedom = pooled_deviation(list(values.values()))
+    p_value = difference_p(
+        difference, len(values[best]), len(values[other]), deviation, freedom, len(values)
     )
+    shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+    facts = (
+        f"runs of one configuration deviate by {deviation:.2f} points over seeds, and the best of "
+        f"{len(values)} configurations was chosen afterwards ({shown} by Tukey and Kramer)"
+    )
+    if p_value < LEVEL:
+        return f"{facts}, so the difference is clear"
+    return f"{facts}, so it may come from the seeds and nothing can be concluded"
+
+
+def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """The deviation within groups of which each has its own mean, and its degrees of freedom.
+
+    With two or three seeds, the deviation of one configuration alone is too small by chance too often.
+
+    Args:
+        groups: values by configuration; of at least one there are two.
+    """
+    freedom = sum(len(group) - 1 for group in groups)
+    squares = sum(math.fsum((value - fmean(group)) ** 2 for value in group) for group in groups)
+    return math.sqrt(squares / freedom), freedom
+
+
+def difference_p(
+    difference: float,
+    num_best: int,
+    num_other: int,
+    deviation: float,
+    freedom: int,
+    num_configurations: int,
+) -> float:
+    """The p-value of a difference of two means out of several, when the pair was chosen by its means.
+
+    Args:
+        difference: of the means; at least 0.
+        num_best, num_other: values that each mean is of.
+        deviation, freedom: of `pooled_deviation`.
+        num_configurations: out of which the two were chosen; at least 2.
+
+    Source:
+        Kramer, Biometrics 12, 1956: the studentised range, for groups of unequal size. It holds for
+        deviations that are about equal in all configurations.
+    """
+    if deviation == 0:
+        return 0.0 if difference > 0 else 1.0
+    from scipy.stats import studentized_range  # here, because it takes long to load
+
+    error = deviation * math.sqrt((1 / num_best + 1 / num_other) / 2)
+    return float(studentized_range.sf(difference / error, num_configurations, freedom))

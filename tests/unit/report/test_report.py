@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pytest
 
@@ -211,14 +212,41 @@ def test_the_conclusion_compares_the_best_configuration_with_the_best_reference(
         "Rep-MTL has the largest delta_p, +2.10 ± 0.14 %; that is 1.00 points more"
     )
     assert "the best reference, EW, with +1.10 ± 0.14 %" in text
-    # 1.00 over the standard error of the difference of two means of two seeds, sqrt(2 * 0.02 / 2)
-    assert "7.1 standard errors, so it is clear" in text
+    # Three deviations of sqrt(0.02), three degrees of freedom: q = 1.00 / sqrt(0.02 / 2) = 10; tables of
+    # the studentised range of 3 means have 5.91 at 5 % and 10.6 at 1 %.
+    assert "deviate by 0.14 points over seeds, and the best of 3" in text
+    assert "(p = 0.012 by Tukey and Kramer), so the difference is clear" in text
 
 
 def test_a_difference_within_the_deviation_over_seeds_concludes_nothing() -> None:
     text = conclusion(runs_with({"EW": [0.0, 2.0], "UW": [0.5, 2.5]}))
-    assert "only 0.4 standard errors" in text
+    assert "p = 0.76" in text
     assert "nothing can be concluded" in text
+
+
+def test_two_seeds_that_agree_by_chance_are_no_clear_difference() -> None:
+    """As in a demonstration of this project, where one method's two seeds came within 0.2 points."""
+    values = {"EW": [1.71, 1.58], "weights": [3.73, 3.91], "EW-log": [1.99, -2.40]}
+    values |= {"share 0.1": [1.17, -0.81], "share 0.3": [-4.63, 2.95]}
+    assert "so it may come from the seeds and nothing can be concluded" in conclusion(
+        runs_with(values, references=("EW", "weights", "EW-log"))
+    )
+
+
+def test_equal_methods_are_called_different_in_less_than_one_table_of_ten() -> None:
+    """Eight methods with two seeds each; the deviations of the two rows alone call 30 of 200 clear."""
+    rng = np.random.default_rng(0)
+    texts = [
+        conclusion(
+            runs_with(
+                {f"method {m}": row for m, row in enumerate(table.tolist())},
+                references=("method 0",),
+            )
+        )
+        for table in rng.normal(size=(200, 8, 2))
+    ]
+    clear = sum("so the difference is clear" in text for text in texts)
+    assert clear < 20
 
 
 def test_one_seed_concludes_nothing_however_large_the_difference() -> None:
