@@ -3,12 +3,17 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: tune test test-fast lint docs install clean
+.PHONY: tune test test-all test-fast lint docs install clean
 
 tune: install
 	$(BIN)/python pipelines/tune_cityscapes.py
 
+# Everything but the slow tests, which stop drivers, workers and nodes on purpose or train for long.
 test: install
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not slow"
+
+# Every test; what continuous integration runs.
+test-all: install
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 # Without the tests that start Ray.

@@ -23,6 +23,7 @@ from tests.helpers.paths import ROOT
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(800)
 def test_a_search_grows_the_cluster_survives_a_lost_node_and_leaves_nothing_running(
     tmp_path: Path,

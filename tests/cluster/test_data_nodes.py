@@ -15,6 +15,7 @@ from tests.helpers.paths import ROOT
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_data_nodes_come_for_a_pipeline_and_a_lost_one_changes_no_batch(tmp_path: Path) -> None:
     log, folder = tmp_path / "driver.log", tmp_path / "read"

@@ -17,6 +17,7 @@ from tests.helpers.paths import ROOT
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_grows_with_the_cluster_and_ends_as_one_without_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -184,6 +184,7 @@ def shop() -> CustomData:
     return CustomData(train=table, evaluation=table, inputs=SHOP_INPUTS, tasks=SHOP)
 
 
+@pytest.mark.slow
 def test_a_search_and_a_benchmark_train_a_model_and_a_policy_of_ones_own(tmp_path: Path) -> None:
     experiment = own_experiment(model=ModelConfig(), epochs=1)
     given = shop()
@@ -253,6 +254,7 @@ def test_recommend_compares_methods_on_a_model_and_data_of_ones_own(tmp_path: Pa
         assert other.rows[0].seconds != found.rows[0].seconds  # it was trained
 
 
+@pytest.mark.slow
 def test_another_model_function_does_not_continue_a_run(tmp_path: Path) -> None:
     experiment, given = own_experiment(model=ModelConfig(), epochs=1), shop()
     result = fit(experiment, model=shop_model, data=given, storage=tmp_path, name="shop")

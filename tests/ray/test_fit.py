@@ -91,6 +91,7 @@ def test_one_worker_goes_on_with_the_same_result_where_two_had_been(
         assert alone.metrics[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
 
 
+@pytest.mark.slow
 def test_a_run_struck_by_many_faults_is_the_undisturbed_one(
     undisturbed: FitResult, experiment: Experiment, storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def status_of(folder: Path) -> str:
     return json.loads((folder / "status.json").read_text())["status"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_says_how_to_continue(tmp_path: Path, experiment: Experiment) -> None:
     file = tmp_path / "experiment.json"
     file.write_text(json.dumps(to_dict(replace(experiment, {"epochs": 2000}))))
@@ -78,6 +79,7 @@ def test_a_run_that_is_stopped_says_how_to_continue(tmp_path: Path, experiment: 
     assert not (run / "lock.json").exists()
 
 
+@pytest.mark.slow
 def test_a_search_that_is_stopped_twice_leaves_earlier_results_as_they_were(tmp_path: Path) -> None:
     out = tmp_path / "results"
     out.mkdir()
@@ -92,6 +94,7 @@ def test_a_search_that_is_stopped_twice_leaves_earlier_results_as_they_were(tmp_
     assert (out / "best.json").read_text() == "of an earlier search"
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_is_stopped_is_resumed_by_the_printed_command(tmp_path: Path) -> None:
     small = ["--set", "data.height=32", "--set", "data.width=64", "--set", "data.num_train=8"]
     options = ["--methods", "EW", "--seeds", 1, "--epochs", 2000, "--batch-size", 4, *small]
@@ -104,6 +107,7 @@ def test_a_benchmark_that_is_stopped_is_resumed_by_the_printed_command(tmp_path:
     assert not (tmp_path / "stopped/lock.json").exists()
 
 
+@pytest.mark.slow
 def test_a_preparation_that_is_stopped_is_continued_by_the_same_command(tmp_path: Path) -> None:
     store = tmp_path / "store"
     command = ["pipelines/prepare_data.py", "cityscapes", "--out", store, "--splits", "train"]

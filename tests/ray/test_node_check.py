@@ -76,6 +76,7 @@ def test_other_sources_are_refused_at_the_start(
         node_check.check_nodes(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_worker_on_a_node_that_came_later_says_what_is_wrong(
     with_others: None, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

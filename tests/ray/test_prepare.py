@@ -203,6 +203,7 @@ def weights(result: Any) -> torch.Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in state.values()])
 
 
+@pytest.mark.slow
 def test_training_from_files_in_memory_and_from_a_bucket_read_every_epoch_is_the_same_to_the_bit(
     tmp_path: Path, s3: S3, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

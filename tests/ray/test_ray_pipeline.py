@@ -155,6 +155,7 @@ def test_a_killed_data_actor_changes_no_batch(
     assert len(spy.readers) > 1, "another actor went on"
 
 
+@pytest.mark.slow
 def test_a_data_actor_that_dies_while_it_has_nothing_to_do_changes_no_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +211,7 @@ def test_a_broken_sample_is_one_error_that_names_its_file(tmp_path: Path) -> Non
     loader.close()
 
 
+@pytest.mark.slow
 def test_a_run_with_data_actors_has_the_metrics_of_one_without(
     tmp_path: Path, experiment: Experiment
 ) -> None:

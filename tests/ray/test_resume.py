@@ -34,6 +34,7 @@ def drawn(folder: Path) -> list[dict[str, float]]:
     return json.loads((folder / "drawn.json").read_text())
 
 
+@pytest.mark.slow
 def test_optuna_and_asha_continue_where_they_were_and_more_samples_are_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_search_ranks_trials_and_goes_on_when_one_fails(
     assert row["delta_p_task"] == pytest.approx(50 * sum(relative), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_early_stopping_leaves_nothing_behind(
     short: Experiment, storage: Path, undisturbed: SearchResult
 ) -> None:
@@ -115,6 +116,7 @@ def finished_runs(directory: Path) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # two searches, one in a process of its own, on whatever machine
 def test_a_search_goes_on_after_its_driver_and_its_ray_died(
     short: Experiment, storage: Path, undisturbed: SearchResult

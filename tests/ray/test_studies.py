@@ -40,6 +40,7 @@ def rows_of(command: str, storage: Path, *more: Any) -> dict[str, Any]:
     return {row["method"]: row for row in csv.DictReader(table.read_text().splitlines())}
 
 
+@pytest.mark.slow
 def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
     storage: Path,
 ) -> None:
