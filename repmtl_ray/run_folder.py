@@ -82,7 +82,7 @@ def check_owner(directory: str, experiment: Experiment) -> None:
         ValueError: it belongs to another experiment, or another version of this package made it.
     """
     with storage.explained(directory):
-        stored = _read(f"{directory}/{EXPERIMENT_FILE}")
+        stored = read_values(f"{directory}/{EXPERIMENT_FILE}")
         if stored is None:
             return
         owner = from_dict(Experiment, stored)
@@ -91,7 +91,7 @@ def check_owner(directory: str, experiment: Experiment) -> None:
                 f"{directory} belongs to another experiment: {differences(owner, experiment)}. "
                 "Continue it with the same configuration, or give another name."
             )
-        code = _read(f"{directory}/{CODE_FILE}") or {}
+        code = read_values(f"{directory}/{CODE_FILE}") or {}
         if code and code.get("version") != code_version.current()["version"]:
             raise ValueError(
                 f"{directory} was begun with {code_version.difference(code)}. Continue it with that "
@@ -123,7 +123,7 @@ def claim(directory: str, experiment: Experiment, data: OwnData | None = None) -
             _write(f"{directory}/{CODE_FILE}", code_version.current())
             _write(f"{directory}/{EXPERIMENT_FILE}", to_dict(experiment))
             return ""
-        difference = code_version.difference(_read(f"{directory}/{CODE_FILE}") or {})
+        difference = code_version.difference(read_values(f"{directory}/{CODE_FILE}") or {})
     note = f"{directory} was begun with {difference}; the code may give other numbers."
     if difference:
         print(f"note: {note}", flush=True)
@@ -132,7 +132,7 @@ def claim(directory: str, experiment: Experiment, data: OwnData | None = None) -
 
 def _claim_data(directory: str, data: OwnData, is_new: bool) -> None:
     file = f"{directory}/{DATA_FILE}"
-    stored = _read(file)
+    stored = read_values(file)
     if stored is None:
         if not is_new:
             raise ValueError(
@@ -157,7 +157,7 @@ def _claim_data(directory: str, data: OwnData, is_new: bool) -> None:
         )
 
 
-def _read(location: str) -> dict[str, Any] | None:
+def read_values(location: str) -> dict[str, Any] | None:
     """The plain values of a file; None if there is none.
 
     Raises:
@@ -218,6 +218,31 @@ def claim_study(
         )
     merged = {**wanted, "methods": {**old, **new}, "num_samples": num_samples}
     storage.write(note, (json.dumps(merged, indent=1) + "\n").encode())
+
+
+def read_study(directory: str) -> tuple[Experiment, dict[str, Any]]:
+    """Whose the folder of a study is: its experiment, and what `claim_study` noted.
+
+    Raises:
+        ValueError: it is no such folder, or a file of it is damaged.
+    """
+    with storage.explained(directory):
+        owner, study = (
+            read_values(f"{directory}/{EXPERIMENT_FILE}"),
+            read_values(f"{directory}/{STUDY_FILE}"),
+        )
+    if owner is None or study is None:
+        raise ValueError(
+            f"{directory} is not the folder of a search or a benchmark; give the one that the search's "
+            "last line names (its storage and its name)."
+        )
+    return from_dict(Experiment, owner), study
+
+
+def own_tasks(directory: str) -> list[str]:
+    """The tasks of data of the user's own, by name; empty if the study is of other data."""
+    stored = read_values(f"{directory}/{DATA_FILE}")
+    return [] if stored is None else [task["name"] for task in stored["tasks"]]
 
 
 def fresh_name(kind: str, experiment: Experiment) -> str:

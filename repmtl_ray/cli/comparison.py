@@ -171,10 +171,6 @@ def run(
     Returns:
         The records and the summary that was written.
     """
-    from repmtl_ray.cli import results
-    from repmtl_ray.report.html_report import benchmark_report
-    from repmtl_ray.report.records import summarise
-    from repmtl_ray.report.runs import benchmark_runs, conclusion
     from repmtl_ray.studies.benchmark import benchmark
 
     seeds = checked_seeds(arguments.seeds)
@@ -190,10 +186,48 @@ def run(
     if not result.records:
         reasons = "; ".join(f"{run}: {reason}" for run, reason in result.failures.items())
         raise ValueError(f"no run finished: {reasons}")
+    summary = write_results(
+        result,
+        out,
+        stem=stem,
+        title=f"{stem}: {arguments.data_name}".capitalize(),
+        with_published=not arguments.no_published,
+        num_pictures=arguments.pictures,
+    )
+    return result, summary
+
+
+def write_results(
+    result: BenchmarkResult,
+    out: Path,
+    *,
+    stem: str,
+    title: str,
+    with_published: bool,
+    num_pictures: int,
+) -> Summary:
+    """Prints the table of a benchmark, and writes it and the page.
+
+    Args:
+        result: with at least one record.
+        out: the folder.
+        stem: of the tables' names.
+        title: of the page.
+        with_published: whether to add the paper's rows.
+        num_pictures: images of each shown checkpoint.
+
+    Returns:
+        The summary that was written.
+    """
+    from repmtl_ray.cli import results
+    from repmtl_ray.report.html_report import benchmark_report
+    from repmtl_ray.report.records import summarise
+    from repmtl_ray.report.runs import benchmark_runs, conclusion
+
     summary = summarise(
         result.records,
         result.baseline,
-        with_published=not arguments.no_published,
+        with_published=with_published,
         failures=result.failures,
     )
     write_tables(summary, out, stem)
@@ -202,12 +236,12 @@ def run(
     report = benchmark_report(
         summary,
         result.records,
-        title=f"{stem}: {arguments.data_name}".capitalize(),
-        pictures=results.pictures_of(_shown_checkpoints(summary, result), arguments.pictures),
+        title=title,
+        pictures=results.pictures_of(_shown_checkpoints(summary, result), num_pictures),
     )
     (out / "report.html").write_text(report, encoding="utf-8")
     print(f"report     {out / 'report.html'}")
-    return result, summary
+    return summary
 
 
 def _shown_checkpoints(summary: Summary, result: BenchmarkResult) -> dict[str, str]:

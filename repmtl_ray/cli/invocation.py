@@ -14,7 +14,7 @@ CONSOLE = "repmtl-ray"
 MODULE = "python -m repmtl_ray"
 RECIPES = {"inspect": "inspect_data", "plan": "plan_cluster", "prepare": "prepare_data"}
 """The recipes of `pipelines/` whose names are not their commands'."""
-WITHOUT_RECIPE = ("evaluate", "predict")
+WITHOUT_RECIPE = ("evaluate", "predict", "report")
 
 
 def invocation(command: str) -> str:

@@ -208,12 +208,7 @@ def tune(
             callbacks=callbacks,
         )
         single = train_baseline(study, experiment, root, [experiment.seed])
-        baseline = {
-            name: value
-            for record in single
-            for name, value in record["history"][-1].items()
-            if name.startswith(f"{record['task']}/")
-        }
+        baseline = single_task_metrics(single)
         draws = Draws(experiment, known)
         for row_name, configurations in named.items():
             for changes in configurations:
@@ -231,11 +226,11 @@ def tune(
         )
     records = {run.name: read_record(directory, run) for run in draws.runs}
     notes = (*samples.notes, *([note] if note else []))
-    result = _result(draws, records, failures, baseline, directory, notes)
-    return result if objective == "delta_p" else _with_front(result)
+    result = search_result(draws, records, failures, baseline, directory, notes)
+    return result if objective == "delta_p" else with_front(result)
 
 
-def _with_front(result: SearchResult) -> SearchResult:
+def with_front(result: SearchResult) -> SearchResult:
     """The same result, whose table says of every row whether no other is better in all tasks."""
     runs = search_runs(result.table, result.baseline, result.histories)
     complete = [run for run in runs if run.status != "failed" and run.gains]
@@ -364,7 +359,18 @@ def results_table(
     return table.reset_index(drop=True)
 
 
-def _result(
+def single_task_metrics(records: Sequence[Record]) -> dict[str, float]:
+    """What delta_p of a search is relative to: each task's metrics in the last epoch that was trained
+    on it alone."""
+    return {
+        name: value
+        for record in records
+        for name, value in record["history"][-1].items()
+        if name.startswith(f"{record['task']}/")
+    }
+
+
+def search_result(
     draws: Draws,
     records: Mapping[str, Record | None],
     failures: Mapping[str, str],
@@ -372,6 +378,7 @@ def _result(
     directory: str,
     notes: tuple[str, ...],
 ) -> SearchResult:
+    """The result of a search: its configurations, and how they ended (as for `results_table`)."""
     table = results_table(draws.draws, records, failures, draws.experiment)
     done = table[(table["status"] != "failed") & table[METRIC].notna()]
     return SearchResult(

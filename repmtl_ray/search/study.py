@@ -338,6 +338,27 @@ def single_task(experiment: Experiment, task: str) -> Experiment:
     )
 
 
+def baseline_runs(
+    experiment: Experiment, tasks: Sequence[str], seeds: Sequence[int], made_with: str
+) -> list[Run]:
+    """Each task alone with each seed; `made_with` is the data's fingerprint and the version of this
+    package."""
+    runs = []
+    for seed in seeds:
+        for task in tasks:
+            alone = replace(single_task(experiment, task), {"seed": seed})
+            several = f", seed {seed}" if len(seeds) > 1 else ""
+            runs.append(
+                Run(
+                    name=f"{digest(alone)}-{made_with}",
+                    label=f"single-task {task}{several}",
+                    experiment=alone,
+                    facts={"method": SINGLE_TASK, "task": task},
+                )
+            )
+    return runs
+
+
 def train_baseline(
     study: Study, experiment: Experiment, root: str, seeds: Sequence[int]
 ) -> list[Record]:
@@ -357,19 +378,10 @@ def train_baseline(
     """
     from repmtl_ray.runs import loop
 
-    runs = []
-    for seed in seeds:
-        for task in loop.selected_tasks(experiment, study.data.tasks):
-            alone = replace(single_task(experiment, task.name), {"seed": seed})
-            several = f", seed {seed}" if len(seeds) > 1 else ""
-            runs.append(
-                Run(
-                    name=f"{digest(alone)}-{study.data.fingerprint}-{repmtl_ray.__version__}",
-                    label=f"single-task {task.name}{several}",
-                    experiment=alone,
-                    facts={"method": SINGLE_TASK, "task": task.name},
-                )
-            )
+    tasks = [task.name for task in loop.selected_tasks(experiment, study.data.tasks)]
+    runs = baseline_runs(
+        experiment, tasks, seeds, f"{study.data.fingerprint}-{repmtl_ray.__version__}"
+    )
     records, failures = train_missing(study, runs, folder=f"{root}/{storage.BASELINES}")
     if failures:
         raise ExperimentError(

@@ -52,7 +52,7 @@ def search_result(outcomes: Sequence[Outcome], experiment: Experiment = BASE) ->
                 "history": [dict(outcome.metrics)],
                 "checkpoint": f"/runs/{outcome.metrics['delta_p_task']}",
             }
-    return search._result(draws, records, failures, BASELINE, "/storage/search", ())
+    return search.search_result(draws, records, failures, BASELINE, "/storage/search", ())
 
 
 def metrics_of(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from repmtl_ray import protocols
+from repmtl_ray import cli, protocols
 from repmtl_ray.cli import comparison
 from repmtl_ray.cli.options import new_parser
 from repmtl_ray.studies.benchmark import benchmark
@@ -99,6 +99,16 @@ def test_tables_and_a_report_with_pictures_are_left(done: Any, folder: Path) -> 
     pictures = re.findall(r'alt="(predictions|saliency|affinity)"', report)
     assert sorted(pictures) == ["affinity", "predictions", "saliency"]
     assert "What the model sees: EW, seed 0" in report
+
+
+def test_the_report_command_makes_the_same_tables_from_the_records(
+    done: Any, folder: Path, tmp_path: Path
+) -> None:
+    cli.main("report", [str(folder / "one"), "--out", str(tmp_path), "--pictures", "1"])
+    made = (tmp_path / "benchmark.csv").read_text()
+    assert made == (folder / "out" / "benchmark.csv").read_text()
+    assert "wild-s0: it has not finished, or it failed" in (tmp_path / "benchmark.md").read_text()
+    assert "What the model sees: EW, seed 0" in (tmp_path / "report.html").read_text()
 
 
 def test_a_finished_benchmark_resumes_without_training(

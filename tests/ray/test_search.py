@@ -17,6 +17,7 @@ from bench import faults
 from repmtl_ray import Placement, cluster, tune
 from repmtl_ray.config import Experiment, replace, to_dict
 from repmtl_ray.search import SearchResult
+from repmtl_ray.studies.stored import stored_study
 from tests.helpers.leftovers import leftovers
 from tests.helpers.other_ray import another_ray
 
@@ -68,6 +69,20 @@ def test_a_search_ranks_trials_and_goes_on_when_one_fails(
         - (row["depth/rel_error"] / found.baseline["depth/rel_error"] - 1) / 2,
     ]
     assert row["delta_p_task"] == pytest.approx(50 * sum(relative), rel=1e-6)
+
+
+def test_a_search_is_read_back_from_its_records(undisturbed: SearchResult) -> None:
+    found = stored_study(undisturbed.directory)
+    assert isinstance(found, SearchResult)
+    assert (found.best, found.baseline) == (undisturbed.best, undisturbed.baseline)
+    assert found.histories == {"1": undisturbed.histories[undisturbed.table["trial"][0]]}
+    own = ["trial", "config"]  # the order of the draws, and the form of what changed
+    pandas.testing.assert_frame_equal(
+        found.table.drop(columns=own),
+        undisturbed.table[:1].drop(columns=own),
+        check_dtype=False,  # the failed trial has no epoch
+    )
+    assert found.notes[-1] == "1 more did not finish, or failed; they are left out."
 
 
 @pytest.mark.slow

@@ -9,12 +9,10 @@ import importlib
 from types import ModuleType
 
 GROUPS: dict[str, dict[str, str]] = {
-    "train": {
+    "train and compare": {
         "tune cityscapes": "search coefficients, temperature and policy on street images",
         "tune office31": "the same on Office-31 or Office-Home",
         "train": "train one experiment from its file, as a search leaves it",
-    },
-    "compare": {
         "recommend": "which method for this problem, within a budget",
         "benchmark": "methods over seeds by one published protocol",
         "ablation": "log losses x TSR x CSA, eight cells",
@@ -22,6 +20,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "study": "EW-log, Rep-MTL, and controls that could prove it wrong",
         "diagnose": "what Rep-MTL's penalties do to a small run",
         "timing": "time per epoch as a ratio to equal weights",
+        "report": "tables, pictures and page of a search or benchmark, again",
     },
     "data and cluster": {
         "prepare": "check a data set, and convert it to shards",
