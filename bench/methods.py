@@ -1,6 +1,7 @@
 """Every method on a generated recommendation problem, with an equal tuning budget.
 
     python -m bench.methods --minutes 60
+    python -m bench.methods --heads --seeds 5    # what weighted heads change, for the methods that weigh them
 
 Users and items have hidden vectors. Tasks: click; buy and minutes of whoever clicked, so most rows lack
 these labels. What makes a user click is partly what makes the visit short, so tasks conflict. Every
@@ -12,6 +13,8 @@ there is.
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig
+from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, replace
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.columns import SAMPLE_ID
 from repmtl_ray.data.stream import Sample, Stream
 from repmtl_ray.models.own import Model
 from repmtl_ray.runs.build import Split
+from repmtl_ray.studies.methods import method
 from repmtl_ray.studies.recommend import compare_methods, every_method
+from repmtl_ray.studies.rep_mtl import Row, as_markdown, compare, spread, train_row
 from repmtl_ray.tasks import Binary, Regression, Task
 
 TASKS: tuple[Task, ...] = (
@@ -41,6 +46,11 @@ EXPERIMENT = Experiment(
     epochs=5,
     batch_size=100,
 )
+
+METRICS = ("click/auc", "buy/auc", "minutes/abs_error")
+WEIGHING = ("ExcessMTL", "IMTL", "MGDA", "Nash-MTL")
+"""Methods whose official code trains the heads on weighted losses too (PIVRG, which needs losses of
+single tasks, is left out)."""
 
 
 class Towers(nn.Module):
@@ -105,16 +115,40 @@ def split_of(count: int, seed: int) -> Split:
     )
 
 
+def heads_table(splits: Mapping[str, Split], seeds: Sequence[int]) -> list[list[str]]:
+    """Weighted heads, as in the official codes, against heads of weight 1, in pairs of equal seed."""
+    names = list(METRICS)
+    table = [["method", "heads", *names, "delta_p, weighted - 1"]]
+    for name in WEIGHING:
+        rows: list[Row] = []
+        for seed, heads in itertools.product(seeds, ("official", "one")):
+            changes = {"seed": seed, **method(name), "policy.arguments": {"head_weights": heads}}
+            rows.append(train_row(heads, replace(EXPERIMENT, changes), splits, "cpu", data=""))
+        difference = compare(rows, "official", "one", baseline="one")
+        assert difference is not None
+        deviation = 0.0 if difference.deviation is None else difference.deviation
+        for heads, last in (("one", ""), ("official", f"{difference.mean:+.2f} ± {deviation:.2f}")):
+            own = [row.metrics for row in rows if row.variant == heads]
+            means = [spread([metrics[metric] for metrics in own]) for metric in names]
+            table.append([name, heads, *means, last])
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--out", default="results")
+    parser.add_argument("--heads", action="store_true", help="compare weights of heads instead")
     arguments = parser.parse_args()
+    splits = {"train": split_of(NUM_TRAIN, 1), EXPERIMENT.data.eval_split: split_of(NUM_EVAL, 2)}
+    if arguments.heads:
+        print(as_markdown(heads_table(splits, range(arguments.seeds))))
+        return
     found = compare_methods(
         EXPERIMENT,
-        {"train": split_of(NUM_TRAIN, 1), EXPERIMENT.data.eval_split: split_of(NUM_EVAL, 2)},
+        splits,
         minutes=arguments.minutes,
         seeds=range(arguments.seeds),
         names=arguments.methods or every_method(len(TASKS)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench import compare, gpu
+from bench import compare, gpu, methods
 from tests.helpers.paths import ROOT
 
 
@@ -23,6 +23,18 @@ def test_the_bench_of_a_gpu_runs_anywhere_and_ends_in_time(capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "no time was left for: tiny EW float32, " in out
     assert all(f"tiny {name} float32" in out for name in gpu.ROWS)
+
+
+def test_weighted_heads_are_compared_with_heads_of_weight_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(methods, "WEIGHING", ("MGDA",))
+    splits = {"train": methods.split_of(200, 1), "val": methods.split_of(100, 2)}
+    head, one, official = methods.heads_table(splits, [0, 1])
+    assert head[:3] == ["method", "heads", "click/auc"]
+    assert (one[1], official[1]) == ("one", "official")
+    assert one[2:-1] != official[2:-1]
+    assert official[-1].count("±") == 1
 
 
 def test_two_commits_are_compared_in_turn(
