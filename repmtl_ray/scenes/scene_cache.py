@@ -108,10 +108,18 @@ def check_view(where: str, seed: int, index: int, height: int, width: int) -> No
     check_ranges(where, 2**15, lowest=16, height=height, width=width)
 
 
+def cache_root() -> Path:
+    """The folder of what can be made or copied again: that of the environment variable
+    REPMTL_RAY_CACHE, or ~/.cache/repmtl_ray.
+
+    Raises:
+        RuntimeError: the home directory is not known.
+    """
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/repmtl_ray").expanduser().absolute()
+
+
 def cache_folder(series: Series) -> Path:
     """The folder of a series: <cache>/<name>-<digest of the parameters and the renderer's version>.
-
-    The cache is the folder in the environment variable REPMTL_RAY_CACHE, or ~/.cache/repmtl_ray.
 
     Raises:
         ValueError: the home directory, which the cache should be in, is not known.
@@ -119,10 +127,10 @@ def cache_folder(series: Series) -> Path:
     parameters = json.dumps(_parameters(series), sort_keys=True)
     digest = hashlib.sha256(parameters.encode()).hexdigest()[:12]
     try:
-        cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/repmtl_ray").expanduser()
+        cache = cache_root()
     except RuntimeError as error:  # no home directory
         raise _unusable(series, "the cache", str(error)) from error
-    return cache.absolute() / f"{series.renderer.name}-{digest}"
+    return cache / f"{series.renderer.name}-{digest}"
 
 
 def fill_cache(series: Series, split: str) -> Path:

@@ -91,7 +91,7 @@ def lacking(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("train", ["ray", "report"], "ray,report"),
         ("benchmark", ["vision"], "ray,report"),  # Pillow belongs to both
         ("prepare", ["ray"], "ray"),
-        ("recommend", ["solvers"], "solvers"),
+        ("recommend", ["solvers"], "report,solvers"),  # SciPy belongs to both
         ("evaluate", ["vision"], "vision"),
         ("predict", ["report"], "vision,report"),
         ("powerlaw", ["analysis"], "analysis"),

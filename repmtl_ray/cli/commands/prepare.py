@@ -1,8 +1,10 @@
 """Checks a data set and converts it, once, to shards that train from a disk or a bucket.
 
     repmtl-ray prepare cityscapes --source DIR --out s3://bucket/cityscapes
+    repmtl-ray prepare nyuv2 --source hf://datasets/tanganke/nyuv2 --out DIR
     repmtl-ray prepare office31 --source DIR --out DIR --set domains='["dslr"]'
 
+A source on another machine is copied first, to the folder in REPMTL_RAY_CACHE (~/.cache/repmtl_ray).
 Reports everything that is wrong in one message. After an interruption, the same command continues.
 Then `repmtl-ray inspect URI` shows the result, and `data.path` URI trains from it.
 """
@@ -10,11 +12,13 @@ Then `repmtl-ray inspect URI` shows the result, and `data.path` URI trains from 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from repmtl_ray import storage
 from repmtl_ray.cli.invocation import invocation
 from repmtl_ray.cli.options import assignments
 from repmtl_ray.config import DataConfig, from_dict, to_dict
+from repmtl_ray.data.remote_source import local_folder
 from repmtl_ray.data.sources import Split, Stream, open_streams, tasks_of
 from repmtl_ray.data.stream import MissingSplitError
 from repmtl_ray.data_config import FORMS
@@ -25,7 +29,10 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The data set, and the store."""
     parser.add_argument("name", help="of the data set, as in DataConfig")
-    parser.add_argument("--source", help="folder of the data (default: rendered scenes)")
+    parser.add_argument(
+        "--source",
+        help="folder of the data, or URI (s3://, gs://, hf://datasets/OWNER/NAME); default: rendered scenes",
+    )
     parser.add_argument("--out", required=True, help="folder or URI (s3://, gs://) of the shards")
     parser.add_argument(
         "--splits", nargs="+", choices=SPLITS, help="default: train, val, and test if there is one"
@@ -89,9 +96,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> DataConfig:
+    source = arguments.source and storage.absolute(arguments.source)
     values = {
         "name": arguments.name,
-        "path": None if arguments.source is None else storage.absolute(arguments.source),
+        "path": source,
         "height": arguments.height,
         "width": arguments.width,
     }
@@ -99,7 +107,9 @@ def _config(arguments: argparse.Namespace) -> DataConfig:
     data = from_dict(DataConfig, values)
     if "shards" not in FORMS[data.name]:
         raise ValueError(f"{data.name} is not read from shards; train on it as it is.")
-    return data
+    if data.path is None:
+        return data
+    return dataclasses.replace(data, path=local_folder(data.path))
 
 
 def _source(data: DataConfig) -> dict[str, object]:
