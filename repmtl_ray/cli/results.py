@@ -17,7 +17,7 @@ from repmtl_ray.config import digest, to_dict
 from repmtl_ray.report.heatmap import delta_p_heatmap
 from repmtl_ray.report.html_report import Pictures, search_report
 from repmtl_ray.report.runs import conclusion, search_runs
-from repmtl_ray.report.search_table import search_text
+from repmtl_ray.report.search_table import best_run, search_text, seeds_text
 
 if TYPE_CHECKING:
     from repmtl_ray.search import SearchResult
@@ -30,7 +30,9 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
     """Prints the table and writes results.csv, results.md, delta_p.png, report.html and best.json into
     `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    print(f"\n{title}\n\n{search_text(result.table, result.baseline, metrics)}\n")
+    by_run = search_text(result.table, result.baseline, metrics)
+    by_configuration = seeds_text(result.table, result.baseline, metrics)
+    print(f"\n{title}\n\n{by_configuration or by_run}\n")
     table = result.table.drop(columns="config")
     table.to_csv(out / "results.csv", index=False)
     markdown = search_text(result.table, result.baseline, metrics, markdown=True)
@@ -50,8 +52,8 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
         print(
             f"best       {out / 'best.json'} ({digest(result.best)}); run it again: {invocation('train')} {out / 'best.json'}"
         )
-    best = result.table.iloc[0]
-    shown = {} if result.best is None else {f"the best trial, {best['policy']}": best["checkpoint"]}
+    best = best_run(result.table)
+    shown = {} if best is None else {f"the best trial, {best['policy']}": best["checkpoint"]}
     report = search_report(
         result.table,
         result.baseline,

@@ -1,15 +1,82 @@
 """The table of a search as text: for the terminal and for Markdown.
 
-Owns which columns of the search's table are shown.
+Owns which columns of the search's table are shown, and the means over seeds.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 
 import pandas
 
 from repmtl_ray.report import table as tables
+
+
+def configurations(table: pandas.DataFrame) -> list[str]:
+    """What every run of a search's table was, but for its seed: equal texts are one configuration."""
+    return [
+        json.dumps(
+            [row, {k: v for k, v in config.items() if k != "seed"}], default=str, sort_keys=True
+        )
+        for row, config in zip(table["row"], table["config"], strict=True)
+    ]
+
+
+def best_run(table: pandas.DataFrame) -> pandas.Series | None:
+    """The best run of the configuration whose mean delta_p over its seeds is the largest: one lucky
+    seed makes no configuration the best.
+
+    Args:
+        table: of a search, the largest delta_p first.
+
+    Returns:
+        A row of the table; None without any run that has a delta_p.
+    """
+    ended = _ended(table)
+    if ended.empty:
+        return None
+    keys = pandas.Series(configurations(ended), index=ended.index)
+    means = ended["delta_p_task"].groupby(keys, sort=False).mean()
+    return ended.loc[keys[keys == means.idxmax()].index[0]]
+
+
+def seeds_text(
+    table: pandas.DataFrame, baseline: Mapping[str, float], metrics: Sequence[str]
+) -> str | None:
+    """A search's table by configuration: means and deviations over seeds, the largest delta_p first.
+
+    Args:
+        table, baseline, metrics: as for `search_text`.
+
+    Returns:
+        Aligned columns, and the reasons of failed runs below; None where no configuration has two
+        runs, or where some were stopped early: means over different epochs say nothing.
+    """
+    ended = _ended(table)
+    groups = [own for _, own in ended.groupby(configurations(ended), sort=False)]
+    if (ended["status"] != "done").any() or all(len(own) < 2 for own in groups):
+        return None
+    groups.sort(key=lambda own: fmean(own["delta_p_task"]), reverse=True)
+    settings = ["policy", "log_losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning_rate"]
+    shown = _shown(ended)
+    columns = [name for name in settings if name in shown]
+    numbers = ["delta_p_task", *metrics]
+    rows = []
+    for own in groups:
+        first = shown.loc[own.index[0]]
+        means = [_mean(name, list(own[name])) for name in numbers]
+        rows.append(
+            [means[0], str(len(own)), *(_cell(name, first[name]) for name in columns), *means[1:]]
+        )
+    alone = [_cell(name, baseline.get(name)) for name in metrics]
+    rows.append(["0.00", "", "single-task", *[""] * (len(columns) - 1), *alone])
+    heads = tables.headings([*numbers, *columns])
+    named = [heads[0], "seeds", *heads[len(numbers) :], *heads[1 : len(numbers)]]
+    failed = table[table["error"] != ""]
+    failures = [f"{r['policy']}, seed {r['seed']}: {r['error']}" for _, r in failed.iterrows()]
+    return "\n".join([tables.aligned(named, rows), *failures])
 
 
 def search_text(
@@ -27,23 +94,17 @@ def search_text(
         metrics: which of them are shown, in this order.
         markdown: Markdown instead of aligned columns.
     """
-    columns = ["rank", "delta_p_task", "policy", "log_losses", "lambda_tsr", "lambda_csa", "tau"]
-    if "share" in table and table["share"].notna().any():
-        columns.append("share")
+    settings = ["policy", "log_losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning_rate"]
+    shown = _shown(table)
+    columns = ["rank", "delta_p_task", *(name for name in settings if name in shown)]
     if table.get("seed", pandas.Series(dtype=int)).nunique() > 1:
         columns.append("seed")
-    if table["learning_rate"].nunique() > 1:
-        columns.append("learning_rate")
     if (table["status"] != "done").any():
         columns += ["epoch", "status"]
     if "pareto" in table:
         columns.append("pareto")
     columns += metrics
-    if "row" in table:
-        table = table.assign(policy=table["row"].where(table["row"] != "", table["policy"]))
-    table = table.reindex(columns=[*columns, "error"])
-    # The temperature belongs to CSA alone.
-    table["tau"] = table["tau"].astype(object).where(table["lambda_csa"] > 0, None)
+    table = shown.reindex(columns=[*columns, "error"])
     rows = [[_cell(name, row[name]) for name in columns] for _, row in table.iterrows()]
     single_task = {
         "rank": "-",
@@ -59,6 +120,28 @@ def search_text(
     if markdown and failures:  # without the empty line they would be rows of the table
         failures = ["", *(f"- {failure}" for failure in failures)]
     return "\n".join([write(tables.headings(columns), rows), *failures])
+
+
+def _ended(table: pandas.DataFrame) -> pandas.DataFrame:
+    return table[(table["status"] != "failed") & table["delta_p_task"].notna()]
+
+
+def _shown(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The table with names of rows as policies, and without the settings that say nothing."""
+    if "row" in table:
+        table = table.assign(policy=table["row"].where(table["row"] != "", table["policy"]))
+    # The temperature belongs to CSA alone.
+    table = table.assign(tau=table["tau"].astype(object).where(table["lambda_csa"] > 0, None))
+    if "share" in table and not table["share"].notna().any():
+        table = table.drop(columns="share")
+    return table if table["learning_rate"].nunique() > 1 else table.drop(columns="learning_rate")
+
+
+def _mean(name: str, values: Sequence[float]) -> str:
+    mean = tables.number(name, fmean(values))
+    return (
+        mean if len(values) < 2 else f"{mean} ± {tables.number(name, stdev(values), signed=False)}"
+    )
 
 
 def _cell(name: str, value: object) -> str:

@@ -23,6 +23,7 @@ from repmtl_ray.conversion import check_arguments
 from repmtl_ray.placement import Placement
 from repmtl_ray.prepared_run import check_settings, prepare_run, read_samples, with_model
 from repmtl_ray.report.runs import pareto_front, search_runs
+from repmtl_ray.report.search_table import best_run
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import loggers
@@ -72,7 +73,7 @@ class SearchResult:
             searched, all metrics of its last epoch, "delta_p_metric" (percent), "error",
             "checkpoint", "digest", "protocol".
         baseline: single-task metrics that delta_p is relative to.
-        best: the experiment of the first row; None when no trial finished an epoch, or all failed.
+        best: the experiment of `report.search_table.best_run`; None when no trial has a result.
         directory: path or URI of everything the search wrote.
         experiment: what was not searched.
         histories: by the table's "trial", the metrics of every epoch.
@@ -380,11 +381,11 @@ def search_result(
 ) -> SearchResult:
     """The result of a search: its configurations, and how they ended (as for `results_table`)."""
     table = results_table(draws.draws, records, failures, draws.experiment)
-    done = table[(table["status"] != "failed") & table[METRIC].notna()]
+    best = best_run(table)
     return SearchResult(
         table=table,
         baseline=baseline,
-        best=None if done.empty else replace(draws.experiment, done.iloc[0]["config"]),
+        best=None if best is None else replace(draws.experiment, best["config"]),
         directory=directory,
         experiment=draws.experiment,
         histories={

@@ -21,7 +21,7 @@ from repmtl_ray.config import Experiment, digest, from_dict, replace
 from repmtl_ray.report import heatmap
 from repmtl_ray.report.heatmap import MAX_CELLS, delta_p_heatmap
 from repmtl_ray.report.runs import Run, conclusion, search_runs
-from repmtl_ray.report.search_table import search_text
+from repmtl_ray.report.search_table import search_text, seeds_text
 from repmtl_ray.search import SearchResult
 from repmtl_ray.search.run_records import other_code
 from repmtl_ray.search.study import reason_of, single_task
@@ -197,6 +197,30 @@ def test_rows_are_shown_by_name_with_shares_and_seeds_and_are_the_references() -
     assert len(configurations) == 2  # seeds of one configuration are together
     assert {run.is_reference for run in runs if run.configuration == "EW-log"} == {True}
     assert "nothing can be concluded" in conclusion(runs)
+
+
+def test_several_seeds_are_one_row_with_mean_and_deviation_and_the_best_mean_is_the_best() -> None:
+    outcomes = [
+        Outcome({TSR: 0.1, CSA: 0.0, "seed": 0}, metrics=metrics_of(3.0)),
+        Outcome({TSR: 0.1, CSA: 0.0, "seed": 1}, metrics=metrics_of(-3.0)),
+        Outcome({TSR: 0.2, CSA: 0.0, "seed": 0}, metrics=metrics_of(2.0)),
+        Outcome({TSR: 0.2, CSA: 0.0, "seed": 1}, metrics=metrics_of(1.0)),
+        Outcome({TSR: 0.3, CSA: 0.0, "seed": 1}, error="loss is nan"),
+    ]
+    result = search_result(outcomes)
+    text = seeds_text(result.table, result.baseline, METRICS)
+    assert text is not None
+    head, _, first, second, alone, failure = text.splitlines()
+    assert head.split()[:3] == ["delta_p", "%", "seeds"]
+    assert first.split()[:4] == ["+1.50", "±", "0.71", "2"]
+    assert second.split()[:4] == ["+0.00", "±", "4.24", "2"]
+    assert "0.2" in first.split()
+    assert alone.split()[:2] == ["0.00", "single-task"]
+    assert failure == "EW, seed 1: loss is nan"
+    assert result.best is not None
+    assert (result.best.regularizer.lambda_tsr, result.best.seed) == (0.2, 0)
+    one_seed = search_result(outcomes[::2])
+    assert seeds_text(one_seed.table, one_seed.baseline, METRICS) is None
 
 
 def test_columns_that_say_nothing_are_left_out() -> None:
