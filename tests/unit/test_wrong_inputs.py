@@ -231,6 +231,7 @@ POSITIONAL: dict[str, list[str]] = {
     "pictures": ["checkpoint"],
     "powerlaw": ["checkpoint"],
     "inspect": ["store"],
+    "report": ["results/search"],
     "prepare": ["cityscapes", "--out", "shards"],
     "tune office31": ["--data", "office"],
     "study": ["streets"],
