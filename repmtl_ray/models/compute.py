@@ -63,6 +63,11 @@ def _checkpoint_stages(encoder: nn.Module) -> None:
             f"compute.checkpointing is True, but the encoder ({type(encoder).__name__}) offers no checkpointing "
             "(timm's set_grad_checkpointing). Leave it out; compute.encoder_parts saves memory with any encoder."
         ) from error
+    for module in encoder.modules():
+        # Some releases of timm (1.0.29) checkpoint a stem's activation alone. In place, it would
+        # overwrite the input that its second forward pass starts from; autograd refuses that.
+        if hasattr(module, "inplace"):
+            module.inplace = False  # type: ignore[assignment]
 
 
 def _compiled(encoder: nn.Module) -> Callable[..., Any]:

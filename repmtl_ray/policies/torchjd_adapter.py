@@ -132,6 +132,7 @@ class NashBargaining:
     """
 
     def __init__(self, num_tasks: int, optim_niter: int) -> None:
+        import cvxpy  # noqa: F401 -- TorchJD hides why it cannot be loaded
         from torchjd.aggregation import NashMTL
 
         self._weighting: Any = NashMTL(num_tasks, 0.0, 1, optim_niter).weighting

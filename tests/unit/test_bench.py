@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def test_weighted_heads_are_compared_with_heads_of_weight_one(
     assert (one[1], official[1]) == ("one", "official")
     assert one[2:-1] != official[2:-1]
     assert official[-1].count("±") == 1
+
+
+def test_the_bench_of_a_gpu_goes_on_after_a_solver_that_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cvxpy.py").write_text("import its_own_solver")
+    monkeypatch.delitem(sys.modules, "cvxpy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    cells = gpu.cells_of("Nash-MTL", gpu.TINY, "float32", "", "cpu", 1)
+    assert cells == ("ModuleNotFoundError: No module named 'its_own_solver'", *4 * [""])
 
 
 def test_two_commits_are_compared_in_turn(

@@ -83,6 +83,20 @@ def test_checkpointing_computes_stages_again(features: Any) -> None:
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("encoder", ["resnet10t", "test_efficientnet", "densenet121"])
+def test_checkpointing_leaves_no_activation_in_place(encoder: str) -> None:
+    """Not every release of timm needs it, so this shows it with all of them."""
+
+    def in_place(model: nn.Module) -> int:
+        return sum(getattr(module, "inplace", False) is True for module in model.modules())
+
+    config = ModelConfig(encoder=encoder, features="map", output_stride=None, head="linear")
+    model = build_model(config, DENSE, image_size=(32, 32))
+    assert in_place(model.encoder) > 0
+    use_compute(model, ComputeConfig(checkpointing=True))
+    assert in_place(model.encoder) == 0
+
+
 def test_channels_last_reaches_the_representation() -> None:
     stepper, batch = small_stepper(ALONE, policy_config("EW")), dense_batch(0, ALONE)
     use_compute(stepper.model, ComputeConfig(channels_last=True))
