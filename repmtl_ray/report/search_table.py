@@ -6,12 +6,15 @@ Owns which columns of the search's table are shown, and the means over seeds.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 import pandas
 
+from repmtl_ray.delta import directions
 from repmtl_ray.report import table as tables
+from repmtl_ray.report.runs import conclusion, search_runs
 
 
 def configurations(table: pandas.DataFrame) -> list[str]:
@@ -120,6 +123,18 @@ def search_text(
     if markdown and failures:  # without the empty line they would be rows of the table
         failures = ["", *(f"- {failure}" for failure in failures)]
     return "\n".join([write(tables.headings(columns), rows), *failures])
+
+
+def answer(table: pandas.DataFrame, baseline: Mapping[str, float]) -> str:
+    """The table, by configuration where there are several seeds, and what may be concluded from it.
+
+    Args:
+        table, baseline: as for `search_text`.
+    """
+    metrics = list(directions(baseline))
+    by_configuration = seeds_text(table, baseline, metrics)
+    text = by_configuration or search_text(table, baseline, metrics)
+    return f"{text}\n\n{textwrap.fill(conclusion(search_runs(table, baseline, {})), 100)}"
 
 
 def _ended(table: pandas.DataFrame) -> pandas.DataFrame:

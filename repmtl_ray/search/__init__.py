@@ -1,9 +1,8 @@
 """A search over Rep-MTL's coefficients, temperature, policy and learning rate, on Ray Tune.
 
 Owns the search from its arguments to its table of results. How runs are trained side by side is in
-`study.py`, which configurations are drawn in `draws.py`, and the checks of a space in `space.py`. A
-search never deadlocks on a small cluster: a trial takes no CPU besides its run's workers, and no more
-trials start than there is room for.
+`study.py`, which configurations are drawn in `draws.py`, and the checks of a space in `space.py`. A trial
+takes no CPU besides its run's workers, and no more trials start than fit: no search deadlocks.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from repmtl_ray.conversion import check_arguments
 from repmtl_ray.placement import Placement
 from repmtl_ray.prepared_run import check_settings, prepare_run, read_samples, with_model
 from repmtl_ray.report.runs import pareto_front, search_runs
-from repmtl_ray.report.search_table import best_run
+from repmtl_ray.report.search_table import answer, best_run
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import loggers
@@ -70,14 +69,12 @@ class SearchResult:
 
     Args:
         table: one row per trial, best first: "rank", "delta_p_task" (percent), "status", the values
-            searched, all metrics of its last epoch, "delta_p_metric" (percent), "error",
-            "checkpoint", "digest", "protocol".
+            searched, metrics of its last epoch, "error", "checkpoint", "digest", "protocol" ...
         baseline: single-task metrics that delta_p is relative to.
         best: the experiment of `report.search_table.best_run`; None when no trial has a result.
-        directory: path or URI of everything the search wrote.
-        experiment: what was not searched.
+        directory, experiment: of everything the search wrote; what was not searched.
         histories: by the table's "trial", the metrics of every epoch.
-        notes: on the data, one sentence each.
+        notes: on the data.
     """
 
     table: pandas.DataFrame
@@ -87,6 +84,9 @@ class SearchResult:
     experiment: Experiment
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{answer(self.table, self.baseline)}\n\nall runs   {self.directory}"
 
 
 def tune(

@@ -7,6 +7,7 @@ records of those that have ended. What records mean is in `report/records.py`.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ from repmtl_ray.conversion import check_arguments
 from repmtl_ray.delta import published
 from repmtl_ray.placement import Placement
 from repmtl_ray.prepared_run import check_settings, prepare_run, read_samples, with_model
-from repmtl_ray.report.records import data_source, published_name
+from repmtl_ray.report import benchmark_table
+from repmtl_ray.report.records import data_source, published_name, summarise
+from repmtl_ray.report.runs import benchmark_runs, conclusion
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import loggers
@@ -49,6 +52,14 @@ class BenchmarkResult:
     baseline: list[Record]
     failures: dict[str, str]
     directory: str
+
+    def __str__(self) -> str:
+        if not self.records:
+            return "\n".join(f"{run}: {reason}" for run, reason in self.failures.items())
+        summary = summarise(self.records, self.baseline, failures=self.failures)
+        sentence = conclusion(benchmark_runs(self.records, summary.baseline_means))
+        table = benchmark_table.terminal(summary)
+        return f"{table}\n\n{textwrap.fill(sentence, 100)}\n\nall runs   {self.directory}"
 
 
 def benchmark(

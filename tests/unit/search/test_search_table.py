@@ -217,6 +217,10 @@ def test_several_seeds_are_one_row_with_mean_and_deviation_and_the_best_mean_is_
     assert "0.2" in first.split()
     assert alone.split()[:2] == ["0.00", "single-task"]
     assert failure == "EW, seed 1: loss is nan"
+    assert str(result).startswith(text)
+    assert "so it may come from the seeds and nothing can be concluded" in " ".join(
+        str(result).split()
+    )
     assert result.best is not None
     assert (result.best.regularizer.lambda_tsr, result.best.seed) == (0.2, 0)
     one_seed = search_result(outcomes[::2])

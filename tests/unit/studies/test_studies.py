@@ -15,10 +15,25 @@ from repmtl_ray.search.run_records import commit_of_code
 from repmtl_ray.studies.benchmark import BenchmarkResult
 from repmtl_ray.studies.methods import ablation
 from tests.helpers.commands import call
-from tests.helpers.records import record, single
+from tests.helpers.records import BASE, RUNS, record, single
 
 GAIN = {"log": 2.0, "TSR": 1.0, "CSA": -0.5}
 """Points of mIoU that the made-up ablation books on each factor."""
+
+
+def test_a_result_prints_its_table_and_what_may_be_concluded() -> None:
+    records = [{**made, "history": []} for made in RUNS]
+    result = BenchmarkResult(
+        records=records, baseline=BASE, failures={"GLS": "no"}, directory="here"
+    )
+    text = str(result)
+    assert re.search(r"^ *EW ", text, re.MULTILINE)
+    assert "nothing can be concluded" in " ".join(text.split())
+    assert text.endswith("all runs   here")
+    assert (
+        str(BenchmarkResult(records=[], baseline=[], failures={"GLS": "no"}, directory="here"))
+        == "GLS: no"
+    )
 
 
 @pytest.fixture
