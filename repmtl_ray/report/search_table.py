@@ -63,7 +63,7 @@ def seeds_text(
         return None
     groups.sort(key=lambda own: fmean(own["delta_p_task"]), reverse=True)
     settings = ["policy", "log_losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning_rate"]
-    shown = _shown(ended)
+    shown = _shown(ended).astype(object)  # plain values, not NumPy's
     columns = [name for name in settings if name in shown]
     numbers = ["delta_p_task", *metrics]
     rows = []

@@ -215,6 +215,7 @@ def test_several_seeds_are_one_row_with_mean_and_deviation_and_the_best_mean_is_
     assert first.split()[:4] == ["+1.50", "±", "0.71", "2"]
     assert second.split()[:4] == ["+0.00", "±", "4.24", "2"]
     assert "0.2" in first.split()
+    assert "yes" in first.split()  # log losses
     assert alone.split()[:2] == ["0.00", "single-task"]
     assert failure == "EW, seed 1: loss is nan"
     assert str(result).startswith(text)
