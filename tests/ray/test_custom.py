@@ -30,7 +30,9 @@ from repmtl_ray.runs.checkpoint import read_description, read_model
 from repmtl_ray.studies.methods import method
 from repmtl_ray.studies.recommend import Recommendation
 from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation, Task
+from tests.helpers.documents import run_notebook
 from tests.helpers.own_policies import SlowestFirst
+from tests.helpers.paths import ROOT
 from tests.helpers.problems import (
     SHOP,
     SHOP_INPUTS,
@@ -129,6 +131,7 @@ def test_custom_data_and_their_configuration_go_together(experiment: Experiment)
         fit(replace(experiment, {"data": to_dict(DataConfig(name="custom"))}))
 
 
+@pytest.mark.slow
 def test_fit_trains_on_it_and_goes_on_with_the_same_data_only(
     experiment: Experiment, tmp_path: Path
 ) -> None:
@@ -268,6 +271,18 @@ def test_another_model_function_does_not_continue_a_run(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"another experiment: model\.code was"):
         fit(experiment, model=other_model, data=given, storage=tmp_path, name="shop")
+
+
+@pytest.mark.slow
+def test_the_notebook_of_own_data_runs_to_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = run_notebook(ROOT / "docs" / "notebooks" / "own_data.ipynb")
+    assert "click/auc" in texts[-3][1]
+    assert texts[-2][1] == texts[-2][0]  # the names of both tasks
+    assert "single-task" in texts[-1][1]
+    assert "single-task" in texts[-1][0]
 
 
 def test_other_code_that_makes_inputs_is_other_data() -> None:

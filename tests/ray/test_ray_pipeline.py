@@ -137,6 +137,7 @@ def spied(folder: Path, **options: Any) -> tuple[Spy, RunBatches]:
     return spy, batches_of(uncached((stream,)), uncached((dense_stream(4),)))
 
 
+@pytest.mark.slow
 def test_a_killed_data_actor_changes_no_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

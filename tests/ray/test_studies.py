@@ -63,6 +63,7 @@ def test_the_ablation_trains_its_eight_cells_and_says_what_each_factor_is_worth(
             assert float(effect[which]) == pytest.approx(points, abs=0.006)
 
 
+@pytest.mark.slow  # it takes the single tasks of the one before
 def test_a_sensitivity_study_trains_its_values_against_the_same_single_tasks(
     storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,7 @@ class Killer(threading.Thread):
         os.kill(self.killed, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_trial_goes_on_and_a_diverged_one_leaves_its_process_to_the_next(
     experiment: Experiment,
     data: CachedData,

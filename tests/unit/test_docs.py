@@ -17,7 +17,7 @@ from repmtl_ray import config
 from repmtl_ray.cli import commands, console
 from repmtl_ray.placement import Placement
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
-from tests.helpers.documents import options_of, options_of_command
+from tests.helpers.documents import options_of, options_of_command, run_notebook
 from tests.helpers.paths import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -82,6 +82,13 @@ def test_python_that_is_not_run_is_python_and_imports_what_exists(snippet: Any) 
     assert imports, "a snippet that is not run must at least import what it uses"
     for node in imports:
         exec(compile(ast.Module([node], []), str(snippet), "exec"), {})
+
+
+def test_the_notebook_of_an_own_loop_prints_what_it_shows(tmp_path: Path) -> None:
+    texts = run_notebook(ROOT / "docs" / "notebooks" / "own_loop.ipynb")
+    assert any(stored for stored, _ in texts)
+    for stored, printed in texts:
+        assert printed == stored
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=label)

@@ -167,6 +167,7 @@ def test_without_a_path_rooms_are_rendered_once(
         open_streams(data, "test")
 
 
+@pytest.mark.slow
 def test_a_trained_network_clearly_beats_the_best_constants_on_all_three_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
