@@ -278,6 +278,8 @@ def test_the_notebook_of_own_data_runs_to_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    with quiet():
+        ray.data.DataContext.get_current()  # the first one of a process warns of a setting of Ray's own
     texts = run_notebook(ROOT / "docs" / "notebooks" / "own_data.ipynb")
     assert "click/auc" in texts[-3][1]
     assert texts[-2][1] == texts[-2][0]  # the names of both tasks
