@@ -16,15 +16,19 @@ from repmtl_ray.delta import directions
 from repmtl_ray.report import table as tables
 from repmtl_ray.report.runs import conclusion, search_runs
 
+SETTINGS = ("policy", "log_losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning_rate")
+"""Columns that say what was trained, in the order in which they are shown."""
 
-def configurations(table: pandas.DataFrame) -> list[str]:
+
+def configurations(table: pandas.DataFrame) -> pandas.Series:
     """What every run of a search's table was, but for its seed: equal texts are one configuration."""
-    return [
+    texts = [
         json.dumps(
             [row, {k: v for k, v in config.items() if k != "seed"}], default=str, sort_keys=True
         )
         for row, config in zip(table["row"], table["config"], strict=True)
     ]
+    return pandas.Series(texts, index=table.index, dtype=object)
 
 
 def best_run(table: pandas.DataFrame) -> pandas.Series | None:
@@ -40,7 +44,7 @@ def best_run(table: pandas.DataFrame) -> pandas.Series | None:
     ended = _ended(table)
     if ended.empty:
         return None
-    keys = pandas.Series(configurations(ended), index=ended.index)
+    keys = configurations(ended)
     means = ended["delta_p_task"].groupby(keys, sort=False).mean()
     return ended.loc[keys[keys == means.idxmax()].index[0]]
 
@@ -55,16 +59,17 @@ def seeds_text(
 
     Returns:
         Aligned columns, and the reasons of failed runs below; None where no configuration has two
-        runs, or where some were stopped early: means over different epochs say nothing.
+        runs, where some were stopped early (means over different epochs say nothing), and where the
+        table marks a Pareto front, which is one of runs.
     """
     ended = _ended(table)
     groups = [own for _, own in ended.groupby(configurations(ended), sort=False)]
-    if (ended["status"] != "done").any() or all(len(own) < 2 for own in groups):
+    is_of_runs = "pareto" in table or (ended["status"] != "done").any()
+    if is_of_runs or all(len(own) < 2 for own in groups):
         return None
     groups.sort(key=lambda own: fmean(own["delta_p_task"]), reverse=True)
-    settings = ["policy", "log_losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning_rate"]
     shown = _shown(ended).astype(object)  # plain values, not NumPy's
-    columns = [name for name in settings if name in shown]
+    columns = [name for name in SETTINGS if name in shown]
     numbers = ["delta_p_task", *metrics]
     rows = []
     for own in groups:
@@ -97,9 +102,8 @@ def search_text(
         metrics: which of them are shown, in this order.
         markdown: Markdown instead of aligned columns.
     """
-    settings = ["policy", "log_losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning_rate"]
     shown = _shown(table)
-    columns = ["rank", "delta_p_task", *(name for name in settings if name in shown)]
+    columns = ["rank", "delta_p_task", *(name for name in SETTINGS if name in shown)]
     if table.get("seed", pandas.Series(dtype=int)).nunique() > 1:
         columns.append("seed")
     if (table["status"] != "done").any():

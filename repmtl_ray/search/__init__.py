@@ -72,7 +72,8 @@ class SearchResult:
             searched, metrics of its last epoch, "error", "checkpoint", "digest", "protocol" ...
         baseline: single-task metrics that delta_p is relative to.
         best: the experiment of `report.search_table.best_run`; None when no trial has a result.
-        directory, experiment: of everything the search wrote; what was not searched.
+        directory: path or URI of everything that the search wrote.
+        experiment: what was not searched.
         histories: by the table's "trial", the metrics of every epoch.
         notes: on the data.
     """
@@ -361,8 +362,7 @@ def results_table(
 
 
 def single_task_metrics(records: Sequence[Record]) -> dict[str, float]:
-    """What delta_p of a search is relative to: each task's metrics in the last epoch that was trained
-    on it alone."""
+    """What delta_p of a search is relative to: every task's metrics after training it alone."""
     return {
         name: value
         for record in records

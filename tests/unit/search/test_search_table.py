@@ -224,6 +224,8 @@ def test_several_seeds_are_one_row_with_mean_and_deviation_and_the_best_mean_is_
     )
     assert result.best is not None
     assert (result.best.regularizer.lambda_tsr, result.best.seed) == (0.2, 0)
+    with_front = result.table.assign(pareto=True)
+    assert seeds_text(with_front, result.baseline, METRICS) is None  # a front is one of runs
     one_seed = search_result(outcomes[::2])
     assert seeds_text(one_seed.table, one_seed.baseline, METRICS) is None
 
