@@ -234,8 +234,10 @@ class Policy(ABC):
         Raises:
             NonFiniteLossError: a loss that is not finite, or negative where it must not be.
         """
-        tasks = present.cpu().nonzero().flatten()
-        losses = plain_losses.detach().to("cpu", torch.float64)[tasks]
+        # One transfer, where a loop of one's own holds them on its device.
+        on_host = torch.stack([present.double(), plain_losses.detach().double()]).cpu()
+        tasks = on_host[0].nonzero().flatten()
+        losses = on_host[1, tasks]
         names = [self.tasks[task] for task in tasks.tolist()]
         positive = self.needs_positive_losses
         require_losses(self.name, names, self.step + 1, losses, positive=positive)
@@ -302,16 +304,16 @@ class LossPolicy(Policy):
 
     @final
     def _combine(self, gradients: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-        losses = self._spread(inputs.losses, inputs.tasks, absent=1.0).to(gradients.device)
+        losses = self._spread(inputs.losses, inputs.tasks, absent=1.0)
         weights = self._weights(inputs, losses)
-        return weights.to(gradients) @ gradients, weights
+        return weights.to(gradients, non_blocking=True) @ gradients, weights
 
     def _weights(self, inputs: StepInputs, plain_losses: Tensor) -> Tensor:
-        """[T] weights of the task gradients."""
+        """[T] weights of the task gradients, on the CPU; as numbers they need no way back to the
+        device."""
         weights = torch.zeros(len(self.tasks), dtype=torch.float64)
         if len(inputs.tasks):
             weights[inputs.tasks] = self.loss_weights(inputs)
-        weights = weights.to(plain_losses.device)
         if self.needs_positive_losses and inputs.log_losses:
             # The pass holds gradients of log L_t, and the gradient of L_t is L_t times that.
             weights = weights * plain_losses

@@ -180,7 +180,8 @@ class GramianPolicy(Policy):
         norm = (weights @ gramian @ weights).clamp(min=0).sqrt()
         self._set_weights(self._spread(weights, tasks, absent=0.0), norm=float(norm))
         assert self.last_weights is not None
-        return self.last_weights.to(gradients) @ gradients, self._weights_of_heads(inputs)
+        weights = self.last_weights.to(gradients, non_blocking=True)
+        return weights @ gradients, self._weights_of_heads(inputs)
 
     def _keeps_weights(self, inputs: StepInputs) -> bool:
         """Whether this step takes the weights of the last solution; the same on every worker."""

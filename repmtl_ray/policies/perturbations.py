@@ -89,6 +89,6 @@ def require_finite(
     """
     own = [all(bool(part.isfinite().all()) for part in row) for row in shared]
     problems = torch.tensor([not is_finite for is_finite in own], dtype=torch.float64)
-    problems = problems.to(task_pass.plain_losses.device)
+    problems = problems.to(task_pass.representation.device)
     task_pass.workers.total_([problems])
     require_finite_gradients(policy, task_pass.tasks, step, (problems == 0).cpu())

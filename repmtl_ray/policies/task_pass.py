@@ -73,11 +73,11 @@ class TaskPass:
 
     Args:
         tasks: names, T of them.
-        plain_losses: [T], detached, replicated: L_t, means over the global batch's valid labels.
-        losses: [T], detached, replicated: what the run trains on; log L_t if `log_losses`, else
+        plain_losses: [T], on the CPU, replicated: L_t, means over the global batch's valid labels.
+        losses: [T], on the CPU, replicated: what the run trains on; log L_t if `log_losses`, else
             L_t.
         log_losses: see there.
-        present: [T] bool, replicated: whether the global batch holds any valid label of the task.
+        present: [T] bool, on the CPU, replicated: whether the global batch holds any valid label of the task.
             An absent task has zero gradients, plain loss 1 and log loss 0; a policy neither breaks
             on it nor learns from it.
         representation: [rows, ...], detached, own rows.

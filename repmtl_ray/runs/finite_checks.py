@@ -1,14 +1,18 @@
 """Whether losses and gradients are finite, and what to say where they are not.
 
-Owns the checks of a step and their messages. They cost no synchronisation of their own: flags travel
-to the host with the losses, and the update's norm is computed anyway. All of them are equal on every
-worker, so that all workers raise.
+Owns the checks of a step, their messages, and the two times that the host waits for the device in a
+step: for the losses with all flags and diagnostics, and for the norm of the update. All of them are
+equal on every worker, so that all workers raise.
+
+The norm is read before the optimiser's step, and not one step later: the graph that tells which task's
+gradient is not finite still exists then, and no checkpoint can hold such an update.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -70,27 +74,49 @@ def check_losses_after_step(tasks: Sequence[str], losses: Tensor, *, where: str)
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class HostValues:
+    """What the host knows of a pass, in tensors on the CPU.
+
+    Args:
+        plain: [T] plain losses.
+        trained: [T] what the run trains on, log losses or the plain ones.
+        present: [T] bool, whether the global batch has any valid label of the task.
+        reported: "rep_mtl/<quantity>", those that the batch has a value of.
+    """
+
+    plain: Tensor
+    trained: Tensor
+    present: Tensor
+    reported: dict[str, float]
+
+
 def check_losses_and_gradients(
     tasks: Sequence[str],
-    plain_losses: Tensor,
+    plain: Tensor,
+    trained: Tensor,
+    present: Tensor,
     derivatives: TaskDerivatives,
     penalty: Penalty | None,
-    penalty_terms: Iterable[Tensor],
     *,
+    penalty_terms: Mapping[str, Tensor],
+    diagnostics: Mapping[str, Tensor],
     workers: Workers,
     log_losses: bool,
     where: str,
-) -> list[float]:
-    """The plain losses as numbers, once they and all gradients downstream are known to be finite.
+) -> HostValues:
+    """Values of a pass on the host, once losses and all gradients downstream are known to be finite.
 
-    It comes before the policy, whose state stays as it was. The encoder's gradients do not exist
-    yet; the norm of the update tells of them.
+    They get there in one transfer, the only time that the host waits for the device before the
+    policy. The check comes before the policy, whose state stays as it was. The encoder's gradients
+    do not exist yet; the norm of the update tells of them.
 
     Args:
         tasks: names, T of them.
-        plain_losses: [T], replicated.
+        plain, trained, present: [T], replicated, as in `HostValues`.
         derivatives: of the losses; own parts.
         penalty, penalty_terms: Rep-MTL's gradients and values; None and empty when they are off.
+        diagnostics: scalars, replicated; infinite or NaN where the batch has no value.
         workers: all of them.
         log_losses, where: as for `check_losses`.
 
@@ -108,22 +134,34 @@ def check_losses_and_gradients(
     ]
     if penalty is not None:
         heads = [gradient for head in penalty.heads for gradient in head]
-        terms = [term.reshape(1) for term in penalty_terms]
+        terms = [term.reshape(1) for term in penalty_terms.values()]
         groups.append([penalty.representation, *penalty.downstream, *heads, *terms])
-    largest = [largest_entry(group).to(plain_losses.device, torch.float64) for group in groups]
+    largest = [largest_entry(group).to(plain.device, torch.float64) for group in groups]
     num_failed = (~torch.stack(largest).isfinite()).double()
     workers.total_([num_failed])
-    # One transfer to the host for losses and flags; the losses have to get there in any case.
-    numbers = torch.cat([plain_losses.double(), num_failed]).tolist()
-    losses, failures = numbers[: len(tasks)], numbers[len(tasks) :]
-    check_losses(tasks, losses, log_losses=log_losses, where=where)
-    for name, failed in zip([*_quoted(tasks), PENALTY], failures, strict=False):
+    scalars = {**penalty_terms, **diagnostics}
+    parts = [plain, trained, present, num_failed, *(v.reshape(1) for v in scalars.values())]
+    on_host = torch.cat([part.double() for part in parts]).cpu()
+    losses, on_trained, on_present, failures, reported = on_host.split(
+        [len(tasks)] * 3 + [len(groups), len(scalars)]
+    )
+    check_losses(tasks, losses.tolist(), log_losses=log_losses, where=where)
+    for name, failed in zip([*_quoted(tasks), PENALTY], failures.tolist(), strict=False):
         if failed:
             raise NonFiniteLossError(
                 f"{name}: the gradient is not finite {where}; no parameter was changed. Lower the learning rate, or look "
                 "at this loss, its labels and its predictions."
             )
-    return losses
+    return HostValues(
+        plain=losses.to(plain.dtype),
+        trained=on_trained.to(trained.dtype),
+        present=on_present > 0,
+        reported={
+            f"rep_mtl/{name}": value
+            for name, value in zip(scalars, reported.tolist(), strict=True)
+            if math.isfinite(value)
+        },
+    )
 
 
 def check_norm(

@@ -7,7 +7,7 @@ step's.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,7 @@ from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import frozen_statistics
 from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
-from repmtl_ray.runs.finite_checks import check_losses, check_losses_and_gradients
+from repmtl_ray.runs.finite_checks import HostValues, check_losses
 from repmtl_ray.runs.graph_split import GraphSplit, TaskDerivatives
 from repmtl_ray.runs.parameters import evaluating, moved
 
@@ -55,12 +55,21 @@ class Stepping(Protocol):
         sub_batch: int = 0,
         num_sub_batches: int = 1,
     ) -> Any: ...
+    def checked(
+        self,
+        losses: Any,
+        derivatives: TaskDerivatives,
+        penalty: Penalty | None,
+        where: str,
+        penalty_terms: Mapping[str, Tensor],
+        diagnostics: Mapping[str, Tensor],
+    ) -> HostValues: ...
     def task_pass(
         self,
         batch: Batch,
         global_step: int,
         predictions: Sequence[Tensor],
-        losses: Any,
+        values: HostValues,
         split: GraphSplit,
         derivatives: TaskDerivatives,
         penalty: Penalty | None,
@@ -92,17 +101,8 @@ def look(
     # A second forward pass must not count in the running statistics.
     with moved(_parameters(stepper, derivatives), moves), frozen_statistics(stepper.model):
         split, predictions, losses, there = stepper.differentiated(batch, global_step, part=part)
-        check_losses_and_gradients(
-            stepper.task_names,
-            losses.plain,
-            there,
-            None,
-            (),
-            workers=stepper.workers,
-            log_losses=stepper.log_losses,
-            where=stepper.where(global_step),
-        )
-        yield stepper.task_pass(batch, global_step, predictions, losses, split, there, None)
+        values = stepper.checked(losses, there, None, stepper.where(global_step), {}, {})
+        yield stepper.task_pass(batch, global_step, predictions, values, split, there, None)
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ pass (`policies/task_pass.py`). No Ray.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -109,15 +108,15 @@ def differentiate_penalty(
     return penalty, {name: term.detach() for name, term in terms.items()}
 
 
-def diagnostic_metrics(
+def diagnosed(
     aligned: Tensor,
     saliency: Sequence[Tensor],
     penalty: Penalty | None,
     *,
     tasks: Sequence[str],
     workers: Workers,
-) -> dict[str, float]:
-    """The quantities of `diagnose` that this batch has a value of, as metrics.
+) -> dict[str, Tensor]:
+    """The quantities of `diagnose`, on the device.
 
     Args:
         aligned: [tasks, batch, channels, *positions], with sample b of every task in row b.
@@ -126,16 +125,10 @@ def diagnostic_metrics(
         tasks: names.
         workers: whose rows together are the global batch.
     """
-    values = diagnose(
+    return diagnose(
         aligned.detach(),
         tasks,
         task_gradient=torch.stack([of_task.detach() for of_task in saliency]).sum(dim=0),
         penalty_gradient=None if penalty is None else penalty.representation,
         workers=workers,
     )
-    numbers = torch.stack(list(values.values())).tolist()  # one transfer to the host
-    return {
-        f"rep_mtl/{name}": number
-        for name, number in zip(values, numbers, strict=True)
-        if math.isfinite(number)
-    }

@@ -28,6 +28,7 @@ from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.task_pass import Penalty, TaskPass
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.finite_checks import (
+    HostValues,
     check_losses_after_step,
     check_losses_and_gradients,
     check_norm,
@@ -42,26 +43,24 @@ from repmtl_ray.runs.graph_split import (
 )
 from repmtl_ray.runs.looks import look, losses_at, sub_batch_gradients
 from repmtl_ray.runs.parameters import apply_update
-from repmtl_ray.runs.penalty import Control, diagnostic_metrics, differentiate_penalty
+from repmtl_ray.runs.penalty import Control, diagnosed, differentiate_penalty
 from repmtl_ray.saliency import align_task_rows, channels_first
 from repmtl_ray.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLosses:
-    """The losses of a global batch, or of a sub-batch, by task; replicated.
+    """The losses of a global batch, or of a sub-batch, by task; replicated; on the model's device.
 
     Args:
         plain: [T], detached; L_t, means over valid labels.
         trained: T scalars in the graph; log L_t with log losses, else L_t.
         present: [T] bool; which tasks have any valid label.
-        is_present: by task name, the same on the host.
     """
 
     plain: Tensor
     trained: Sequence[Tensor]
     present: Tensor
-    is_present: Mapping[str, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,19 +144,19 @@ class Stepper:
                 keep_graph=self.policy.needs_sub_batches or self.policy.needs_head_derivatives,
                 control=self._control(batch, global_step),
             )
+        diagnostics: dict[str, Tensor] = {}
+        if penalized or self.diagnostics:
+            diagnostics = diagnosed(
+                self._saliency(batch, derivatives),
+                derivatives.saliency,
+                penalty,
+                tasks=self.task_names,
+                workers=self.workers,
+            )
         # Every worker raises here, or none: the policy and the optimiser have seen nothing yet.
-        loss_values = check_losses_and_gradients(
-            self.task_names,
-            losses.plain,
-            derivatives,
-            penalty,
-            penalty_terms.values(),
-            workers=self.workers,
-            log_losses=self.log_losses,
-            where=where,
-        )
+        values = self.checked(losses, derivatives, penalty, where, penalty_terms, diagnostics)
         task_pass = self.task_pass(
-            batch, global_step, predictions, losses, split, derivatives, penalty
+            batch, global_step, predictions, values, split, derivatives, penalty
         )
         self.policy.backward(task_pass)
         gradient_norm = self._update(task_pass, where)
@@ -165,19 +164,36 @@ class Stepper:
             self._show_losses_after_step(batch, global_step)
         metrics = {
             f"{task}/train_loss": loss
-            for task, loss in zip(self.task_names, loss_values, strict=True)
-            if losses.is_present[task]
-        }
-        metrics |= {f"rep_mtl/{name}": term.item() for name, term in penalty_terms.items()}
-        if penalized or self.diagnostics:
-            metrics |= diagnostic_metrics(
-                self._saliency(batch, derivatives),
-                derivatives.saliency,
-                penalty,
-                tasks=self.task_names,
-                workers=self.workers,
+            for task, loss, is_present in zip(
+                self.task_names, values.plain.tolist(), values.present.tolist(), strict=True
             )
-        return {**metrics, "gradient_norm": gradient_norm}
+            if is_present
+        }
+        return {**metrics, **values.reported, "gradient_norm": gradient_norm}
+
+    def checked(
+        self,
+        losses: BatchLosses,
+        derivatives: TaskDerivatives,
+        penalty: Penalty | None,
+        where: str,
+        penalty_terms: Mapping[str, Tensor],
+        diagnostics: Mapping[str, Tensor],
+    ) -> HostValues:
+        """What the host is to know of a pass, as `check_losses_and_gradients`."""
+        return check_losses_and_gradients(
+            self.task_names,
+            losses.plain,
+            torch.stack([loss.detach() for loss in losses.trained]),
+            losses.present,
+            derivatives,
+            penalty,
+            penalty_terms=penalty_terms,
+            diagnostics=diagnostics,
+            workers=self.workers,
+            log_losses=self.log_losses,
+            where=where,
+        )
 
     def where(self, global_step: int) -> str:
         """Step and policy, for messages."""
@@ -237,23 +253,21 @@ class Stepper:
         totals = torch.stack([count.detach().double() for count in counts])
         self.workers.total_([totals])
         present = totals > 0
-        is_present = dict(zip(self.task_names, present.tolist(), strict=True))
         plain, trained = [], []
         # A count is a sum of weights where labels weigh differently, and may be below 1.
         counted = torch.where(present, totals, 1.0)
-        for own_sum, count, has_labels in zip(sums, counted, is_present.values(), strict=True):
+        for own_sum, count, is_absent in zip(sums, counted, ~present, strict=True):
             # `total` is differentiable: this worker's part of the gradient follows from its own
             # rows, and the parts of all workers add up to the gradient of the global mean.
             loss = self.workers.total(own_sum) / count.to(own_sum.dtype)
-            if not has_labels:
-                loss = loss + 1.0  # an absent task: plain loss 1, log loss 0, gradients zero
+            # An absent task: plain loss 1, log loss 0, gradients zero. The host is not asked which.
+            loss = loss + is_absent.to(loss.dtype)
             plain.append(loss)
             trained.append(loss.log() if self.log_losses else loss)
         return BatchLosses(
             plain=torch.stack([loss.detach() for loss in plain]),
             trained=trained,
             present=present,
-            is_present=is_present,
         )
 
     def _own_loss_sums(
@@ -292,7 +306,7 @@ class Stepper:
         batch: Batch,
         global_step: int,
         predictions: Sequence[Tensor],
-        losses: BatchLosses,
+        values: HostValues,
         split: GraphSplit,
         derivatives: TaskDerivatives,
         penalty: Penalty | None,
@@ -301,10 +315,10 @@ class Stepper:
         heads = self.head_parameters
         return TaskPass(
             tasks=self.task_names,
-            plain_losses=losses.plain,
-            losses=torch.stack([loss.detach() for loss in losses.trained]),
+            plain_losses=values.plain,
+            losses=values.trained,
             log_losses=self.log_losses,
-            present=losses.present,
+            present=values.present,
             representation=split.leaf.detach(),
             saliency=[saliency.detach() for saliency in derivatives.saliency],
             head_gradients=[detached(of_task) for of_task in derivatives.head_gradients],
@@ -363,7 +377,7 @@ class Stepper:
         """
         # A second forward pass over one batch must not count twice in the running statistics.
         with frozen_statistics(self.model):
-            losses = self.plain_losses(batch, global_step)
+            losses = self.plain_losses(batch, global_step).cpu()
         check_losses_after_step(self.task_names, losses, where=self.where(global_step))
         self.policy.after_optimizer_step(losses)
 

@@ -27,6 +27,7 @@ from repmtl_ray.delta import delta_p
 from repmtl_ray.models.batch_norm import frozen_statistics
 from repmtl_ray.runs.build import DTYPES, Split, build_stepper, selected_tasks, train_plan
 from repmtl_ray.runs.checkpoint import Parts
+from repmtl_ray.runs.finite_checks import HostValues
 from repmtl_ray.runs.holdout import without_a_part
 from repmtl_ray.studies.methods import Changes, cell, method
 from repmtl_ray.studies.rep_mtl import (
@@ -355,7 +356,13 @@ class _Study:
             here = batch.to(torch.device(self._device))
             with frozen_statistics(parts.model):
                 graph, predictions, losses, derivatives = stepper.differentiated(here, 0)
-                seen = stepper.task_pass(here, 0, predictions, losses, graph, derivatives, None)
+                values = HostValues(
+                    plain=losses.plain.cpu(),
+                    trained=torch.stack([loss.detach() for loss in losses.trained]).cpu(),
+                    present=losses.present.cpu(),
+                    reported={},
+                )
+                seen = stepper.task_pass(here, 0, predictions, values, graph, derivatives, None)
                 rows = seen.jacobian().double().cpu()
             norms = rows.norm(dim=1)
             for (i, a), (j, b) in itertools.combinations(enumerate(stepper.task_names), 2):

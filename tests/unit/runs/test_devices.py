@@ -24,7 +24,7 @@ from repmtl_ray.models.compute import use_compute
 from repmtl_ray.penalties import csa_loss, tsr_loss
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.step import Stepper
-from tests.helpers.devices import num_synchronisations, peak_bytes, tf32
+from tests.helpers.devices import CountedTransfers, num_synchronisations, peak_bytes, tf32
 from tests.helpers.literal import literal_csa, literal_tsr
 from tests.helpers.runs import DENSE, dense_batch, policy_config, small_model
 
@@ -315,6 +315,23 @@ def test_waits_for_the_device_do_not_grow_with_model_or_batch(policy: str, penal
     }
     print(f"{policy}, penalty {penalty}: {counts[None, 4]} waits a step")
     assert len(set(counts.values())) == 1, counts
+
+
+@pytest.mark.parametrize(("policy", "reads"), [("EW", 0), ("UW", 0), ("FAMO", 1), ("PCGrad", 1)])
+@pytest.mark.parametrize("penalty", ["none", "printed"])
+def test_a_step_waits_for_the_device_twice_and_when_its_policy_reads_more(
+    policy: str, reads: int, penalty: str
+) -> None:
+    stepper = stepper_on("cpu", policy, penalty)
+    stepper = dataclasses.replace(
+        stepper, optimizer=torch.optim.Adam(stepper.model.parameters()), diagnostics=True
+    )
+    state_after(stepper, "cpu", steps=2)
+    batch = batch_on("cpu", "float64")
+    on_device = [batch.inputs, *batch.targets.values(), *stepper.model.parameters()]
+    with CountedTransfers(on_device) as transfers:
+        stepper.step(batch, global_step=2)
+    assert len(transfers.names) == 2 + reads, transfers.names
 
 
 class _One(int):
