@@ -41,6 +41,7 @@ def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int]
 
 RUNS = ("fit", "placement_group_cleanup", "resume", "search", "tune_reporting")
 LONGEST = (
+    "tests/unit/test_session.py",
     "tests/cluster/test_autoscaling.py",
     "tests/cluster/test_data_nodes.py",
     "tests/cluster/test_elastic.py",

@@ -64,7 +64,7 @@ def snippets(document: Path) -> list[Snippet]:
 
 SNIPPETS = [snippet for document in DOCUMENTS for snippet in snippets(document)]
 PYTHON = [snippet for snippet in SNIPPETS if snippet.language == "python"]
-SHELL = [snippet for snippet in SNIPPETS if snippet.language == "bash"]
+SHELL = [snippet for snippet in SNIPPETS if snippet.language in ("bash", "console")]
 
 
 @pytest.mark.parametrize("snippet", [s for s in PYTHON if s.runs], ids=str)

@@ -50,5 +50,6 @@ def run(arguments: argparse.Namespace) -> None:
         model, paths, out, forms=arguments.write, batch_size=arguments.batch_size
     )
     print(
-        f"{len(paths)} photographs, {num_files} files in {out}; {out / 'predictions.csv'} lists them"
+        f"{len(paths)} photograph{'s' * (len(paths) > 1)}, {num_files} files in {out}; "
+        f"{out / 'predictions.csv'} lists them"
     )
