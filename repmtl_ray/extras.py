@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 
-_VISION = ("albumentations", "cv2", "PIL", "pyarrow")
+_VISION = ("cv2", "PIL", "pyarrow")  # not albumentations, which has a twin (data/views.py)
 MODULES = {
     "ray": ("ray", "optuna", "pandas", "psutil", "tqdm", "yaml", *_VISION),
     "vision": _VISION,

@@ -1,34 +1,27 @@
 """Random scale-crop and flip of a training sample, the image and all its targets together.
 
-Owns what a geometric change means for each kind of target; albumentations does the geometry. All
-randomness comes from the generator handed in, so the same generator gives the same sample anywhere.
+Owns what a geometric change means for each kind of target, and which library makes it. All randomness
+comes from the generator handed in, so the same generator gives the same sample anywhere.
 """
 
 from __future__ import annotations
 
 import functools
-import os
+import importlib.util
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-# albumentations asks the package index for its newest version when imported: from every worker, on
-# clusters that often have no way out. It reads this variable at import.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations
-import cv2
 import numpy as np
-from albumentations.augmentations.crops.transforms import BaseCrop
 from numpy.typing import NDArray
 
 from repmtl_ray.data.stream import Kind, Sample
+from repmtl_ray.data.views import Geometry, by_opencv
 
 SCALES = (1.0, 1.2, 1.5)
 FLIP_PROBABILITY = 0.5
 
-_CROP = "crop_coords"
 _VALID = "valid_"  # and the column's name: which of its normals are valid
-_RESAMPLED: dict[Kind, str] = {
+_RESAMPLED: dict[Kind, Literal["image", "mask"]] = {
     "image": "image",  # bilinear
     "normal": "image",
     "label": "mask",  # nearest
@@ -69,20 +62,32 @@ def augment(sample: Sample, *, rng: np.random.Generator, kinds: Mapping[str, Kin
 
     spatial = tuple((name, kind) for name, kind in kinds.items() if kind in _RESAMPLED)
     moved = {name: sample[name] for name, _ in spatial}
-    if scale != 1:
-        for name, kind in spatial:
-            if kind == "normal":
+    columns = [(name, _RESAMPLED[kind]) for name, kind in spatial]
+    for name, kind in spatial:
+        if kind == "normal":
+            columns.append((_VALID + name, "mask"))
+            if scale != 1:
                 moved[_VALID + name] = np.any(sample[name], axis=2).astype(np.uint8)
-        crop, resize = _scale_crop(height, width, spatial)
-        corners = (left, top, left + window[1], top + window[0])
-        moved = resize(**crop(**moved, **{_CROP: corners}))
-    if flip:
-        moved = _flip(spatial)(**moved)
+    corners = None if scale == 1 else (left, top, left + window[1], top + window[0])
+    seen = geometry()(moved, tuple(columns), corners, flip)
 
     result = dict(sample)
     for name, kind in spatial:
-        result[name] = _revalued(moved[name], kind, scale, flip, moved.get(_VALID + name))
+        result[name] = _revalued(seen[name], kind, scale, flip, seen.get(_VALID + name))
     return result
+
+
+@functools.cache
+def geometry() -> Geometry:
+    """What makes the views in this environment: albumentations if it is installed, else its twin.
+
+    Both give the same values to the bit, so that no result depends on it.
+    """
+    if importlib.util.find_spec("albumentations") is None:
+        return by_opencv
+    from repmtl_ray.data.views_albumentations import by_albumentations
+
+    return by_albumentations
 
 
 def _revalued(
@@ -100,53 +105,3 @@ def _revalued(
         valid = valid[:, :, None].astype(bool) & (length > 1e-6)
         values = np.where(valid, values / np.where(valid, length, 1), 0).astype(values.dtype)
     return values * np.array([-1, 1, 1], dtype=values.dtype) if flip else values
-
-
-class _CropTo(BaseCrop):
-    """Crops to the corners (left, top, right, bottom) that come with the sample.
-
-    `albumentations.Crop` takes them when it is made, which costs more than the crop itself.
-    """
-
-    @property
-    def targets_as_params(self) -> list[str]:
-        return [_CROP]
-
-    def get_params_dependent_on_data(
-        self, params: dict[str, Any], data: dict[str, Any]
-    ) -> dict[str, Any]:
-        return {_CROP: data[_CROP]}
-
-    def apply_with_params(
-        self, params: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        del kwargs[_CROP]
-        return super().apply_with_params(params, *args, **kwargs)
-
-
-Columns = tuple[tuple[str, Kind], ...]
-
-
-@functools.lru_cache(maxsize=64)
-def _scale_crop(height: int, width: int, columns: Columns) -> tuple[Any, Any]:
-    resize = albumentations.Resize(
-        height=height,
-        width=width,
-        interpolation=cv2.INTER_LINEAR,
-        # Nearest to the pixel's centre, as bilinear is; plain INTER_NEAREST takes its corner.
-        mask_interpolation=cv2.INTER_NEAREST_EXACT,
-        p=1.0,
-    )
-    return _for_columns(_CropTo(p=1.0), columns), _for_columns(resize, columns)
-
-
-@functools.lru_cache(maxsize=64)
-def _flip(columns: Columns) -> Any:
-    return _for_columns(albumentations.HorizontalFlip(p=1.0), columns)
-
-
-def _for_columns(transform: Any, columns: Columns) -> Any:
-    targets = {name: _RESAMPLED[kind] for name, kind in columns if name != "image"}
-    targets |= {_VALID + name: "mask" for name, kind in columns if kind == "normal"}
-    transform.add_targets(targets)
-    return transform

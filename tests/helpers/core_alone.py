@@ -21,6 +21,7 @@ class CoreAlone(PathFinder):
     """Python's own search for modules, but for the libraries of the extras."""
 
     hidden = {name for names in extras.MODULES.values() for name in names} - NEEDED_BY_THE_CORE
+    hidden |= {"albumentations"}  # which has a twin, so that nothing asks for it
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):  # type: ignore[no-untyped-def,override]
