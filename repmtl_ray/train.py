@@ -95,6 +95,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     log: Sequence[str] = (),
     log_every: int = loggers.EVERY_STEPS,
+    log_images: int = 0,
     progress: bool = False,
 ) -> FitResult:
     """Trains one experiment on Ray, here or on the cluster this machine belongs to.
@@ -119,6 +120,8 @@ def fit(
         log: writers of the run's numbers, of "csv", "tensorboard", "mlflow" and "wandb"
             (`runs/loggers.py`).
         log_every: steps between two that they write; 0 writes epochs alone.
+        log_images: samples of the evaluation split whose predictions they write as pictures after
+            every epoch; a forward pass of so many samples each.
         progress: print a line for every epoch, and in a terminal a bar.
 
     Returns:
@@ -132,7 +135,7 @@ def fit(
     """
     placement = Placement() if placement is None else placement
     _check_arguments(name, max_failures, checkpoints)
-    callbacks = loggers.checked_callbacks(callbacks, log, log_every)
+    callbacks = loggers.checked_callbacks(callbacks, log, log_every, log_images)
     experiment = with_model(experiment, model)
     check_settings(experiment, placement, data)
     root, name = checked_place(storage, name, "fit", experiment)

@@ -233,11 +233,22 @@ def add_log_options(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="steps between two that are logged; 0 logs epochs alone (default: %(default)s)",
     )
+    parser.add_argument(
+        "--log-images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="evaluation images whose predictions are logged as pictures after every epoch (default: %(default)s)",
+    )
 
 
 def log_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `fit` takes of the options of a log."""
-    return {"log": arguments.log, "log_every": arguments.log_every}
+    return {
+        "log": arguments.log,
+        "log_every": arguments.log_every,
+        "log_images": arguments.log_images,
+    }
 
 
 def placement_of(arguments: argparse.Namespace) -> Placement:

@@ -1,7 +1,7 @@
 """Figures by matplotlib: what a checkpoint's model does, and the samples of a data set.
 
 Owns drawing, to PNG and to TensorBoard. The numbers of a checkpoint are those of
-`inspection.Inspection`; heat maps are in `heatmap.py`.
+`inspection.Inspection`, the colours of maps those of `runs/pictures.py`; heat maps are in `heatmap.py`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from matplotlib.patches import Patch
 
 from repmtl_ray import extras
 from repmtl_ray.data.augment import FLIP_PROBABILITY, SCALES, augment
-from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE
+from repmtl_ray.data.columns import IMAGE
 from repmtl_ray.data.stream import Kind, Sample, Stream
 from repmtl_ray.report.heatmap import draw_heat_map
 from repmtl_ray.report.inspection import Array, Inspection
+from repmtl_ray.runs.pictures import target_and_prediction, target_image
 
 NUM_SAMPLES = 4
 """Samples per stream on a contact sheet."""
@@ -78,41 +79,6 @@ def log_tensorboard(inspection: Inspection, directory: str | Path) -> None:
             writer.add_image(name, pixels, dataformats="HWC")
 
 
-def target_image(values: Array, kind: Kind, *, nearest: float | None = None) -> Array:
-    """A target as colours [H, W, 3], in 0..1 or as bytes; what no loss reads is black.
-
-    Args:
-        values: labels [H, W]; depth, inverse depth [H, W, 1]; normals or an image [H, W, 3].
-        kind: of the target.
-        nearest: inverse depth of the brightest colour; None takes the 99th percentile of `values`.
-    """
-    if kind == "label":
-        colors = colormaps["tab20"](np.arange(256) % 20)[:, :3]
-        ignored = (values == IGNORE_LABEL)[:, :, None]
-        return np.where(ignored, 0.0, colors[np.clip(values, 0, 255)])
-    if kind in ("depth", "inverse_depth"):
-        inverse = _inverse_depth(values, kind)
-        top = nearest or _brightest(inverse)
-        return np.where(inverse[:, :, None] > 0, colormaps["viridis"](inverse / top)[:, :, :3], 0.0)
-    if kind == "normal":
-        valid = np.linalg.norm(values, axis=2, keepdims=True) > 0.5
-        return np.where(valid, np.clip((values + 1) / 2, 0, 1), 0.0)
-    return values if values.dtype == np.uint8 else np.clip(values, 0, 1)
-
-
-def _inverse_depth(values: Array, kind: Kind) -> Array:
-    """Inverse depth [H, W], 0 where there is none."""
-    plane = values[:, :, 0].astype(np.float64)
-    if kind == "inverse_depth":
-        return np.maximum(plane, 0)
-    return np.where(plane > 0, 1 / np.where(plane > 0, plane, 1), 0)
-
-
-def _brightest(inverse_depth: Array) -> float:
-    valid = inverse_depth[inverse_depth > 0]
-    return float(np.percentile(valid, 99)) if valid.size else 1.0
-
-
 def _grid(rows: int, columns: int, height: float, ratio: float) -> tuple[Figure, Array]:
     """A figure of panels without ticks; `height` of a panel in inches, `ratio` its width over it."""
     figure = Figure(
@@ -144,27 +110,14 @@ def draw_predictions(inspection: Inspection) -> Figure:
     for row, image in enumerate(images):
         panels = [image.clip(0, 1)]
         for task in inspection.tasks:
-            panels += _target_and_prediction(inspection, task, row)
+            panels += target_and_prediction(
+                inspection.kinds[task],
+                inspection.targets[task][row],
+                inspection.predictions[task][row],
+            )
         for axis, panel in zip(axes[row], panels, strict=True):
             axis.imshow(panel, interpolation="nearest")
     return figure
-
-
-def _target_and_prediction(inspection: Inspection, task: str, row: int) -> tuple[Array, Array]:
-    kind = inspection.kinds[task]
-    target, prediction = inspection.targets[task][row], inspection.predictions[task][row]
-    if kind == "label":
-        return target_image(target, kind), target_image(prediction.argmax(0), kind)
-    target, prediction = target.transpose(1, 2, 0), prediction.transpose(1, 2, 0)
-    if kind == "normal":
-        length = np.linalg.norm(prediction, axis=2, keepdims=True)
-        unit = prediction / np.maximum(length, 1e-6)
-        return target_image(target, kind), target_image(unit, kind)
-    nearest = _brightest(_inverse_depth(target, kind))
-    return (
-        target_image(target, kind, nearest=nearest),
-        target_image(prediction, kind, nearest=nearest),
-    )
 
 
 def _draw_classes(inspection: Inspection) -> Figure:

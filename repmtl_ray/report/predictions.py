@@ -1,7 +1,7 @@
 """Predictions of a trained model for photographs, written as files.
 
 Owns which photographs are read, their size, and the files of a prediction. The predictions are those
-of `inference.predict`, the colours those of `figures.target_image`. No Ray.
+of `inference.predict`, the colours those of `runs/pictures.py`. No Ray.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,7 +19,7 @@ from repmtl_ray import storage
 from repmtl_ray.data.photographs import COUNTED, SUFFIXES, decode_photograph
 from repmtl_ray.data.stream import Kind
 from repmtl_ray.inference import TrainedModel, predict
-from repmtl_ray.report.figures import target_image
+from repmtl_ray.runs.pictures import CLASS_COLORS, as_bytes, target_image, values_of
 
 Array = NDArray[Any]
 HEADER = ("image", "task", "file", "class", "probability")
@@ -110,29 +109,10 @@ def read_photograph(path: Path, size: tuple[int, int]) -> Array:
     return np.array(photograph)
 
 
-def values_of(kind: Kind, prediction: Array) -> Array:
-    """A predicted map as the values of its kind.
-
-    Args:
-        kind: of the task.
-        prediction: [num_outputs, H, W], as the network gives it.
-
-    Returns:
-        Classes [H, W]; metres or inverse depth [H, W, 1]; normals of length 1 [H, W, 3].
-    """
-    if kind == "label":
-        return prediction.argmax(axis=0).astype(np.int16)
-    values = prediction.transpose(1, 2, 0).astype(np.float32)
-    if kind == "normal":
-        values = values / np.maximum(np.linalg.norm(values, axis=2, keepdims=True), 1e-6)
-    return values
-
-
 def palette_image(classes: Array) -> Image.Image:
     """Classes 0 to 255 as the values of a PNG that shows them in colours."""
     image = Image.fromarray(classes.astype(np.uint8), mode="P")
-    colors = (255 * colormaps["tab20"](np.arange(256) % 20)[:, :3]).round().astype(np.uint8)
-    image.putpalette(colors.tobytes())
+    image.putpalette(as_bytes(CLASS_COLORS).tobytes())
     return image
 
 
@@ -154,9 +134,7 @@ def _write_one(
             continue
         kind = cast(Kind, task.kind)
         values = values_of(kind, prediction)
-        colored = target_image(values, kind)
-        if colored.dtype != np.uint8:
-            colored = (255 * colored).round().astype(np.uint8)
+        colored = as_bytes(target_image(values, kind))
         panels.append(colored)
         stem = f"{path.stem}.{task.name}"
         if "npy" in forms:

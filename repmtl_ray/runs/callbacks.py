@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from repmtl_ray.collectives import Workers
     from repmtl_ray.config import Experiment
     from repmtl_ray.data.description import DataDescription
+    from repmtl_ray.runs.build import Split
     from repmtl_ray.runs.checkpoint import Parts, Progress
     from repmtl_ray.tasks import Task
 
@@ -46,6 +47,7 @@ class RunContext:
         experiment: what is trained.
         tasks: that are trained, in the data set's order.
         description: of the data.
+        evaluation: samples that the run is evaluated on after every epoch.
         parts: model, optimiser, scheduler and policy; they change while the run trains.
         progress: where the run starts; not at 0 when it is continued.
         steps_per_epoch: optimiser steps.
@@ -57,6 +59,7 @@ class RunContext:
     experiment: Experiment
     tasks: Sequence[Task]
     description: DataDescription
+    evaluation: Split
     parts: Parts
     progress: Progress
     steps_per_epoch: int

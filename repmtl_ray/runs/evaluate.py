@@ -8,7 +8,7 @@ number of workers and which worker saw what.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -100,15 +100,26 @@ def _add_batch(
         for task in tasks
         if task.name in batch.rows and len(range(batch.num_rows)[batch.rows[task.name]])
     }
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        predictions = model(inputs_to(batch.inputs, device, dtype), rows)
+    predictions = predictions_of(model, batch, rows, device, precision)
     for task in tasks:
         if task.name in rows:
             target = batch.targets[task.name].to(device, non_blocking=True)
             sums[task.name] += _sums(task, predictions[task.name], target)
             if task.num_columns:
                 collected[task.name].append(task.collected(predictions[task.name], target))
+
+
+def predictions_of(
+    model: MultiTaskModel,
+    batch: Batch,
+    rows: Mapping[str, slice],
+    device: torch.device,
+    precision: str,
+) -> Mapping[str, Tensor]:
+    """What a model gives for the rows of a batch, by task, in a run's precision."""
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return model(inputs_to(batch.inputs, device, dtype), rows)
 
 
 def _sums(task: Task, prediction: Tensor, target: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 Owns the four writers by name. Each is a callback (`callbacks.py`) whose first worker writes: every
 `every` steps the losses, penalties, gradient norm and samples per second of the step; after every
-epoch its metrics; and the experiment at the start. A run that is continued goes on in the same place,
-and what was written of steps that are trained again is replaced, as far as the place can do that.
+epoch its metrics, and pictures of predictions if they are asked for; and the experiment at the start.
+A run that is continued goes on in the same place, and what was written of steps that are trained again
+is replaced, as far as the place can do that.
 
 The libraries are the extra `loggers` and are imported when a run starts. Imports no Ray.
 """
@@ -16,12 +17,18 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repmtl_ray import extras, storage
 from repmtl_ray.config import nearest, to_dict
 from repmtl_ray.conversion import shown
 from repmtl_ray.runs.callbacks import Callback, RunContext, StepInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from repmtl_ray.runs.pictures import LoggedPictures
 
 EVERY_STEPS = 10
 FOLDER = "logs"
@@ -39,10 +46,12 @@ class Step:
     Args:
         global_step: steps of the run so far.
         values: by name.
+        pictures: of an epoch's predictions, [height, width, 3], by name.
     """
 
     global_step: int
     values: Mapping[str, float]
+    pictures: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
 
 
 class RunLogger(Callback):
@@ -50,16 +59,22 @@ class RunLogger(Callback):
 
     Args:
         every: steps between two that are written; 0 writes epochs alone.
+        images: evaluation samples whose predictions are written as pictures after every epoch.
     """
 
-    def __init__(self, *, every: int = EVERY_STEPS) -> None:
-        self._every = every
+    def __init__(self, *, every: int = EVERY_STEPS, images: int = 0) -> None:
+        self._every, self._images = every, images
+        self._pictures: LoggedPictures | None = None
         self._writes = False
         self._num_workers = 1
 
     def on_run_start(self, context: RunContext) -> None:
         self._writes = context.workers.rank == 0
         self._num_workers = context.workers.size
+        if self._images:  # on every worker, so that all refuse the same run
+            from repmtl_ray.runs.pictures import LoggedPictures
+
+            self._pictures = LoggedPictures(context, self._images)
         if self._writes:
             self.open(context)
 
@@ -71,8 +86,10 @@ class RunLogger(Callback):
 
     def on_epoch_end(self, metrics: Mapping[str, float]) -> None:
         if self._writes:
+            drawn = {} if self._pictures is None else self._pictures.draw()
+            pictures = {f"{task}/predictions": picture for task, picture in drawn.items()}
             global_step = int(metrics["global_step"])
-            self.write_epoch(Step(global_step=global_step, values=metrics))
+            self.write_epoch(Step(global_step=global_step, values=metrics, pictures=pictures))
 
     def on_run_end(self, error: BaseException | None) -> None:
         if self._writes:
@@ -88,7 +105,7 @@ class RunLogger(Callback):
         raise NotImplementedError
 
     def write_epoch(self, epoch: Step) -> None:
-        """Writes the metrics of an epoch."""
+        """Writes the metrics of an epoch, and its pictures."""
         raise NotImplementedError
 
     def close(self, error: BaseException | None) -> None:
@@ -101,10 +118,14 @@ class RunLogger(Callback):
 
 
 class CsvLogger(RunLogger):
-    """`logs/steps.csv` and `logs/epochs.csv`, whose columns are those of the first row."""
+    """`logs/steps.csv` and `logs/epochs.csv`, whose columns are those of the first row.
+
+    Pictures are PNG files in `logs/pictures`, with the number of steps in their names.
+    """
 
     def open(self, context: RunContext) -> None:
         folder = log_folder(context.folder)
+        self._folder = folder
         done = context.progress.global_step
         self._files = {name: folder / f"{name}.csv" for name in ("steps", "epochs")}
         for path in self._files.values():
@@ -119,6 +140,14 @@ class CsvLogger(RunLogger):
 
     def write_epoch(self, epoch: Step) -> None:
         self._append("epochs", epoch)
+        for name, picture in epoch.pictures.items():
+            from PIL import Image
+
+            path = (
+                self._folder / "pictures" / f"{name.replace('/', '.')}.{epoch.global_step:06}.png"
+            )
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(picture).save(path)
 
     def close(self, error: BaseException | None) -> None:
         """Nothing is open between two rows."""
@@ -154,6 +183,8 @@ class TensorBoardLogger(RunLogger):
         for name, value in epoch.values.items():
             if name != "global_step":
                 self._writer.add_scalar(name, value, epoch.global_step)
+        for name, picture in epoch.pictures.items():
+            self._writer.add_image(name, picture, epoch.global_step, dataformats="HWC")
         self._writer.flush()
 
     def close(self, error: BaseException | None) -> None:
@@ -170,11 +201,15 @@ class MlflowLogger(RunLogger):
         from mlflow.tracking import MlflowClient
 
         folder = log_folder(context.folder)
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
-        self._client = MlflowClient(uri)
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        self._client = MlflowClient(server or f"sqlite:///{folder}/mlflow.db")
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
         found = self._client.get_experiment_by_name(name)
-        experiment = self._client.create_experiment(name) if found is None else found.experiment_id
+        if found is None:  # without a server, pictures would go to the process's working folder
+            place = None if server else (folder / "mlartifacts").absolute().as_uri()
+            experiment = self._client.create_experiment(name, artifact_location=place)
+        else:
+            experiment = found.experiment_id
         kept = folder / "mlflow_run_id"
         if kept.exists():
             self._run = kept.read_text()
@@ -191,6 +226,10 @@ class MlflowLogger(RunLogger):
 
     def write_epoch(self, epoch: Step) -> None:
         self._write(epoch.values, epoch)
+        for name, picture in epoch.pictures.items():
+            # Some versions of the library cannot give back a picture with a slash in its name.
+            key = name.replace("/", ".")
+            self._client.log_image(self._run, picture, key=key, step=epoch.global_step)
 
     def close(self, error: BaseException | None) -> None:
         stopped = "KILLED" if isinstance(error, GeneratorExit) else "FAILED"
@@ -233,7 +272,10 @@ class WandbLogger(RunLogger):
         self._run.log({**values, "global_step": step.global_step})
 
     def write_epoch(self, epoch: Step) -> None:
-        self._run.log({**epoch.values, "global_step": epoch.global_step})
+        import wandb
+
+        pictures = {name: wandb.Image(picture) for name, picture in epoch.pictures.items()}
+        self._run.log({**epoch.values, **pictures, "global_step": epoch.global_step})
 
     def close(self, error: BaseException | None) -> None:
         self._run.finish(exit_code=0 if error is None else 1)
@@ -247,26 +289,33 @@ LOGGERS: dict[str, type[RunLogger]] = {
 }
 
 
-def make_loggers(names: Sequence[str], *, every: int = EVERY_STEPS) -> list[Callback]:
+def make_loggers(
+    names: Sequence[str], *, every: int = EVERY_STEPS, images: int = 0
+) -> list[Callback]:
     """The writers of these names.
 
     Args:
         names: of `LOGGERS`; a name that is given twice counts once.
         every: steps between two that are written; 0 writes epochs alone.
+        images: evaluation samples whose predictions are written as pictures after every epoch.
 
     Raises:
         ValueError: an unknown name, or a library that is not installed.
     """
+    if images:
+        extras.require("log_images", "report", "matplotlib", "PIL")
     for name in names:
         if name not in LOGGERS:
             raise ValueError(f"log {name!r}: {nearest(name, LOGGERS)}")
         library = LIBRARIES[name]
         if library:
             extras.require(f"log {name!r}", "loggers", library)
-    return [LOGGERS[name](every=every) for name in dict.fromkeys(names)]
+    return [LOGGERS[name](every=every, images=images) for name in dict.fromkeys(names)]
 
 
-def checked_callbacks(callbacks: object, log: object, log_every: object) -> list[Callback]:
+def checked_callbacks(
+    callbacks: object, log: object, log_every: object, log_images: object = 0
+) -> list[Callback]:
     """The callbacks of `fit`, and the writers that it is to have.
 
     Raises:
@@ -280,7 +329,11 @@ def checked_callbacks(callbacks: object, log: object, log_every: object) -> list
         raise ValueError(f"log is {shown(log)}; expected a list of {', '.join(LOGGERS)}.")
     if type(log_every) is not int or log_every < 0:
         raise ValueError(f"log_every is {shown(log_every)}; expected a number of steps from 0.")
-    return [*callbacks, *make_loggers(log, every=log_every)]
+    if type(log_images) is not int or log_images < 0:
+        raise ValueError(f"log_images is {shown(log_images)}; expected a number of samples from 0.")
+    if log_images and not log:
+        raise ValueError(f"log_images is {log_images}, but log names none of {', '.join(LOGGERS)}.")
+    return [*callbacks, *make_loggers(log, every=log_every, images=log_images)]
 
 
 def check_place(names: Sequence[str], location: str) -> None:

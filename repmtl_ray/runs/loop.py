@@ -145,6 +145,7 @@ class Training:
             experiment=self.experiment,
             tasks=self.tasks,
             description=self._description,
+            evaluation=self.evaluation,
             parts=self.parts,
             progress=self.progress,
             steps_per_epoch=self.steps_per_epoch,

@@ -111,6 +111,7 @@ def tune(
     callbacks: Sequence[Callback] = (),
     log: Sequence[str] = (),
     log_every: int = loggers.EVERY_STEPS,
+    log_images: int = 0,
 ) -> SearchResult:
     """Searches `param_space` around an experiment for the largest delta_p over its tasks.
 
@@ -142,7 +143,7 @@ def tune(
             `num_samples` is larger than before. Another space, searcher, scheduler or references are
             refused.
         checkpoints: of every trial's run, as for `fit`.
-        callbacks, log, log_every: of every trial's run, as for `fit`; each has its own copies.
+        callbacks, log, log_every, log_images: of every trial's run, as for `fit`; each has its own copies.
 
     Returns:
         The table and the best experiment.
@@ -153,7 +154,7 @@ def tune(
         KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the search.
     """
     check_arguments(tune, locals(), CustomData=object, ModelFunction=object)
-    callbacks = loggers.checked_callbacks(callbacks, log, log_every)
+    callbacks = loggers.checked_callbacks(callbacks, log, log_every, log_images)
     experiment = with_model(experiment, model)
     param_space, references, rows = map(with_names, (param_space, references, rows))
     placement = placement or Placement()
@@ -190,10 +191,7 @@ def tune(
             "scheduler": scheduler,
             **({} if objective == "delta_p" else {"objective": objective}),
         }
-        named = {
-            name: [dict(row) for row in configurations]
-            for name, configurations in (rows or {}).items()
-        }
+        named = {name: [dict(row) for row in found] for name, found in (rows or {}).items()}
         claim_study(directory, settings, methods=named, num_samples=num_samples)
         node_check.check_nodes(directory)
         samples = read_samples(prepared)

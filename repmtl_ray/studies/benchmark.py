@@ -79,6 +79,7 @@ def benchmark(
     callbacks: Sequence[Callback] = (),
     log: Sequence[str] = (),
     log_every: int = loggers.EVERY_STEPS,
+    log_images: int = 0,
 ) -> BenchmarkResult:
     """Trains every method with every seed, and each task alone with every seed before that.
 
@@ -96,7 +97,7 @@ def benchmark(
             ones go on from their last checkpoint, failed ones are tried again. There may be other
             methods and more seeds than before; a method that has changed is refused.
         checkpoints: of every run, as for `fit`.
-        callbacks, log, log_every: of every run, as for `fit`; each has its own copies.
+        callbacks, log, log_every, log_images: of every run, as for `fit`; each has its own copies.
 
     Returns:
         The records. A method that fails is among the failures, and the others go on.
@@ -108,7 +109,7 @@ def benchmark(
         KeyboardInterrupt: as `run_lock.Interrupted`; `resume` continues the benchmark.
     """
     check_arguments(benchmark, locals(), CustomData=object, ModelFunction=object)
-    callbacks = loggers.checked_callbacks(callbacks, log, log_every)
+    callbacks = loggers.checked_callbacks(callbacks, log, log_every, log_images)
     experiment = with_model(experiment, model)
     methods = with_names(methods)
     placement = placement or Placement()

@@ -131,6 +131,7 @@ def test_the_train_recipe_trains_what_the_file_says(
         "progress": True,
         "log": [],
         "log_every": 10,
+        "log_images": 0,
     }
     assert options == usual
     assert capsys.readouterr().out == (
@@ -163,6 +164,7 @@ def test_the_train_recipes_options(
         "progress": True,
         "log": ["csv", "tensorboard"],
         "log_every": 5,
+        "log_images": 0,
     }
 
 
@@ -328,6 +330,7 @@ def test_options_reach_experiment_space_and_search(
         "checkpoints": CheckpointConfig(),
         "log": [],
         "log_every": 10,
+        "log_images": 0,
     }
     assert (tmp_path / "out/results.csv").exists()
 

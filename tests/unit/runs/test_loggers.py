@@ -5,17 +5,24 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
+import io
 import json
 import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 
+from repmtl_ray.config import ExperimentError
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.callbacks import Callback, StepInfo
-from repmtl_ray.runs.checkpoint import Progress
+from repmtl_ray.runs.checkpoint import Parts, Progress
 from repmtl_ray.runs.loggers import LOGGERS, check_place, checked_callbacks, make_loggers
+from repmtl_ray.runs.pictures import as_bytes, brightest, target_image
 from tests.helpers.training import SaveAt, small_experiment, split
 
 pytestmark = pytest.mark.usefixtures("scenes_cache")
@@ -148,6 +155,135 @@ def wandb_history(log: Path) -> list[dict[str, Any]]:
             rows.append(row)
             record = b""
     return [row for row in rows if row]
+
+
+def train_with_pictures(name: str, folder: Path) -> tuple[Parts, Progress]:
+    """A run that writes the predictions for two scenes as PNG files, and with another writer."""
+    return loop.run(
+        small_experiment(),
+        train=split(small_experiment(), "train"),
+        evaluation=split(small_experiment(), "val"),
+        checkpoints=SaveAt({}, folder=str(folder)),
+        callbacks=make_loggers(["csv", name], every=0, images=2),
+    )
+
+
+def pixels(png: bytes | Path) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(png) if isinstance(png, bytes) else png) as image:
+        return np.array(image)
+
+
+def png_files(folder: Path) -> dict[str, NDArray[np.uint8]]:
+    """What `csv` wrote, by task and step."""
+    return {path.stem: pixels(path) for path in sorted((folder / "logs/pictures").glob("*.png"))}
+
+
+PICTURES = [
+    f"{task}.predictions.{step:06}" for task in ("depth", "segmentation") for step in (2, 4)
+]
+
+
+def test_pictures_show_images_targets_and_predictions_and_change_no_result(tmp_path: Path) -> None:
+    parts, progress = train_with_pictures("csv", tmp_path)
+    found = png_files(tmp_path)
+    assert list(found) == PICTURES
+    assert not np.array_equal(found["depth.predictions.000002"], found["depth.predictions.000004"])
+    (stream,) = split(small_experiment(), "val").streams
+    for row in range(2):
+        scene = stream.load(row)
+        image = torch.from_numpy(scene["image"]).float().permute(2, 0, 1)[None]
+        with torch.no_grad():
+            predicted = parts.model.eval()(image)
+        classes = predicted["segmentation"][0].argmax(0).numpy()
+        inverse = predicted["depth"][0].permute(1, 2, 0).numpy()
+        top = brightest(scene["depth"], "inverse_depth")
+        expected = {
+            "segmentation": [
+                target_image(scene["segmentation"], "label"),
+                target_image(classes, "label"),
+            ],
+            "depth": [
+                target_image(values, "inverse_depth", nearest=top)
+                for values in (scene["depth"], inverse)
+            ],
+        }
+        for task, columns in expected.items():
+            shown = found[f"{task}.predictions.000004"][32 * row : 32 * (row + 1)]
+            panels = np.concatenate([as_bytes(c) for c in (scene["image"], *columns)], axis=1)
+            assert shown.shape == (32, 3 * 64, 3)
+            assert np.abs(shown.astype(int) - panels).max() <= 1, task  # batches of one and of two
+    without, _, _ = train("csv", tmp_path / "without")
+    assert progress.history == without.history
+
+
+def test_tensorboard_has_the_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_with_pictures("tensorboard", tmp_path)
+    log = EventAccumulator(str(tmp_path / "logs/tensorboard")).Reload()
+    found = {
+        f"{name.replace('/', '.')}.{event.step:06}": pixels(event.encoded_image_string)
+        for name in log.Tags()["images"]
+        for event in log.Images(name)
+    }
+    np.testing.assert_equal(found, png_files(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library
+def test_mlflow_keeps_the_pictures_beside_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    train_with_pictures("mlflow", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+    client = mlflow.tracking.MlflowClient(f"sqlite:///{tmp_path}/logs/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "repmtl_ray"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    found = {}
+    for file in client.list_artifacts(run.info.run_id, "images"):
+        if file.path.endswith(".png"):
+            name, step = Path(file.path).name.replace("%", "+").split("+")[:3:2]
+            path = client.download_artifacts(run.info.run_id, file.path)
+            found[f"{name}.{int(step):06}"] = pixels(Path(path))
+    np.testing.assert_equal(found, png_files(tmp_path))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.filterwarnings("ignore")  # of the library
+def test_wandb_keeps_the_pictures_offline(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    train_with_pictures("wandb", tmp_path)
+    (run,) = (tmp_path / "logs/wandb").glob("offline-run-*")
+    media = (run / "files/media/images").rglob("*.png")
+    found = sorted(pixels(path).tobytes() for path in media)
+    assert found == sorted(picture.tobytes() for picture in png_files(tmp_path).values())
+
+
+def test_a_run_without_maps_has_no_pictures(tmp_path: Path) -> None:
+    split_of_run = split(small_experiment(), "val")
+    logger = make_loggers(["csv"], images=1)[0]
+    run = loop.Training(
+        small_experiment(), train=split_of_run, evaluation=split_of_run, checkpoints=SaveAt({}, folder=str(tmp_path)),
+    )  # fmt: skip
+    context = dataclasses.replace(run._context(), tasks=())
+    with pytest.raises(ExperimentError, match="log_images: no task of this run predicts a map"):
+        logger.on_run_start(context)
+
+
+@pytest.mark.parametrize(
+    ("images", "log", "message"),
+    [
+        (-1, ["csv"], "log_images is -1; expected a number of samples from 0"),
+        (True, ["csv"], "log_images is True; expected"),
+        (2, [], "log_images is 2, but log names none of csv, tensorboard, mlflow, wandb"),
+    ],
+)
+def test_wrong_numbers_of_pictures(images: Any, log: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checked_callbacks([], log, 1, images)
 
 
 @pytest.mark.parametrize(
