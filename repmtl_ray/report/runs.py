@@ -130,9 +130,22 @@ def search_runs(
         )
     varied = [name for name in PARAMETERS if len({run.parameters[name] for run in runs}) > 1]
     named = list(table["row"]) if "row" in table else [""] * len(runs)
+    names = [row or _configuration(run, varied) for run, row in zip(runs, named, strict=True)]
+    if "settings" in table:
+        names = _told_apart(names, list(table["settings"]))
     return [
-        dataclasses.replace(run, configuration=row or _configuration(run, varied))
-        for run, row in zip(runs, named, strict=True)
+        dataclasses.replace(run, configuration=name) for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def _told_apart(names: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """Names of configurations; those of one name that differ in other settings have them added."""
+    settings_by_name: dict[str, set[str]] = {}
+    for name, setting in zip(names, settings, strict=True):
+        settings_by_name.setdefault(name, set()).add(setting)
+    return [
+        f"{name}, {setting}" if setting and len(settings_by_name[name]) > 1 else name
+        for name, setting in zip(names, settings, strict=True)
     ]
 
 
@@ -222,6 +235,19 @@ def best_by_penalties(runs: Sequence[Run]) -> dict[tuple[float, float], Run]:
     return best
 
 
+def trained_to_the_end(configurations: Sequence[str], statuses: Sequence[str]) -> set[str]:
+    """The configurations of which no run was stopped early; all, where that leaves none.
+
+    A run that was stopped early has trained for fewer epochs than those it is compared with.
+
+    Args:
+        configurations, statuses: of every run that has a result.
+    """
+    pairs = zip(configurations, statuses, strict=True)
+    stopped = {configuration for configuration, status in pairs if status == "stopped"}
+    return (set(configurations) - stopped) or set(configurations)
+
+
 def finished(runs: Sequence[Run]) -> list[Run]:
     """The runs that have a result and did not fail."""
     return [run for run in runs if run.status != "failed" and run.delta_p is not None]
@@ -237,11 +263,25 @@ def conclusion(runs: Sequence[Run]) -> str:
 
     It names the configuration with the largest mean delta_p, compares it with the best reference (EW
     without penalties; without one, with the second best), and says whether the deviation over seeds
-    allows a conclusion: a difference is clear where `difference_p` is below `LEVEL`.
+    allows a conclusion: a difference is clear where `difference_p` is below `LEVEL`. Configurations of
+    which a run was stopped early are left out (`trained_to_the_end`).
     """
+    ended = finished(runs)
+    compared = trained_to_the_end(
+        [run.configuration for run in ended], [run.status for run in ended]
+    )
+    num_left_out = len({run.configuration for run in ended} - compared)
+    text = _conclusion([run for run in ended if run.configuration in compared])
+    if not num_left_out:
+        return text
+    several = "configurations" if num_left_out > 1 else "configuration"
+    return f"{text} This leaves out {num_left_out} {several} of which a run was stopped early."
+
+
+def _conclusion(runs: Sequence[Run]) -> str:
     by_seed: dict[str, dict[int, float]] = {}
     references = set()
-    for run in finished(runs):
+    for run in runs:
         # A configuration that is drawn twice with one seed tells nothing of the deviation over seeds.
         by_seed.setdefault(run.configuration, {})[run.seed] = _delta_p(run)
         if run.is_reference:

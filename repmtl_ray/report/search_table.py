@@ -14,9 +14,12 @@ import pandas
 
 from repmtl_ray.delta import directions
 from repmtl_ray.report import table as tables
-from repmtl_ray.report.runs import conclusion, search_runs
+from repmtl_ray.report.runs import conclusion, search_runs, trained_to_the_end
 
-SETTINGS = ("policy", "log_losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning_rate")
+SETTINGS = (
+    *("policy", "log_losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning_rate"),
+    "settings",
+)
 """Columns that say what was trained, in the order in which they are shown."""
 
 
@@ -33,7 +36,8 @@ def configurations(table: pandas.DataFrame) -> pandas.Series:
 
 def best_run(table: pandas.DataFrame) -> pandas.Series | None:
     """The best run of the configuration whose mean delta_p over its seeds is the largest: one lucky
-    seed makes no configuration the best.
+    seed makes no configuration the best. A configuration of which a run was stopped early is the best
+    only where there is no other.
 
     Args:
         table: of a search, the largest delta_p first.
@@ -45,6 +49,8 @@ def best_run(table: pandas.DataFrame) -> pandas.Series | None:
     if ended.empty:
         return None
     keys = configurations(ended)
+    compared = keys.isin(trained_to_the_end(list(keys), list(ended["status"])))
+    ended, keys = ended[compared], keys[compared]
     means = ended["delta_p_task"].groupby(keys, sort=False).mean()
     return ended.loc[keys[keys == means.idxmax()].index[0]]
 
@@ -153,6 +159,13 @@ def _shown(table: pandas.DataFrame) -> pandas.DataFrame:
     table = table.assign(tau=table["tau"].astype(object).where(table["lambda_csa"] > 0, None))
     if "share" in table and not table["share"].notna().any():
         table = table.drop(columns="share")
+    if "settings" in table:
+        # What all draws have in common, and what a row's name stands for, says nothing.
+        is_draw = table["row"] == ""
+        if table.loc[is_draw, "settings"].nunique() > 1:
+            table = table.assign(settings=table["settings"].where(is_draw, ""))
+        else:
+            table = table.drop(columns="settings")
     return table if table["learning_rate"].nunique() > 1 else table.drop(columns="learning_rate")
 
 

@@ -39,6 +39,7 @@ from repmtl_ray.search.draws import (
 )
 from repmtl_ray.search.run_records import METRIC, Record, read_record
 from repmtl_ray.search.space import (
+    COLUMNS,
     check_choice,
     check_numbers,
     check_objective,
@@ -47,6 +48,7 @@ from repmtl_ray.search.space import (
     check_space,
     described,
     flatten,
+    other_settings,
     own_names,
     with_names,
 )
@@ -327,13 +329,8 @@ def results_table(
             {
                 "row": draw.row,
                 "status": "failed" if error else "stopped" if record is None else record["status"],
-                "policy": values["policy.name"],
-                "log_losses": values["policy.log_losses"],
-                "lambda_tsr": values["regularizer.lambda_tsr"],
-                "lambda_csa": values["regularizer.lambda_csa"],
-                "tau": values["regularizer.temperature"],
-                "share": values["regularizer.share"],
-                "learning_rate": values["optimizer.learning_rate"],
+                **{column: values[path] for column, path in COLUMNS.items()},
+                "settings": other_settings(draw.changes),
                 **{
                     key: last[key]
                     for key in last

@@ -21,6 +21,25 @@ if TYPE_CHECKING:
     from repmtl_ray.tasks import Task
 
 
+COLUMNS = {
+    "policy": "policy.name",
+    "log_losses": "policy.log_losses",
+    "lambda_tsr": "regularizer.lambda_tsr",
+    "lambda_csa": "regularizer.lambda_csa",
+    "tau": "regularizer.temperature",
+    "share": "regularizer.share",
+    "learning_rate": "optimizer.learning_rate",
+}
+"""Columns of a search's table, and the values of the experiment that they show."""
+
+
+def other_settings(changes: Mapping[str, Any]) -> str:
+    """What a configuration changes and `COLUMNS` do not show, but for its seed: "batch_size 8"."""
+    shown = {"seed", *COLUMNS.values()}
+    others = {path: value for path, value in flatten(changes).items() if path not in shown}
+    return ", ".join(f"{path} {value}" for path, value in sorted(others.items()))
+
+
 def flatten(
     values: Mapping[str, Any], prefix: str = "", *, whole: frozenset[str] = frozenset()
 ) -> dict[str, Any]:

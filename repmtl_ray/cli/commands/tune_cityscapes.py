@@ -28,13 +28,13 @@ METRICS = ("segmentation/miou", "segmentation/pixel_accuracy", "depth/abs_error"
 def demonstration() -> Experiment:
     """Rendered streets at a quarter of the size and a small encoder; what `make tune` runs."""
     return Experiment(
-        data=DataConfig(name="cityscapes", height=64, width=128, num_train=128, num_val=48),
+        data=DataConfig(name="cityscapes", height=64, width=128, num_train=80, num_val=48),
         model=ModelConfig(
             encoder="test_efficientnet", head_channels=16, atrous_rates=(2, 4), dropout=0.0
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3, halve_at_epoch=4),
-        epochs=6,
-        batch_size=8,
+        optimizer=OptimizerConfig(learning_rate=3e-3, halve_at_epoch=3),
+        epochs=5,
+        batch_size=4,
     )
 
 

@@ -122,9 +122,43 @@ def test_a_table_without_any_finished_epoch() -> None:
     assert text.count("loss is nan") == 2
 
 
-def test_the_best_experiment_is_not_a_failed_one() -> None:
-    assert search_result(OUTCOMES).best == replace(BASE, {TSR: 0.3, POLICY: "GLS"})
+def test_the_best_experiment_is_neither_failed_nor_stopped_early_where_there_is_another() -> None:
+    assert search_result(OUTCOMES).best == replace(BASE, {TSR: 0.7, POLICY: "DWA"})
+    stopped = search_result(OUTCOMES[2:4])
+    assert stopped.best == replace(BASE, {TSR: 0.3, POLICY: "GLS"})
     assert search_result(OUTCOMES[1:3]).best is None
+
+
+def test_a_configuration_that_lost_a_seed_to_early_stopping_is_not_compared() -> None:
+    lucky, lost = metrics_of(9.0), metrics_of(-9.0, epoch=4)
+    outcomes = [
+        Outcome({TSR: 0.1, "seed": 0}, metrics=lucky),
+        Outcome({TSR: 0.1, "seed": 1}, metrics=lost),
+        *(Outcome({TSR: 0.2, "seed": s}, metrics=metrics_of(1.0 + s)) for s in (0, 1)),
+        *(Outcome({TSR: 0.3, "seed": s}, metrics=metrics_of(-1.0 - s)) for s in (0, 1)),
+    ]
+    result = search_result(outcomes)
+    assert result.best is not None
+    assert (result.best.regularizer.lambda_tsr, result.best.seed) == (0.2, 1)
+    text = conclusion(search_runs(result.table, result.baseline, {}))
+    assert text.startswith("EW (lambda_tsr 0.2) has the largest delta_p, +1.50 ± 0.71 %")
+    assert text.endswith("leaves out 1 configuration of which a run was stopped early.")
+
+
+def test_configurations_that_differ_in_what_no_column_shows_are_told_apart() -> None:
+    outcomes = [
+        Outcome({TSR: 0.0, CSA: 0.0, "batch_size": size, "seed": seed}, metrics=metrics_of(value))
+        for size, seed, value in ((4, 0, 1.0), (4, 1, 2.0), (8, 0, 3.0), (8, 1, 5.0))
+    ]
+    result = search_result(outcomes)
+    runs = search_runs(result.table, result.baseline, {})
+    assert [run.configuration for run in runs] == [
+        f"EW (no penalties), batch_size {size}" for size in (8, 8, 4, 4)
+    ]
+    assert (
+        "batch_size 8, itself a reference, has the largest delta_p, +4.00 ± 1.41 %"
+        in conclusion(runs)
+    )
 
 
 def test_histories_belong_to_the_rows_of_the_table() -> None:
