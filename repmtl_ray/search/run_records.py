@@ -97,6 +97,12 @@ def read_record(folder: str, run: Run) -> Record | None:
     return record
 
 
+def write_failure(folder: str, run: Run, reason: str) -> None:
+    """Notes why a run ended without a record; a record that it gets later counts instead."""
+    values = {"label": run.label, "experiment": to_dict(run.experiment), "reason": reason}
+    storage.write(f"{folder}/failures/{run.name}.json", (json.dumps(values) + "\n").encode())
+
+
 def other_code(record: Record) -> str:
     """The note on a record that other sources of this package made; empty if these made it."""
     keys = code_version.current().keys() & record.keys()

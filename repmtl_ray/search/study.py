@@ -39,6 +39,7 @@ from repmtl_ray.search.run_records import (
     read_record,
     record_location,
     shared_facts,
+    write_failure,
     write_record,
 )
 from repmtl_ray.search.trial import TrialSettings, in_process, with_ray_train
@@ -216,6 +217,7 @@ class Study:
             run, metrics = (result.config or {})["run"], result.metrics or {}
             if result.error is not None:
                 reasons[run.name] = reason_of(result.error)
+                write_failure(folder, run, reasons[run.name])
             elif "error" in metrics:
                 reasons[run.name] = metrics["error"]
             elif metrics and not storage.exists(record_location(folder, run.name)):
@@ -294,8 +296,7 @@ def train_missing(
     """
     records = {run.name: read_record(folder, run) for run in runs}
     for run in runs:
-        record = records[run.name]
-        if record is not None:
+        if (record := records[run.name]) is not None:
             print(f"{run.label}: from {record_location(folder, run.name)}", flush=True)
             if note := other_code(record):
                 print(f"note: {run.label} was {note}.", flush=True)
@@ -307,8 +308,7 @@ def train_missing(
         scheduler=scheduler,
         limit=len(missing),
     )
-    for run in missing:
-        records[run.name] = read_record(folder, run)
+    records |= {run.name: read_record(folder, run) for run in missing}
     complete = {name: record for name, record in records.items() if record is not None}
     return complete, {
         run.name: reasons.get(run.name, "it did not finish")

@@ -37,7 +37,7 @@ from repmtl_ray.runs.worker import (
     split_of,
 )
 from repmtl_ray.runs.worker_loss import RunPosition
-from repmtl_ray.search.run_records import METRIC, Run, make_record, write_record
+from repmtl_ray.search.run_records import METRIC, Run, make_record, write_failure, write_record
 from repmtl_ray.train import FitResult, finished, train
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ class RunsInProcess:
                 settings.write_record(run, result, time.monotonic() - begin_s)
             except ExperimentError as error:  # would be the same again: Ray Tune must not retry
                 last = {"error": str(error), METRIC: math.nan}
+                write_failure(settings.folder, run, str(error))
             except GeneratorExit:
                 return
         yield {**last, "done": True}

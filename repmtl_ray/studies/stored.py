@@ -22,7 +22,8 @@ from repmtl_ray.studies.benchmark import BenchmarkResult
 def stored_study(directory: str) -> SearchResult | BenchmarkResult:
     """Reads a study's records.
 
-    Runs that have none are named: in a benchmark among the failures, in a search by a note.
+    Runs that failed stand in the table with the reason. Others that have no record are named: in a
+    benchmark among the failures, in a search by a note.
 
     Args:
         directory: path or URI of the search or the benchmark. The folder "baselines" beside it has the
@@ -32,19 +33,27 @@ def stored_study(directory: str) -> SearchResult | BenchmarkResult:
         ValueError: it is no such folder, or no run has finished, or a single-task run is missing.
     """
     experiment, study = read_study(directory)
-    folder = f"{directory}/records"
-    records = {
-        name.removesuffix(".json"): read_values(f"{folder}/{name}") or {}
-        for name in storage.list_names(folder)
+    records = _values_by_name(f"{directory}/records")
+    failures = {
+        name: values
+        for name, values in _values_by_name(f"{directory}/failures").items()
+        if name not in records
     }
     if not records:
         raise ValueError(
             f"{directory}: no run has finished, so there is no table to make; continue it with --resume."
         )
-    unfinished = [name for name in storage.list_names(f"{directory}/runs") if name not in records]
-    if "space" in study["settings"]:
-        return _search(directory, experiment, study, records, unfinished)
-    return _benchmark(directory, experiment, study, records, unfinished)
+    known = records.keys() | failures.keys()
+    unfinished = [name for name in storage.list_names(f"{directory}/runs") if name not in known]
+    make = _search if "space" in study["settings"] else _benchmark
+    return make(directory, experiment, study, records, failures, unfinished)
+
+
+def _values_by_name(folder: str) -> dict[str, Record]:
+    return {
+        name.removesuffix(".json"): read_values(f"{folder}/{name}") or {}
+        for name in storage.list_names(folder)
+    }
 
 
 def _search(
@@ -52,6 +61,7 @@ def _search(
     experiment: Experiment,
     study: Mapping[str, Any],
     records: Mapping[str, Record],
+    failures: Mapping[str, Record],
     unfinished: Sequence[str],
 ) -> SearchResult:
     first = next(iter(records.values()))
@@ -63,8 +73,9 @@ def _search(
     }
     draws = Draws(experiment)
     order = {name: place for place, name in enumerate(rows)}
-    for name in sorted(records, key=lambda name: (order.get(name, len(order)), name)):
-        trained = from_dict(Experiment, records[name]["experiment"])
+    ended = {**records, **failures}
+    for name in sorted(ended, key=lambda name: (order.get(name, len(order)), name)):
+        trained = from_dict(Experiment, ended[name]["experiment"])
         run = Run(name=name, label=name, experiment=trained)
         draws.draws.append(
             Draw(
@@ -76,8 +87,9 @@ def _search(
         )
     notes = tuple(first["notes"])
     if unfinished:
-        notes += (f"{len(unfinished)} more did not finish, or failed; they are left out.",)
-    result = search_result(draws, records, {}, baseline, directory, notes)
+        notes += (f"{len(unfinished)} more did not finish; they are left out.",)
+    reasons = {name: values["reason"] for name, values in failures.items()}
+    result = search_result(draws, records, reasons, baseline, directory, notes)
     return with_front(result) if "objective" in study["settings"] else result
 
 
@@ -92,6 +104,7 @@ def _benchmark(
     experiment: Experiment,
     study: Mapping[str, Any],
     records: Mapping[str, Record],
+    failures: Mapping[str, Record],
     unfinished: Sequence[str],
 ) -> BenchmarkResult:
     methods = [name for name in study["methods"] if name != SINGLE_TASK]
@@ -103,7 +116,8 @@ def _benchmark(
     return BenchmarkResult(
         records=ordered,
         baseline=_baseline(directory, experiment, seeds, ordered[0]) if is_own else [],
-        failures=dict.fromkeys(unfinished, "it has not finished, or it failed"),
+        failures={values["label"]: values["reason"] for values in failures.values()}
+        | dict.fromkeys(unfinished, "it has not finished"),
         directory=directory,
     )
 

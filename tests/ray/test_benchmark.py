@@ -107,7 +107,9 @@ def test_the_report_command_makes_the_same_tables_from_the_records(
     cli.main("report", [str(folder / "one"), "--out", str(tmp_path), "--pictures", "1"])
     made = (tmp_path / "benchmark.csv").read_text()
     assert made == (folder / "out" / "benchmark.csv").read_text()
-    assert "wild-s0: it has not finished, or it failed" in (tmp_path / "benchmark.md").read_text()
+    told = (folder / "out" / "benchmark.md").read_text()
+    assert (tmp_path / "benchmark.md").read_text() == told, "with the reason of the run that failed"
+    assert not (tmp_path / "factors.csv").exists()
     assert "What the model sees: EW, seed 0" in (tmp_path / "report.html").read_text()
 
 

@@ -16,10 +16,14 @@ from __future__ import annotations
 import argparse
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repmtl_ray.cli import comparison
 from repmtl_ray.report.table import aligned
 from repmtl_ray.studies.methods import ablation
+
+if TYPE_CHECKING:
+    from repmtl_ray.report.records import Summary
 
 FACTORS = ("log", "TSR", "CSA")
 
@@ -31,11 +35,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains the cells, and says what each factor is worth."""
+    _, summary = comparison.run(arguments, ablation(), stem="ablation")
+    write_effects(summary, Path(arguments.out))
+
+
+def write_effects(summary: Summary, out: Path) -> None:
+    """Prints what each factor is worth, and writes it to factors.csv.
+
+    Args:
+        summary: of the cells of `methods.ablation`.
+        out: a folder.
+    """
     from repmtl_ray.report.records import factor_effects
 
-    _, summary = comparison.run(arguments, ablation(), stem="ablation")
     effects = factor_effects(summary, FACTORS)
-    file = Path(arguments.out) / "factors.csv"
+    file = out / "factors.csv"
     if effects is None:
         file.unlink(missing_ok=True)  # of an earlier run
         print("points of delta_p by factor: n/a (a cell is missing)")

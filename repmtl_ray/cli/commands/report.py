@@ -5,8 +5,9 @@
 
 FOLDER is the one that a search names in its last line: its storage and its name. The folder
 "baselines" beside it has the single-task runs. A search that was interrupted, or that still runs, can
-be reported too: runs that have not finished are left out or named, and a later report has them. Trains
-nothing, and starts no Ray.
+be reported too: runs that have not finished are left out or named, and a later report has them. Runs
+that failed stand there with the reason, and an ablation also gets factors.csv. Trains nothing, and starts
+no Ray.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Reads the records, and writes everything into `--out`."""
     from repmtl_ray.cli import comparison, results
+    from repmtl_ray.cli.commands import ablation
     from repmtl_ray.delta import directions
     from repmtl_ray.report.records import data_source
     from repmtl_ray.search import SearchResult
+    from repmtl_ray.studies import methods
     from repmtl_ray.studies.stored import stored_study
 
     result = stored_study(storage.absolute(arguments.folder))
@@ -46,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         metrics, title = list(directions(result.baseline)), data_source(result.experiment.data)
         results.write_results(result, out, metrics=metrics, title=title)
         return
-    comparison.write_results(
+    summary = comparison.write_results(
         result,
         out,
         stem="benchmark",
@@ -54,3 +57,6 @@ def run(arguments: argparse.Namespace) -> None:
         with_published=not arguments.no_published,
         num_pictures=arguments.pictures,
     )
+    trained = {record["method"] for record in result.records}
+    if len(trained) > 1 and trained <= methods.ablation().keys():
+        ablation.write_effects(summary, out)
