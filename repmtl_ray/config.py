@@ -286,7 +286,8 @@ class Experiment:
         batch_size: samples per step over **all** workers; for office of each domain.
         seed: of initial weights, epoch order, augmentation, dropout and random policies; from 0 to
             2**32 - 1, which NumPy, torch and Ray Tune's search algorithms all accept.
-        precision: "float32", "bfloat16" (autocast; losses, saliency and penalties stay in float32)
+        precision: "float32"; "bfloat16" or "float16" (autocast; losses, saliency and penalties stay
+            in float32; with float16 derivatives are scaled, and a step that overflows is skipped);
             or "float64".
         protocol: recorded with every result; rows of different protocols are never compared.
         compute: how a device computes a step.
@@ -301,7 +302,7 @@ class Experiment:
     epochs: int = 200
     batch_size: int = 64
     seed: int = 0
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     protocol: str = "libmtl"
     compute: ComputeConfig = added(factory=ComputeConfig)  # noqa: RUF009
 

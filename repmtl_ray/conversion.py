@@ -37,6 +37,10 @@ class NonFiniteLossError(ExperimentError):
     """
 
 
+class NonFiniteGradientError(NonFiniteLossError):
+    """A gradient that is infinite or not a number, of losses that are finite."""
+
+
 def check(condition: bool, where: str, value: object, expected: str) -> None:
     """Raises "<where> is <value>; expected <expected>." unless the condition holds."""
     if not condition:

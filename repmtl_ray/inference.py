@@ -22,6 +22,7 @@ from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.description import DataDescription, tasks_of
 from repmtl_ray.data.sources import open_streams
 from repmtl_ray.models import MultiTaskModel
+from repmtl_ray.models.compute import autocast_to
 from repmtl_ray.models.own import ModelFunction
 from repmtl_ray.runs import checkpoint, export, loop
 
@@ -153,7 +154,7 @@ def predict(
     outputs: list[dict[str, Tensor]] = []
     for batch in pixels.split(batch_size):
         inputs = _normalised(batch, model.data, loop.DTYPES[precision]).to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with autocast_to(precision, model.device):
             outputs.append(model.network(inputs))
     return {task: torch.cat([part[task].cpu() for part in outputs]) for task in outputs[0]}
 

@@ -20,6 +20,17 @@ from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import GlobalBatchNorm
 
 
+def autocast_to(precision: str, device: torch.device) -> torch.autocast:
+    """The block in which a model computes; in half precision where the precision says so.
+
+    Args:
+        precision: as in `Experiment`.
+        device: of the model.
+    """
+    low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    return torch.autocast(device.type, low or torch.bfloat16, enabled=low is not None)
+
+
 def use_compute(model: MultiTaskModel, config: ComputeConfig) -> None:
     """Makes a model compute as a configuration says; in place.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from repmtl_ray.conversion import NonFiniteLossError
+from repmtl_ray.conversion import NonFiniteGradientError, NonFiniteLossError
 
 SMALLEST_LOSS = 1e-30
 """A policy that needs positive losses takes this for a smaller one, so that logarithms and ratios
@@ -34,7 +34,7 @@ def require_finite_gradients(
         names = ", ".join(
             repr(task) for task, finite in zip(tasks, is_finite.tolist(), strict=True) if not finite
         )
-        raise NonFiniteLossError(
+        raise NonFiniteGradientError(
             f"policy {policy!r}: the gradient of task {names} is not finite at step {step}; lower "
             "the learning rate, or look at this task's predictions and labels."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -131,6 +131,10 @@ class SelUpdate(Policy):
         clusters = clusters_of((ratios + ratios.T) / 2)
         if clusters is not None:
             self.groups = clusters
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        super()._load_state(state)
+        self._turns = []  # what is loaded stands between two batches
 
     def metrics(self) -> dict[str, float]:
         return {"num_groups": float(len(self.groups.unique()))}

@@ -28,13 +28,19 @@ from repmtl_ray.models.compute import use_compute
 from repmtl_ray.models.own import ModelFunction, build_own_model
 from repmtl_ray.regularizers import regularizer_of
 from repmtl_ray.runs.checkpoint import Parts
+from repmtl_ray.runs.loss_scale import LossScale
 from repmtl_ray.runs.parameters import evaluating
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import Task
 from repmtl_ray.tasks.base import is_of_project
 from repmtl_ray.tasks.custom import check_on
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.float32,
+    "float16": torch.float32,
+    "float64": torch.float64,
+}
 _NUM_LOOKED_AT = 16
 """Samples on which losses and metrics of the user's own are tried before training."""
 
@@ -277,7 +283,13 @@ def build(
         optimizer, lambda epoch: 0.5 if halve_at is not None and epoch >= halve_at else 1.0
     )
     policy = policies.build(experiment.policy, [task.name for task in tasks], seed=experiment.seed)
-    return Parts(model=model, optimizer=optimizer, scheduler=scheduler, policy=policy)
+    return Parts(
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        policy=policy,
+        loss_scale=LossScale() if experiment.precision == "float16" else None,
+    )
 
 
 def _optimizer(
@@ -345,5 +357,6 @@ def build_stepper(
         workers=workers,
         diagnostics=experiment.regularizer.diagnostics,
         direction=experiment.regularizer.direction,
+        loss_scale=parts.loss_scale,
         holdout=holdout,
     )

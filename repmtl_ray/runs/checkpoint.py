@@ -34,6 +34,7 @@ from repmtl_ray.models.own import ModelFunction, stored_own_model
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.runs import checkpoint_manager
 from repmtl_ray.runs.checkpoint_manager import FORMAT, Contents, Marker
+from repmtl_ray.runs.loss_scale import LossScale
 
 STATE_FILE = "state.pt"
 EXPERIMENT_FILE = "experiment.json"
@@ -82,6 +83,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     policy: Policy
+    loss_scale: LossScale | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ class Snapshot:
 
     def contents(self) -> Contents:
         """The files of a checkpoint of this moment."""
-        state = io.BytesIO()
+        state, loss_scale = io.BytesIO(), self.parts.loss_scale
+        scaled = {} if loss_scale is None else {"loss_scale": loss_scale.state_dict()}
         torch.save(
             {
                 "format": FORMAT,
@@ -113,6 +116,7 @@ class Snapshot:
                 "optimizer": self.parts.optimizer.state_dict(),
                 "scheduler": self.parts.scheduler.state_dict(),
                 "policy": self.parts.policy.state_dict(),
+                **scaled,
             },
             state,
         )
@@ -184,6 +188,8 @@ def load(
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.scheduler.load_state_dict(state["scheduler"])
         parts.policy.load_state_dict(state["policy"])
+        if parts.loss_scale is not None:
+            parts.loss_scale.load_state_dict(state["loss_scale"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"checkpoint {directory} does not fit the experiment that it names: {brief(error)}. It was changed "

@@ -18,6 +18,7 @@ from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import ExperimentError, NonFiniteLossError
 from repmtl_ray.data.columns import Batch, inputs_to
 from repmtl_ray.models import MultiTaskModel
+from repmtl_ray.models.compute import autocast_to
 from repmtl_ray.runs.parameters import evaluating
 from repmtl_ray.tasks import Task
 
@@ -30,7 +31,7 @@ def evaluate(
     *,
     workers: Workers = ALONE,
     device: torch.device | str = "cpu",
-    precision: Literal["float32", "bfloat16", "float64"] = "float32",
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32",
 ) -> dict[str, float]:
     """Every task's metrics and mean loss over the split.
 
@@ -118,7 +119,7 @@ def predictions_of(
 ) -> Mapping[str, Tensor]:
     """What a model gives for the rows of a batch, by task, in a run's precision."""
     dtype = torch.float64 if precision == "float64" else torch.float32
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast_to(precision, device):
         return model(inputs_to(batch.inputs, device, dtype), rows)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import NonFiniteLossError
+from repmtl_ray.conversion import NonFiniteGradientError
 from repmtl_ray.policies.task_pass import Penalty, TaskPass
 from repmtl_ray.runs.graph_split import TaskDerivatives
 
@@ -75,6 +76,21 @@ def check_losses_after_step(tasks: Sequence[str], losses: Tensor, *, where: str)
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchLosses:
+    """The losses of a global batch, or of a sub-batch, by task; replicated; on the model's device.
+
+    Args:
+        plain: [T], detached; L_t, means over valid labels.
+        trained: T scalars in the graph; log L_t with log losses, else L_t.
+        present: [T] bool; which tasks have any valid label.
+    """
+
+    plain: Tensor
+    trained: Sequence[Tensor]
+    present: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostValues:
     """What the host knows of a pass, in tensors on the CPU.
 
@@ -93,9 +109,7 @@ class HostValues:
 
 def check_losses_and_gradients(
     tasks: Sequence[str],
-    plain: Tensor,
-    trained: Tensor,
-    present: Tensor,
+    losses: BatchLosses,
     derivatives: TaskDerivatives,
     penalty: Penalty | None,
     *,
@@ -113,7 +127,7 @@ def check_losses_and_gradients(
 
     Args:
         tasks: names, T of them.
-        plain, trained, present: [T], replicated, as in `HostValues`.
+        losses: of the pass.
         derivatives: of the losses; own parts.
         penalty, penalty_terms: Rep-MTL's gradients and values; None and empty when they are off.
         diagnostics: scalars, replicated; infinite or NaN where the batch has no value.
@@ -136,24 +150,26 @@ def check_losses_and_gradients(
         heads = [gradient for head in penalty.heads for gradient in head]
         terms = [term.reshape(1) for term in penalty_terms.values()]
         groups.append([penalty.representation, *penalty.downstream, *heads, *terms])
+    plain = losses.plain
+    trained = torch.stack([loss.detach() for loss in losses.trained])
     largest = [largest_entry(group).to(plain.device, torch.float64) for group in groups]
     num_failed = (~torch.stack(largest).isfinite()).double()
     workers.total_([num_failed])
     scalars = {**penalty_terms, **diagnostics}
-    parts = [plain, trained, present, num_failed, *(v.reshape(1) for v in scalars.values())]
+    parts = [plain, trained, losses.present, num_failed, *(v.reshape(1) for v in scalars.values())]
     on_host = torch.cat([part.double() for part in parts]).cpu()
-    losses, on_trained, on_present, failures, reported = on_host.split(
+    on_plain, on_trained, on_present, failures, reported = on_host.split(
         [len(tasks)] * 3 + [len(groups), len(scalars)]
     )
-    check_losses(tasks, losses.tolist(), log_losses=log_losses, where=where)
+    check_losses(tasks, on_plain.tolist(), log_losses=log_losses, where=where)
     for name, failed in zip([*_quoted(tasks), PENALTY], failures.tolist(), strict=False):
         if failed:
-            raise NonFiniteLossError(
+            raise NonFiniteGradientError(
                 f"{name}: the gradient is not finite {where}; no parameter was changed. Lower the learning rate, or look "
                 "at this loss, its labels and its predictions."
             )
     return HostValues(
-        plain=losses.to(plain.dtype),
+        plain=on_plain.to(plain.dtype),
         trained=on_trained.to(trained.dtype),
         present=on_present > 0,
         reported={
@@ -187,7 +203,7 @@ def check_norm(
     everyone = f"{', '.join(_quoted(task_pass.tasks))}:"
     largest = float(largest_entry(gradients))
     if math.isfinite(largest):
-        raise NonFiniteLossError(
+        raise NonFiniteGradientError(
             f"{everyone} the norm of the gradient overflows, though every entry is finite (the largest is {largest:.3g}), {end}"
         )
     finite = task_pass.jacobian().isfinite().all(dim=1).tolist()
@@ -200,8 +216,10 @@ def check_norm(
     if penalty is not None and not math.isfinite(float(largest_entry(penalty))):
         names.append(PENALTY)
     if names:
-        raise NonFiniteLossError(f"{', '.join(names)}: the encoder's gradient is not finite {end}")
-    raise NonFiniteLossError(
+        raise NonFiniteGradientError(
+            f"{', '.join(names)}: the encoder's gradient is not finite {end}"
+        )
+    raise NonFiniteGradientError(
         f"{everyone} each gradient is finite, but what the policy makes of them is not, {end}"
     )
 

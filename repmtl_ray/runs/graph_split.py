@@ -34,7 +34,9 @@ class GraphSplit:
     root: Tensor
     leaf: Tensor
 
-    def backward_to(self, upstream: Sequence[Parameter], encoder: nn.Module) -> EncoderBackward:
+    def backward_to(
+        self, upstream: Sequence[Parameter], encoder: nn.Module, *, scale: float = 1.0
+    ) -> EncoderBackward:
         """The encoder's backward pass as a function of the cotangent at the split.
 
         The graph is kept, so the pass may be made any number of times.
@@ -43,6 +45,7 @@ class GraphSplit:
             upstream: the parameters that `root` is computed with.
             encoder: where they are. Activations that were not kept are computed again, which does
                 not count in its running statistics.
+            scale: the cotangent is multiplied by it, and the gradients are divided by it.
 
         Returns:
             As `EncoderBackward`; some of `upstream` may be named, and the pass ends at them.
@@ -54,12 +57,13 @@ class GraphSplit:
         ) -> list[Tensor]:
             wanted = list(upstream if parameters is None else parameters)
             with frozen_statistics(encoder):
+                scaled = cotangent if scale == 1 else cotangent * scale
                 gradients = torch.autograd.grad(
-                    root, wanted, cotangent.to(root.dtype), retain_graph=True, allow_unused=True
+                    root, wanted, scaled.to(root.dtype), retain_graph=True, allow_unused=True
                 )
             return [
                 torch.zeros_like(parameter) if gradient is None else gradient
-                for parameter, gradient in zip(wanted, gradients, strict=True)
+                for parameter, gradient in zip(wanted, unscaled(gradients, scale), strict=True)
             ]
 
         return backward
@@ -84,7 +88,7 @@ def split_graph_at(module: nn.Module) -> Iterator[GraphSplit]:
             )
         # What follows sees a new leaf with the same values, so a loss's derivative ends here and
         # the encoder is not differentiated once per task. Under autocast the leaf is float32:
-        # saliency and penalties need the digits that bfloat16 lacks.
+        # saliency and penalties need the digits that half precision lacks.
         dtype = output.dtype if output.dtype == torch.float64 else torch.float32
         splits.append(GraphSplit(output, output.detach().to(dtype).requires_grad_()))
         return splits[-1].leaf
@@ -129,6 +133,7 @@ def differentiate_tasks(
     may_be_downstream: bool,
     heads: Sequence[Sequence[Parameter]],
     create_graph: bool = False,
+    scale: float = 1.0,
 ) -> TaskDerivatives:
     """Differentiates every loss back to the split, once; graphs are kept.
 
@@ -139,17 +144,21 @@ def differentiate_tasks(
         may_be_downstream: whether some of them may lie downstream.
         heads: by task; its own parameters.
         create_graph: whether the derivatives are to be differentiated again.
+        scale: losses are multiplied by it, and the derivatives are divided by it.
     """
     # Which shared parameters lie downstream is not asked of the network's structure: it is those
     # that a loss has a gradient for although its graph ends at the leaf.
     candidates = list(shared) if may_be_downstream else []
     gradients = [
-        torch.autograd.grad(
-            loss,
-            [leaf, *candidates, *parameters],
-            create_graph=create_graph,
-            retain_graph=True,
-            allow_unused=True,
+        unscaled(
+            torch.autograd.grad(
+                loss if scale == 1 else loss * scale,
+                [leaf, *candidates, *parameters],
+                create_graph=create_graph,
+                retain_graph=True,
+                allow_unused=True,
+            ),
+            scale,
         )
         for loss, parameters in zip(losses, heads, strict=True)
     ]
@@ -175,7 +184,7 @@ def differentiate_tasks(
 
 
 def differentiate_saliency(
-    saliency: Tensor, direction: Tensor, parameters: Sequence[Parameter]
+    saliency: Tensor, direction: Tensor, parameters: Sequence[Parameter], *, scale: float = 1.0
 ) -> Sequence[Tensor | None]:
     """The derivative of <saliency, direction> by parameters, which keeps the graph; None where it
     does not depend.
@@ -184,12 +193,22 @@ def differentiate_saliency(
         saliency: of a task, made with `create_graph`.
         direction: of the same shape.
         parameters: of the task's head.
+        scale: the direction is multiplied by it, and the derivative is divided by it.
     """
     if not saliency.requires_grad:  # a loss that is constant, or linear in the representation
         return [None] * len(parameters)
-    return torch.autograd.grad(
-        saliency, list(parameters), direction, retain_graph=True, allow_unused=True
+    scaled = direction if scale == 1 else direction * scale
+    found = torch.autograd.grad(
+        saliency, list(parameters), scaled, retain_graph=True, allow_unused=True
     )
+    return unscaled(found, scale)
+
+
+def unscaled(gradients: Sequence[Tensor | None], scale: float) -> Sequence[Tensor | None]:
+    """The gradients divided by a scale; the same tensors if it is 1."""
+    if scale == 1:
+        return gradients
+    return [None if gradient is None else gradient / scale for gradient in gradients]
 
 
 def detached(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:

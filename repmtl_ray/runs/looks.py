@@ -16,12 +16,13 @@ from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import ExperimentError
+from repmtl_ray.conversion import NonFiniteGradientError, NonFiniteLossError
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import frozen_statistics
 from repmtl_ray.policies.task_pass import Penalty, TaskGradients, TaskPass
 from repmtl_ray.runs.finite_checks import HostValues, check_losses
-from repmtl_ray.runs.graph_split import GraphSplit, TaskDerivatives
+from repmtl_ray.runs.graph_split import GraphSplit, TaskDerivatives, unscaled
 from repmtl_ray.runs.parameters import evaluating, moved
 
 
@@ -101,7 +102,8 @@ def look(
     # A second forward pass must not count in the running statistics.
     with moved(_parameters(stepper, derivatives), moves), frozen_statistics(stepper.model):
         split, predictions, losses, there = stepper.differentiated(batch, global_step, part=part)
-        values = stepper.checked(losses, there, None, stepper.where(global_step), {}, {})
+        with _blaming_gradients(moves):
+            values = stepper.checked(losses, there, None, stepper.where(global_step), {}, {})
         yield stepper.task_pass(batch, global_step, predictions, values, split, there, None)
 
 
@@ -117,8 +119,20 @@ def losses_at(
     with moved(_parameters(stepper, derivatives), moves), evaluating(stepper.model):
         losses = stepper.plain_losses(batch, global_step)
     where = stepper.where(global_step)
-    check_losses(stepper.task_names, losses.tolist(), log_losses=False, where=where)
+    with _blaming_gradients(moves):
+        check_losses(stepper.task_names, losses.tolist(), log_losses=False, where=where)
     return losses
+
+
+@contextlib.contextmanager
+def _blaming_gradients(moves: Sequence[Tensor] | None) -> Iterator[None]:
+    """Losses that are finite, but not where gradients moved the parameters: these are too large."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        if moves is None:
+            raise
+        raise NonFiniteGradientError(str(error)) from error
 
 
 def sub_batch_gradients(
@@ -129,6 +143,8 @@ def sub_batch_gradients(
     leaf: Tensor,
     predictions: Sequence[Tensor],
     num_sub_batches: int,
+    *,
+    scale: float = 1.0,
 ) -> list[TaskGradients]:
     """As `TaskPass.sub_batch_gradients`.
 
@@ -137,6 +153,7 @@ def sub_batch_gradients(
         leaf: of its split.
         predictions: by task.
         num_sub_batches: see there.
+        scale: losses are multiplied by it, and the derivatives are divided by it.
     """
     _require_rows(stepper, batch, num_sub_batches)
     inputs, gradients = [leaf, *derivatives.downstream_parameters], []
@@ -151,7 +168,15 @@ def sub_batch_gradients(
             where=stepper.where(global_step),
         )
         by_task = [
-            torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+            unscaled(
+                torch.autograd.grad(
+                    loss if scale == 1 else loss * scale,
+                    inputs,
+                    retain_graph=True,
+                    allow_unused=True,
+                ),
+                scale,
+            )
             for loss in losses.trained
         ]
         gradients.append(

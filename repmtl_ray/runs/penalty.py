@@ -20,6 +20,7 @@ from repmtl_ray.diagnostics import diagnose
 from repmtl_ray.penalties import divergence_loss, scale_for_share
 from repmtl_ray.policies.task_pass import Penalty
 from repmtl_ray.regularizers import RepMTL
+from repmtl_ray.runs.graph_split import unscaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ def differentiate_penalty(
     heads: Sequence[Sequence[Parameter]],
     keep_graph: bool,
     control: Control | None = None,
+    scale: float = 1.0,
 ) -> tuple[Penalty, dict[str, Tensor]]:
     """The penalty's gradient down to the split, own parts, and its weighted terms (detached).
 
@@ -72,6 +74,7 @@ def differentiate_penalty(
         heads: by task; its own parameters.
         keep_graph: whether the graph is differentiated again later.
         control: another direction in place of the gradient's; None leaves it as it is.
+        scale: the penalty is multiplied by it, and its gradient is divided by it.
     """
     terms = regularizer.terms(saliency)
     objective = torch.stack(list(terms.values())).sum()
@@ -80,11 +83,14 @@ def differentiate_penalty(
     behind: list[Parameter] = []
     if regularizer.through == "all":
         behind = [*downstream, *(parameter for head in heads for parameter in head)]
-    at_leaf, *found = torch.autograd.grad(
-        objective,
-        [leaf, *behind],
-        allow_unused=True,
-        retain_graph=keep_graph,
+    at_leaf, *found = unscaled(
+        torch.autograd.grad(
+            objective if scale == 1 else objective * scale,
+            [leaf, *behind],
+            allow_unused=True,
+            retain_graph=keep_graph,
+        ),
+        scale,
     )
     gradients: list[Tensor | None] = list(found)
     if regularizer.through == "encoder":  # what lies behind the split follows its tasks alone

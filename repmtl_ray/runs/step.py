@@ -19,15 +19,17 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
-from repmtl_ray.config import NonFiniteLossError
+from repmtl_ray.conversion import NonFiniteGradientError
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import frozen_statistics
+from repmtl_ray.models.compute import autocast_to
 from repmtl_ray.models.representation import representation_module
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.policies.task_pass import Penalty, TaskPass
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.finite_checks import (
+    BatchLosses,
     HostValues,
     check_losses_after_step,
     check_losses_and_gradients,
@@ -42,25 +44,11 @@ from repmtl_ray.runs.graph_split import (
     split_graph_at,
 )
 from repmtl_ray.runs.looks import look, losses_at, sub_batch_gradients
+from repmtl_ray.runs.loss_scale import LossScale
 from repmtl_ray.runs.parameters import apply_update
 from repmtl_ray.runs.penalty import Control, diagnosed, differentiate_penalty
 from repmtl_ray.saliency import align_task_rows, channels_first
 from repmtl_ray.tasks import Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchLosses:
-    """The losses of a global batch, or of a sub-batch, by task; replicated; on the model's device.
-
-    Args:
-        plain: [T], detached; L_t, means over valid labels.
-        trained: T scalars in the graph; log L_t with log losses, else L_t.
-        present: [T] bool; which tasks have any valid label.
-    """
-
-    plain: Tensor
-    trained: Sequence[Tensor]
-    present: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +68,7 @@ class Stepper:
         precision, seed: as in `Experiment`.
         workers: whose rows together are the global batch.
         diagnostics, direction: as in `RegularizerConfig`.
+        loss_scale: of a run in float16; None otherwise.
         holdout: `global_step` of `step` -> own part of a batch of the holdout split, if needed.
     """
 
@@ -97,6 +86,7 @@ class Stepper:
     workers: Workers
     diagnostics: bool = False
     direction: Literal["penalty", "random", "flipped", "divergence"] = "penalty"
+    loss_scale: LossScale | None = None
     holdout: Callable[[int], Batch] | None = None
 
     def step(self, batch: Batch, *, global_step: int) -> dict[str, float]:
@@ -117,10 +107,21 @@ class Stepper:
             NonFiniteLossError: a loss or a gradient is not finite; names task, policy and step.
                 Parameters and optimiser state are unchanged.
         """
+        if self.loss_scale is None:
+            return self._updates(batch, global_step)
+        return self.loss_scale.attempt(
+            partial(self._updates, batch, global_step), self.policy, self.optimizer
+        )
+
+    def _updates(self, batch: Batch, global_step: int) -> dict[str, float]:
         metrics = self._update_once(batch, global_step)
         while self.policy.wants_another_update:
             self._update_once(batch, global_step)
         return metrics
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.loss_scale is None else self.loss_scale.scale
 
     def _update_once(self, batch: Batch, global_step: int) -> dict[str, float]:
         """One pass and one optimiser step; metrics as `step`."""
@@ -143,6 +144,7 @@ class Stepper:
                 heads=self.head_parameters,
                 keep_graph=self.policy.needs_sub_batches or self.policy.needs_head_derivatives,
                 control=self._control(batch, global_step),
+                scale=self._scale,
             )
         diagnostics: dict[str, Tensor] = {}
         if penalized or self.diagnostics:
@@ -183,9 +185,7 @@ class Stepper:
         """What the host is to know of a pass, as `check_losses_and_gradients`."""
         return check_losses_and_gradients(
             self.task_names,
-            losses.plain,
-            torch.stack([loss.detach() for loss in losses.trained]),
-            losses.present,
+            losses,
             derivatives,
             penalty,
             penalty_terms=penalty_terms,
@@ -218,6 +218,7 @@ class Stepper:
             may_be_downstream=self.representation != "encoder",
             heads=self.head_parameters,
             create_graph=create_graph,
+            scale=self._scale,
         )
         return split, predictions, losses, derivatives
 
@@ -234,8 +235,7 @@ class Stepper:
         torch.manual_seed(
             zlib.crc32(f"step {self.seed} {global_step} {self.workers.rank}".encode())
         )
-        device, low_precision = batch.device, self.precision == "bfloat16"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision):
+        with autocast_to(self.precision, batch.device):
             predictions = self.model(batch.inputs, batch.rows)
         return [predictions[task.name] for task in self.tasks]
 
@@ -328,12 +328,16 @@ class Stepper:
             downstream_gradients=[
                 detached(of_task) for of_task in derivatives.downstream_gradients
             ],
-            encoder_backward=split.backward_to(derivatives.upstream_parameters, self.model.encoder),
+            encoder_backward=split.backward_to(
+                derivatives.upstream_parameters, self.model.encoder, scale=self._scale
+            ),
             sub_batch_gradients=partial(
-                sub_batch_gradients, self, batch, global_step, derivatives, split.leaf, predictions
+                sub_batch_gradients,
+                *(self, batch, global_step, derivatives, split.leaf, predictions),
+                scale=self._scale,
             ),
             head_derivatives=lambda task, direction: differentiate_saliency(
-                derivatives.saliency[task], direction, heads[task]
+                derivatives.saliency[task], direction, heads[task], scale=self._scale
             ),
             look=partial(look, self, batch, global_step, derivatives),
             losses_at=partial(losses_at, self, batch, global_step, derivatives),
@@ -356,7 +360,7 @@ class Stepper:
         gradient_norm = float(norm)
         try:
             check_norm(gradient_norm, gradients, task_pass, where=where)
-        except NonFiniteLossError:
+        except NonFiniteGradientError:
             self.optimizer.zero_grad(set_to_none=True)
             raise
         if self.max_gradient_norm is not None:

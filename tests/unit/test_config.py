@@ -115,7 +115,7 @@ def test_replace_reaches_any_depth_and_leaves_the_original() -> None:
         ({"model.output_stride": 7}, "4, 8, 16, 32 or None"),
         ({"optimizer.name": "adamm"}, "one of 'adam', 'adamw', 'sgd'"),
         ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate is 0.0"),
-        ({"precision": "fp16"}, "one of 'float32', 'bfloat16', 'float64'"),
+        ({"precision": "fp16"}, "one of 'float32', 'bfloat16', 'float16', 'float64'"),
         ({"tasks": []}, "names without repeats"),
     ],
 )

@@ -18,7 +18,7 @@ import torch
 from repmtl_ray import storage
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment, ExperimentError, replace
-from repmtl_ray.runs import checkpoint, loop
+from repmtl_ray.runs import checkpoint, loop, loss_scale
 from repmtl_ray.runs.checkpoint import DATA_FILE, EXPERIMENT_FILE, STATE_FILE, Progress
 from repmtl_ray.runs.checkpoint_manager import MARKER_FILE, describe
 from tests.helpers.asserts import assert_same
@@ -72,6 +72,19 @@ def test_a_run_that_goes_on_inside_its_third_epoch_is_the_unbroken_run(
     disturb_global_generators()
     resumed = run(experiment, resume_from=unbroken.inside[5])
     assert [metrics["epoch"] for metrics in resumed.reported] == [3, 4]
+    assert resumed.history == unbroken.history
+    assert_same(state_of(resumed.parts), state_of(unbroken.parts))
+
+
+def test_a_run_in_float16_goes_on_with_its_scale(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 2)
+    experiment = small_experiment(epochs=3, precision="float16")
+    unbroken = run(experiment, checkpoints=tmp_path, save_at=[3])
+    resumed = run(experiment, resume_from=unbroken.inside[3])
+    assert len({metrics["loss_scale"] for metrics in unbroken.history}) > 1
+    assert resumed.parts.loss_scale == unbroken.parts.loss_scale
     assert resumed.history == unbroken.history
     assert_same(state_of(resumed.parts), state_of(unbroken.parts))
 

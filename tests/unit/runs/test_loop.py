@@ -13,12 +13,13 @@ import torch
 
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment, ExperimentError
+from repmtl_ray.conversion import NonFiniteLossError
 from repmtl_ray.data.batches import eval_batches
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.evaluate import evaluate
-from repmtl_ray.runs.step import NonFiniteLossError, Stepper
+from repmtl_ray.runs.step import Stepper
 from repmtl_ray.search.study import single_task
 from tests.helpers.asserts import assert_same
 from tests.helpers.training import run, small_experiment, split, state_of

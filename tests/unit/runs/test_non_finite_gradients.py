@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,12 +13,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import NonFiniteLossError
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.checkpoint import Parts
+from repmtl_ray.runs.graph_split import differentiate_tasks
+from repmtl_ray.runs.loss_scale import LossScale
 from repmtl_ray.runs.step import Stepper
 from tests.helpers.gloo import Pool
 from tests.helpers.runs import dense_batch, policy_config, small_stepper
@@ -28,7 +33,7 @@ GRADIENT_POLICIES = ("UPGrad", "MTAdam", "MoCo", "GradNorm", "FAMO")
 PLACES = ("head", "encoder", "penalty")
 
 
-def spoil(stepper: Stepper, place: str, value: float) -> None:
+def spoil(stepper: Stepper, place: str, value: float) -> RemovableHandle:
     """Makes one gradient of the next step `value`: of depth's head, the encoder or the penalty."""
     head = stepper.model.heads["depth"].output.weight
     parameter = next(stepper.model.encoder.parameters()) if place == "encoder" else head
@@ -38,7 +43,7 @@ def spoil(stepper: Stepper, place: str, value: float) -> None:
         calls.append(1)  # depth's loss is differentiated first, then the penalty
         return gradient if place == "penalty" and len(calls) < 2 else gradient * value
 
-    parameter.register_hook(hook)
+    return parameter.register_hook(hook)
 
 
 def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -109,6 +114,83 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
         assert all(torch.as_tensor(state[path]).isfinite().all() for path in learnt)
         changed -= learnt
     assert not changed
+
+
+def scaled_stepper(workers: Workers, name: str) -> Stepper:
+    stepper = small_stepper(workers, policy_config(name), regularizer=(0.9, 0.7), head="linear")
+    return dataclasses.replace(stepper, loss_scale=LossScale())
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_scaled_losses_change_no_bit_of_a_step_that_does_not_overflow(name: str) -> None:
+    found = []
+    for loss_scale in (None, LossScale()):
+        stepper = dataclasses.replace(scaled_stepper(ALONE, name), loss_scale=loss_scale)
+        stepper.policy.begin_epoch(0)
+        for step in range(2):
+            stepper.step(dense_batch(step, ALONE), global_step=step)
+        found.append(snapshot(stepper))
+    assert not differing(*found)
+
+
+def skipped_step(
+    workers: Workers, name: str, place: str, spoiled_rank: int = 0
+) -> tuple[set[str], list[dict[str, float]], dict[str, Any]]:
+    """What a step whose gradient is spoilt changed, the metrics of it and of the next, and the
+    state after that."""
+    stepper = scaled_stepper(workers, name)
+    stepper.policy.begin_epoch(0)
+    for step in range(2):
+        stepper.step(dense_batch(step, workers), global_step=step)
+    before = snapshot(stepper)
+    with contextlib.ExitStack() as spoilt:
+        if workers.rank == spoiled_rank:
+            spoilt.callback(spoil(stepper, place, math.inf).remove)
+        metrics = [stepper.step(dense_batch(2, workers), global_step=2)]
+    changed = differing(before, snapshot(stepper))
+    metrics.append(stepper.step(dense_batch(3, workers), global_step=3))
+    return changed, metrics, snapshot(stepper)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_step_that_overflows_is_skipped_and_halves_the_scale(name: str, place: str) -> None:
+    changed, (skipped, after), _ = skipped_step(ALONE, name, place)
+    assert not changed
+    assert skipped == {"loss_scale": 65536.0}
+    assert after["loss_scale"] == 32768.0
+    assert math.isfinite(after["gradient_norm"])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["EW", *GRADIENT_POLICIES])
+def test_every_worker_skips_a_step_that_overflows_on_one(
+    name: str, place: str, pool_of: Callable[[int], Pool]
+) -> None:
+    first, second = pool_of(2).run(skipped_step, name, place, 1)
+    assert not first[0]
+    assert first[1] == second[1]
+    assert not differing(first[2], second[2])
+
+
+def test_a_gradient_that_overflows_unscaled_is_an_error() -> None:
+    stepper = dataclasses.replace(scaled_stepper(ALONE, "EW"), loss_scale=LossScale(scale=1.0))
+    spoil(stepper, "head", math.inf)
+    with pytest.raises(NonFiniteLossError, match=r"task 'depth': the gradient is not finite"):
+        stepper.step(dense_batch(0, ALONE), global_step=0)
+
+
+def test_a_gradient_too_small_for_float16_survives_scaled() -> None:
+    leaf = torch.ones(4, requires_grad=True)
+    found = {}
+    for scale in (1.0, 65536.0):
+        loss = (leaf.half() * 1.0).float().mean() * 1e-8
+        derivatives = differentiate_tasks(
+            [loss], leaf, shared=[], may_be_downstream=False, heads=[[]], scale=scale
+        )
+        found[scale] = derivatives.saliency[0]
+    assert not found[1.0].any()
+    torch.testing.assert_close(found[65536.0], torch.full((4,), 2.5e-9), rtol=0.01, atol=0)
 
 
 def workers_fail(workers: Workers, name: str, place: str) -> tuple[str, bool]:
