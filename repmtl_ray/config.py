@@ -143,13 +143,7 @@ class ModelConfig:
             f"'map', None, False and None with encoder {SEGNET!r}, which is trained from scratch",
         )
         check_range("model.batch_norm_momentum", self.batch_norm_momentum, 0, 1, above=True)
-        packaged = (self.encoder, self.input_scale) == ("tf_efficientnet_lite0", "symmetric")
-        check(
-            self.weights != "efficientnet_lite0" or packaged,
-            "model.(encoder, input_scale)",
-            (self.encoder, self.input_scale),
-            "'tf_efficientnet_lite0' and 'symmetric' with weights 'efficientnet_lite0'",
-        )
+        self._check_weights()
         check_range("model.bottleneck", self.bottleneck, 1, MAX_CHANNELS)
         check(
             self.bottleneck is None or self.features == "pooled",
@@ -161,18 +155,27 @@ class ModelConfig:
         for rate in self.atrous_rates:
             check_range("model.atrous_rates", rate, 1, MAX_CHANNELS)
         check(
-            not (self.pretrained and self.weights is not None),
-            "model.(pretrained, weights)",
-            (self.pretrained, self.weights),
-            "one of the two: the hub's weights or a local file",
-        )
-        check(
             not (self.head == "aspp" and self.features != "map"),
             "model.(head, features)",
             (self.head, self.features),
             "features 'map' for an ASPP head, or head 'linear'",
         )
         self._check_unused()
+
+    def _check_weights(self) -> None:
+        packaged = (self.encoder, self.input_scale) == ("tf_efficientnet_lite0", "symmetric")
+        check(
+            self.weights != "efficientnet_lite0" or packaged,
+            "model.(encoder, input_scale)",
+            (self.encoder, self.input_scale),
+            "'tf_efficientnet_lite0' and 'symmetric' with weights 'efficientnet_lite0'",
+        )
+        check(
+            not (self.pretrained and self.weights is not None),
+            "model.(pretrained, weights)",
+            (self.pretrained, self.weights),
+            "one of the two: the hub's weights or a local file",
+        )
 
     def _check_unused(self) -> None:
         """Refuses settings of parts that this model has not.

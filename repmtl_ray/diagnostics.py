@@ -51,8 +51,7 @@ def diagnose(
           sqrt(channels). For entries with random signs it is about 1: then equation 4 keeps no more
           of S_t than chance.
     """
-    wide = saliency.float() if saliency.dtype != torch.float64 else saliency
-    wide = wide.flatten(3) if wide.dim() > 3 else wide.unsqueeze(3)  # [tasks, batch, channels, N]
+    wide = _positions_last(saliency)
     with torch.autocast(saliency.device.type, enabled=False):
         parts = [
             *_sums_of_shares(wide),
@@ -82,6 +81,12 @@ def diagnose(
         values[f"effective_rank/{task}"] = rank[index] / samples[index]
         values[f"channel_mean/{task}"] = chance * mean_sizes[index] / sizes[index]
     return values
+
+
+def _positions_last(saliency: Tensor) -> Tensor:
+    """[tasks, batch, channels, N] in float32 at least."""
+    wide = saliency.float() if saliency.dtype != torch.float64 else saliency
+    return wide.flatten(3) if wide.dim() > 3 else wide.unsqueeze(3)
 
 
 def _sums_of_shares(saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -225,6 +225,11 @@ def train(
         outcome = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     if outcome is None:
         raise RuntimeError(f"run {name!r} in {storage} ended without a result.")
+    return _result(outcome, data)
+
+
+def _result(outcome: Mapping[str, Any], data: CachedData) -> FitResult:
+    """What the workers returned; their notes are printed, and an error of theirs is raised."""
     for note in outcome["notes"]:
         logger.warning(note)
     if "error" in outcome:

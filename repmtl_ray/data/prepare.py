@@ -137,12 +137,7 @@ def prepare(
                 split: {stream.name: stored[split, stream.name] for stream in splits[split]}
                 for split in splits
             },
-            left_out=tuple(
-                {"split": split, "stream": stream, "index": index, "reason": reason}
-                for (split, stream), parts in outcomes.items()
-                for part in parts
-                for index, reason in part.errors
-            ),
+            left_out=_left_out(outcomes),
         )
         storage.write(storage.join(out, manifest.FILE), manifest.to_text(result).encode())
     return result
@@ -329,6 +324,17 @@ def _recorded(job: _Job) -> _Outcome | None:
         if hashlib.sha256(storage.read_bytes(file)).hexdigest() != outcome.shard.sha256:
             return None
     return replace(outcome, is_kept=True)
+
+
+def _left_out(
+    outcomes: Mapping[tuple[str, str], Sequence[_Outcome]],
+) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"split": split, "stream": stream, "index": index, "reason": reason}
+        for (split, stream), parts in outcomes.items()
+        for part in parts
+        for index, reason in part.errors
+    )
 
 
 def _stored(

@@ -66,25 +66,31 @@ def evaluate(
     workers.total_(sums.values())
     results: dict[str, float] = {}
     for task in tasks:
-        loss_sum, count = sums[task.name][:2].tolist()
-        if not math.isfinite(loss_sum):
-            raise NonFiniteLossError(
-                f"task {task.name!r}: loss over the evaluation split is {loss_sum}"
-            )
-        try:
-            rows = _all_rows(collected[task.name], task.num_columns, workers, device)
-            values = task.metrics(sums[task.name][2:], rows)
-        except ValueError as error:
-            raise ExperimentError(str(error)) from error
-        if not count:
-            raise ExperimentError(
-                f"task {task.name!r}: no label of the evaluation split has a weight above 0; check "
-                "the weights of its loss."
-            )
-        for name, value in values.items():
-            results[f"{task.name}/{name}"] = value
-        results[f"{task.name}/loss"] = loss_sum / count
+        results |= _task_results(task, sums[task.name], collected[task.name], workers, device)
     return results
+
+
+def _task_results(
+    task: Task, sums: Tensor, collected: list[Tensor], workers: Workers, device: torch.device
+) -> dict[str, float]:
+    """A task's metrics and mean loss, from its totals over all workers and this worker's rows."""
+    loss_sum, count = sums[:2].tolist()
+    if not math.isfinite(loss_sum):
+        raise NonFiniteLossError(
+            f"task {task.name!r}: loss over the evaluation split is {loss_sum}"
+        )
+    try:
+        rows = _all_rows(collected, task.num_columns, workers, device)
+        values = task.metrics(sums[2:], rows)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    if not count:
+        raise ExperimentError(
+            f"task {task.name!r}: no label of the evaluation split has a weight above 0; check "
+            "the weights of its loss."
+        )
+    named = {f"{task.name}/{name}": value for name, value in values.items()}
+    return {**named, f"{task.name}/loss": loss_sum / count}
 
 
 def _add_batch(

@@ -15,6 +15,7 @@ from typing import Any
 import repmtl_ray
 from repmtl_ray import code_version, protocols, storage
 from repmtl_ray.config import Experiment, differences, digest, from_dict, replace, to_dict
+from repmtl_ray.runs.checkpoint_manager import CheckpointManager, read_marker
 from repmtl_ray.runs.worker import CachedData
 
 METRIC = "delta_p_task"
@@ -138,6 +139,24 @@ def shared_facts(
         "commit": commit_of_code(),
         **code_version.current(),
     }
+
+
+def write_stopped_record(
+    folder: str, run: Run, facts: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> None:
+    """Writes the record of a run that was stopped early, up to its last epoch; none without one."""
+    newest = CheckpointManager(f"{folder}/runs/{run.name}").latest()
+    history = [] if newest is None else read_marker(newest).history[: int(metrics.get("epoch", 0))]
+    if not history:
+        return
+    record = make_record(
+        run.experiment,
+        {**facts, **run.facts},
+        history,
+        checkpoint=str(metrics.get("checkpoint_path", "")),
+        status="stopped",
+    )
+    write_record(folder, run.name, record)
 
 
 def commit_of_code() -> str:

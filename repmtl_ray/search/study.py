@@ -26,7 +26,7 @@ from repmtl_ray.config import Experiment, ExperimentError, digest, replace
 from repmtl_ray.placement import Placement
 from repmtl_ray.placement_group_cleanup import ended_by_interrupt, remove_last_groups
 from repmtl_ray.runs.callbacks import Callback
-from repmtl_ray.runs.checkpoint_manager import CheckpointConfig, CheckpointManager, read_marker
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.runs.worker import CachedData
 from repmtl_ray.runs.worker_loss import losses_printed
 from repmtl_ray.search.progress import Cleanup, NoteTrialLosses, Progress
@@ -34,13 +34,12 @@ from repmtl_ray.search.run_records import (
     METRIC,
     Record,
     Run,
-    make_record,
     other_code,
     read_record,
     record_location,
     shared_facts,
     write_failure,
-    write_record,
+    write_stopped_record,
 )
 from repmtl_ray.search.trial import TrialSettings, in_process, with_ray_train
 
@@ -165,18 +164,7 @@ class Study:
         if first is None:
             return {}
         name = "baseline" if first.experiment.policy.name == SINGLE_TASK else self.kind
-        settings = TrialSettings(
-            data=self.data,
-            placement=self.placement.decided(
-                runs=self.concurrency, reads_storage=self.data.reads_storage
-            ),
-            folder=folder,
-            baseline=None if baseline is None else dict(baseline),
-            facts=dict(self.facts),
-            checkpoints=self.checkpoints,
-            callbacks=self.callbacks,
-            driver_note=node_check.write_driver_note(folder),
-        )
+        settings = self._settings(folder, baseline)
         is_in_process = trains_in_process(self.placement)
         tuner = ray_tune.Tuner(
             in_process(settings) if is_in_process else with_ray_train(settings),
@@ -209,6 +197,20 @@ class Study:
             remove_last_groups()
         return self._failures(results, folder)
 
+    def _settings(self, folder: str, baseline: Mapping[str, float] | None) -> TrialSettings:
+        return TrialSettings(
+            data=self.data,
+            placement=self.placement.decided(
+                runs=self.concurrency, reads_storage=self.data.reads_storage
+            ),
+            folder=folder,
+            baseline=None if baseline is None else dict(baseline),
+            facts=dict(self.facts),
+            checkpoints=self.checkpoints,
+            callbacks=self.callbacks,
+            driver_note=node_check.write_driver_note(folder),
+        )
+
     def _failures(self, results: ray_tune.ResultGrid, folder: str) -> dict[str, str]:
         """Reasons of failures; runs that were stopped early get their record here."""
         reasons = {}
@@ -221,7 +223,7 @@ class Study:
             elif "error" in metrics:
                 reasons[run.name] = metrics["error"]
             elif metrics and not storage.exists(record_location(folder, run.name)):
-                _write_stopped(folder, run, self.facts, metrics)
+                write_stopped_record(folder, run, self.facts, metrics)
         return reasons
 
 
@@ -258,23 +260,6 @@ class _Suggestions(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing."""
-
-
-def _write_stopped(
-    folder: str, run: Run, facts: Mapping[str, Any], metrics: Mapping[str, Any]
-) -> None:
-    newest = CheckpointManager(f"{folder}/runs/{run.name}").latest()
-    history = [] if newest is None else read_marker(newest).history[: int(metrics.get("epoch", 0))]
-    if not history:
-        return
-    record = make_record(
-        run.experiment,
-        {**facts, **run.facts},
-        history,
-        checkpoint=str(metrics.get("checkpoint_path", "")),
-        status="stopped",
-    )
-    write_record(folder, run.name, record)
 
 
 def train_missing(
