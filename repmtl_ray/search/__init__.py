@@ -319,18 +319,18 @@ def results_table(
         failures: reasons by the name of a draw.
         experiment: what was not searched.
     """
-    rows = []
+    rows, usual = [], flatten(to_dict(experiment))
     for draw in draws:
         record, error = records.get(draw.name), draw.error or failures.get(draw.name, "")
         last = {} if record is None else record["history"][-1]
         # Not an `Experiment`: a combination that it refuses is a failed draw, with its row.
-        values = flatten(to_dict(experiment)) | flatten(draw.changes)
+        values = usual | flatten(draw.changes)
         rows.append(
             {
                 "row": draw.row,
                 "status": "failed" if error else "stopped" if record is None else record["status"],
                 **{column: values[path] for column, path in COLUMNS.items()},
-                "settings": other_settings(draw.changes),
+                "settings": other_settings(values, usual),
                 **{
                     key: last[key]
                     for key in last

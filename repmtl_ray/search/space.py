@@ -33,11 +33,19 @@ COLUMNS = {
 """Columns of a search's table, and the values of the experiment that they show."""
 
 
-def other_settings(changes: Mapping[str, Any]) -> str:
-    """What a configuration changes and `COLUMNS` do not show, but for its seed: "batch_size 8"."""
+def other_settings(values: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    """In what a configuration differs that `COLUMNS` do not show, but for its seed: "batch_size 8".
+
+    Args:
+        values: of the configuration, by dotted path.
+        usual: those of the experiment that is searched.
+    """
     shown = {"seed", *COLUMNS.values()}
-    others = {path: value for path, value in flatten(changes).items() if path not in shown}
-    return ", ".join(f"{path} {value}" for path, value in sorted(others.items()))
+    return ", ".join(
+        f"{path} {value}"
+        for path, value in sorted(values.items())
+        if path not in shown and (path not in usual or usual[path] != value)
+    )
 
 
 def flatten(
