@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RegularizerConfig,
     )
     from repmtl_ray.data.custom import CustomData
+    from repmtl_ray.data.streamed import StreamedRows
     from repmtl_ray.delta import delta_m, delta_p
     from repmtl_ray.inference import TrainedModel, evaluate, load_model, predict
     from repmtl_ray.models.own import Model
@@ -61,6 +62,7 @@ _NAMES = {
         "RegularizerConfig",
     ),
     "data.custom": ("CustomData",),
+    "data.streamed": ("StreamedRows",),
     "delta": (
         "delta_m",
         "delta_p",
@@ -105,6 +107,7 @@ _NAMES = {
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 _EXTRA_OF = {
     "data.custom": "ray",
+    "data.streamed": "ray",
     "inference": "vision",
     "placement": "ray",
     "runs.checkpoint_manager": "vision",
@@ -138,6 +141,7 @@ __all__ = [
     "RepMTL",
     "SearchResult",
     "Segmentation",
+    "StreamedRows",
     "Task",
     "TrainedModel",
     "benchmark",

@@ -31,7 +31,8 @@ class Placement:
             models too small to fill one; each needs its part of the GPU's memory, which nobody
             enforces.
         data: who reads and augments. "worker": threads of each worker. "ray": a pool of data actors
-            for each worker, on any node. "auto": a pool where it can pay (`decided`).
+            for each worker, on any node. "auto": a pool where it can pay (`decided`). Rows that are
+            streamed are always read by tasks of Ray Data, and only "worker" is refused for them.
         data_cpus: data actors of each worker, with one CPU each; None: as many as CPUs are free, at
             most 4.
     """

@@ -122,11 +122,14 @@ def with_model(experiment: Experiment, model: ModelFunction | None) -> Experimen
 
 def check_settings(
     experiment: Experiment, placement: Placement, data: CustomData | None = None
-) -> None:
+) -> Placement:
     """Finds what is wrong with a run without starting Ray and without looking at data.
 
     Args:
         experiment, placement, data: as for `fit`.
+
+    Returns:
+        The placement; for rows that are streamed, one that leaves CPUs to Ray Data.
 
     Raises:
         ValueError: values of other types, an experiment and data that do not go together, tasks,
@@ -140,9 +143,23 @@ def check_settings(
     expect("placement", placement, Placement)
     if data is not None:
         _check_own(experiment, data)
+        placement = _for_rows(placement, data)
     placement.check_divides(experiment.batch_size)
     loop.selected_tasks(experiment, None if data is None else data.tasks)
     check_available(experiment.model)
+    return placement
+
+
+def _for_rows(placement: Placement, data: CustomData) -> Placement:
+    """Only tasks of Ray Data can read rows that are streamed."""
+    if not data.is_streamed:
+        return placement
+    if placement.data == "worker":
+        raise ValueError(
+            "data is 'worker', but StreamedRows are read by tasks of Ray Data, on CPUs that no worker has "
+            "reserved; take data='auto'."
+        )
+    return dataclasses.replace(placement, data="ray")
 
 
 def _check_own(experiment: Experiment, data: object) -> None:
@@ -187,8 +204,7 @@ def prepare_run(
     """
     from repmtl_ray.runs import build, loop
 
-    placement = placement or Placement()
-    check_settings(experiment, placement, data)
+    placement = check_settings(experiment, placement or Placement(), data)
     _send_by_value(model, data, [experiment.policy.name, *names])
     if data is None:
         prepared = open_data(experiment, placement, final_split)
@@ -325,9 +341,9 @@ def _send_by_value(
 
 
 def _read_own(data: CustomData, model: ModelFunction | None) -> CachedData:
-    from repmtl_ray.data.custom import cache_custom
+    from repmtl_ray.data.custom import open_custom
 
-    train, evaluation, size = cache_custom(data)
+    train, evaluation, size = open_custom(data)
     return CachedData(
         train=train,
         evaluation=evaluation,

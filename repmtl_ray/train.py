@@ -133,11 +133,10 @@ def fit(
         KeyboardInterrupt: as `run_lock.Interrupted`; the same name continues the run.
         ray.train.TrainingFailedError: workers were lost more often than `max_failures`.
     """
-    placement = Placement() if placement is None else placement
     _check_arguments(name, max_failures, checkpoints)
     callbacks = loggers.checked_callbacks(callbacks, log, log_every, log_images)
     experiment = with_model(experiment, model)
-    check_settings(experiment, placement, data)
+    placement = check_settings(experiment, Placement() if placement is None else placement, data)
     root, name = checked_place(storage, name, "fit", experiment)
     directory = f"{root}/{name}"
     loggers.check_place(log, directory)

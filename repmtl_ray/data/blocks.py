@@ -1,22 +1,26 @@
 """Arrow blocks in Ray's object store: work on each, and where a sample is.
 
-Owns the index from a sample's number to its block and row. Reading samples into blocks is in
-`cache`, checking those of the user's own Datasets in `custom`.
+Owns the index from a sample's number to its block and row, and executions without progress bars.
+Reading samples into blocks is in `cache`, checking those of the user's own Datasets in `custom`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import ray
+import ray.data
 from numpy.typing import NDArray
 from ray.data.block import BlockAccessor
 
+from repmtl_ray import ray_compat
 from repmtl_ray.data.stream import Stream
 
 T = TypeVar("T")
@@ -109,3 +113,20 @@ def index_of(
         contents=np.concatenate([summary.contents for summary in summaries])[order],
         labelled=frozenset().union(*(summary.labelled for summary in summaries)),
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no reports of Ray Data, whose settings are as before afterwards."""
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # among the warnings: that progress bars are off
+    with ray_compat.data_context_warnings_ignored():
+        context = ray.data.DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        try:
+            with ray.data.DataContext.current(context):
+                yield
+        finally:
+            logger.setLevel(level)

@@ -12,12 +12,10 @@ the same path on every node.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
@@ -27,13 +25,13 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from repmtl_ray import ray_compat
 from repmtl_ray.data import validation
 from repmtl_ray.data.blocks import (
     StoredStream,
     Summary,
     index_of,
     over_blocks,
+    quiet,
     views_of,
 )
 from repmtl_ray.data.columns import SAMPLE_ID
@@ -43,6 +41,7 @@ from repmtl_ray.data.stream import Kind, Stream, contents_of, fingerprint_of
 # `batches` needs torch, which reading tasks do not: they start several times as fast without it.
 if TYPE_CHECKING:
     from repmtl_ray.data.batches import Rows
+    from repmtl_ray.data.streamed import StreamedSplit
 
 T = TypeVar("T")
 
@@ -100,8 +99,8 @@ class UncachedSplit:
         return StorageRows(stream)
 
 
-CheckedSplit: TypeAlias = CachedSplit | UncachedSplit
-"""A split whose samples were all read and checked once."""
+CheckedSplit: TypeAlias = "CachedSplit | UncachedSplit | StreamedSplit"
+"""A split that workers can train on. All samples of the first two were read and checked once."""
 
 
 def check_labels(split: str, checked: CheckedSplit, tasks: Sequence[str]) -> None:
@@ -118,11 +117,7 @@ def check_labels(split: str, checked: CheckedSplit, tasks: Sequence[str]) -> Non
     for stream in checked.streams:
         for task in tasks:
             if task in stream.kinds and task not in checked.labelled:
-                raise ValueError(
-                    f"{split}: task {task!r} has no valid label in any of its {stream.num_samples} "
-                    "samples: every value is the one that is ignored (class -1, depth 0, normal 0). "
-                    "Correct the labels, or leave the task out (`tasks`)."
-                )
+                raise ValueError(validation.no_label(split, task, stream.num_samples))
 
 
 class _CachedRows:
@@ -333,20 +328,3 @@ def warn_if_large(num_bytes: int) -> None:
             "smaller (data.height, data.width).",
             stacklevel=3,
         )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and no reports of Ray Data, whose settings are as before afterwards."""
-    logger = logging.getLogger("ray.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # among the warnings: that progress bars are off
-    with ray_compat.data_context_warnings_ignored():
-        context = ray.data.DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        try:
-            with ray.data.DataContext.current(context):
-                yield
-        finally:
-            logger.setLevel(level)

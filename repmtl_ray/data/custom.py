@@ -1,8 +1,8 @@
 """Data sets of your own for `fit(data=...)`: Ray Datasets that keep the column contract.
 
 Owns `CustomData`, the check that explains every violation at once, and the way of the rows into the
-object store. What the columns must hold is in `stream.Kind`; single samples are checked in
-`validation`.
+object store. Rows that are too many for it are `streamed`. What the columns must hold is in
+`stream.Kind`; single samples are checked in `validation`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,18 @@ from numpy.typing import NDArray
 from ray.data import Dataset
 
 from repmtl_ray.conversion import check, shown
-from repmtl_ray.data.blocks import index_of, over_blocks
-from repmtl_ray.data.cache import CachedSplit, quiet, warn_if_large
+from repmtl_ray.data.blocks import index_of, over_blocks, quiet
+from repmtl_ray.data.cache import CachedSplit, warn_if_large
 from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
-from repmtl_ray.data.custom_check import BlockCheck, explained
+from repmtl_ray.data.custom_check import BlockCheck, explained, reason_of
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream, fingerprint_of
+from repmtl_ray.data.streamed import (
+    StreamedRows,
+    StreamedSplit,
+    checked,
+    first_table,
+    streamed_split,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +55,8 @@ class CustomData:
     depth 0, normal 0); a class, a binary label or a value may also be missing (None, NaN).
 
     Args:
-        train, evaluation: the rows; read once, into the object store.
+        train, evaluation: the rows; a Dataset is read once, into the object store, `StreamedRows`
+            anew in every epoch.
         tasks: what to learn, in order.
         normalize: mean and deviation of images, by channel; None leaves them in 0..1.
         inputs: the columns that the encoder takes. The column "image" is a picture, which is
@@ -60,8 +68,8 @@ class CustomData:
             sample alone. None takes every column as a tensor.
     """
 
-    train: Dataset
-    evaluation: Dataset
+    train: Dataset | StreamedRows
+    evaluation: Dataset | StreamedRows
     tasks: tuple[Task, ...]
     normalize: Normalization | None = None
     inputs: tuple[str, ...] = (IMAGE,)
@@ -70,9 +78,8 @@ class CustomData:
     def __post_init__(self) -> None:
         for name in ("train", "evaluation"):
             rows = getattr(self, name)
-            check(
-                isinstance(rows, Dataset), f"CustomData.{name}", rows, f"a Ray Dataset, {_MADE_BY}"
-            )
+            is_right = isinstance(rows, Dataset | StreamedRows)
+            check(is_right, f"CustomData.{name}", rows, f"a Ray Dataset, {_MADE_BY}")
         object.__setattr__(self, "inputs", _checked_inputs(self.inputs))
         object.__setattr__(self, "tasks", _checked_tasks(self.tasks, self.inputs))
         check(
@@ -83,9 +90,17 @@ class CustomData:
         )
         object.__setattr__(self, "normalize", _checked_normalization(self.normalize))
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether any rows are read anew in every epoch."""
+        return any(isinstance(rows, StreamedRows) for rows in (self.train, self.evaluation))
 
-def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int, int] | None]:
-    """Reads, checks and keeps both data sets.
+
+OpenedSplit: TypeAlias = CachedSplit | StreamedSplit
+
+
+def open_custom(data: CustomData) -> tuple[OpenedSplit, OpenedSplit, tuple[int, int] | None]:
+    """Reads, checks and keeps both data sets; of rows that are streamed, the first ones.
 
     Returns:
         Training and evaluation samples; (height, width) of the images, None without images.
@@ -95,8 +110,8 @@ def cache_custom(data: CustomData) -> tuple[CachedSplit, CachedSplit, tuple[int,
     """
     wrong: list[str] = []
     splits, sizes = [], []
-    for name, dataset in (("train", data.train), ("evaluation", data.evaluation)):
-        split, size, problems = _cache(name, dataset, data)
+    for name, rows in (("train", data.train), ("evaluation", data.evaluation)):
+        split, size, problems = _open(name, rows, data)
         wrong += problems
         splits.append(split)
         sizes.append(size)
@@ -193,53 +208,60 @@ def _checked_normalization(given: Any) -> Normalization | None:
     return Normalization(mean=(mean[0], mean[1], mean[2]), std=(std[0], std[1], std[2]))
 
 
-def _cache(
-    name: str, dataset: Dataset, data: CustomData
-) -> tuple[CachedSplit | None, tuple[int, int] | None, list[str]]:
-    """One data set in the object store, or what is wrong with it."""
+Opened: TypeAlias = tuple[OpenedSplit | None, tuple[int, int] | None, list[str]]
+
+
+def _open(name: str, rows: Dataset | StreamedRows, data: CustomData) -> Opened:
+    """One data set with the size of its images, or what is wrong with it."""
     kinds = {task.name: task.kind for task in data.tasks}
     numbers = {task.name: _number_of(task) for task in data.tasks}
     num_classes = {task: number for task, number in numbers.items() if number is not None}
+    may_lack = {n: kind for n, kind in kinds.items() if kind in _MAY_BE_MISSING}
+    block_check = BlockCheck(kinds, num_classes, data.inputs, data.collate is not None)
     columns = (SAMPLE_ID, *data.inputs, *kinds)
-    with quiet():
-        try:
-            there = set(dataset.columns() or [])
+    dataset, first = (
+        (rows, None) if isinstance(rows, Dataset) else (rows.dataset, pyarrow.table({}))
+    )
+    try:
+        with quiet():
+            if first is not None:
+                first = first_table(dataset)
+            there = set((dataset.columns() or []) if first is None else first.column_names)
             wanted = [column for column in columns if column in there]
             if not wanted:
                 have = f"it has {', '.join(sorted(there))}" if there else "it is empty"
                 expected = ", ".join(columns)
                 return None, None, [f"{name}: expected the columns {expected}; {have}"]
             chosen = dataset.select_columns(wanted)
-            may_lack = {n: kind for n, kind in kinds.items() if kind in _MAY_BE_MISSING}
             if may_lack:
                 chosen = chosen.map_batches(
                     cast(Any, _with_ignore_values),
                     batch_format="pyarrow",
                     batch_size=None,
                     fn_kwargs={"kinds": may_lack},
-                    num_cpus=0,
+                    # Tasks without a CPU run also while workers hold all of them.
+                    num_cpus=0 if first is None else None,
                 )
-            blocks = tuple(chosen.materialize().to_arrow_refs())
-        except (ray.exceptions.RayError, ValueError, TypeError, pyarrow.ArrowException) as error:
-            return None, None, [f"{name}: its rows cannot be read: {_reason(error)}"]
-        reports = over_blocks(
-            BlockCheck(kinds, num_classes, data.inputs, data.collate is not None), blocks
-        )
+            if first is None:
+                blocks = tuple(chosen.materialize().to_arrow_refs())
+                reports = over_blocks(block_check, blocks)
+            else:
+                first = _with_ignore_values(first.select(wanted), kinds=may_lack)
+                reports = [block_check(first)]
+    except (ray.exceptions.RayError, ValueError, TypeError, pyarrow.ArrowException) as error:
+        return None, None, [f"{name}: its rows cannot be read: {reason_of(error)}"]
     wrong = [f"{name}: {text}" for text in explained(reports, there)]
     if wrong:
         return None, None, wrong
-    summaries = [report.summary for report in reports]
     size = next((report.size for report in reports if report.size), None)
-    stream = Stream(
-        name=NAME,
-        kinds=kinds,
-        num_samples=sum(len(summary.ids) for summary in summaries),
-        load=_not_numbered,
-        normalize=data.normalize,
-        image_size=size,
-        inputs=data.inputs,
-        make_inputs=data.collate,
-    )
+    if isinstance(rows, StreamedRows):
+        stream, checked_rows = (
+            _stream(data, rows.num_rows, size),
+            checked(name, chosen, block_check),
+        )
+        return streamed_split(name, rows, stream, checked_rows, first), size, []
+    summaries = [report.summary for report in reports]
+    stream = _stream(data, sum(len(summary.ids) for summary in summaries), size)
     num_bytes = sum(report.num_bytes for report in reports)
     warn_if_large(num_bytes)
     cached = index_of(stream, blocks, summaries, any_ids=True)
@@ -250,6 +272,19 @@ def _cache(
         fingerprint=fingerprint_of({NAME: cached.contents}),
     )
     return split, size, []
+
+
+def _stream(data: CustomData, num_samples: int, size: tuple[int, int] | None) -> Stream:
+    return Stream(
+        name=NAME,
+        kinds={task.name: task.kind for task in data.tasks},
+        num_samples=num_samples,
+        load=_not_numbered,
+        normalize=data.normalize,
+        image_size=size,
+        inputs=data.inputs,
+        make_inputs=data.collate,
+    )
 
 
 def _number_of(task: Task) -> int | None:
@@ -289,21 +324,6 @@ def _with_ignore_values(table: pyarrow.Table, *, kinds: Mapping[str, Kind]) -> p
             values = values.fill_null(IGNORE_LABEL)
         table = table.set_column(place, name, values)
     return table
-
-
-def _reason(error: BaseException) -> str:
-    """What a Dataset's own functions raised, without Ray's wrapping, and what can be done."""
-    # Ray shows the functions' own error first, and after it those that it made of it.
-    text = str(error).partition("The above exception was the direct cause")[0]
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    if not isinstance(error, ray.exceptions.RayError):
-        lines[-1] = f"{type(error).__name__}: {lines[-1]}"
-    if "both objects and tensors" in lines[-1]:
-        return (
-            f"some rows lack an array that others have ({lines[-1]}); give a sample without a label "
-            "the ignore value everywhere (-1, depth 0, normal 0)"
-        )
-    return lines[-1]
 
 
 def _not_numbered(index: int) -> Sample:

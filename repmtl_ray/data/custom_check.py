@@ -1,6 +1,7 @@
 """Blocks of the user's own rows: what is wrong with them, every kind of fault once.
 
-Owns the check of one block and the message that is made of all blocks' reports. What a single sample
+Owns the check of one block, the message that is made of all blocks' reports, and that of an error in
+the rows' own functions. What a single sample
 must hold is in `validation`; the user's data sets are opened in `custom`.
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
 from repmtl_ray.data import validation
@@ -171,3 +173,18 @@ def explained(reports: Sequence[Report], there: set[str]) -> list[str]:
         if len(seen) > 1
     ]
     return lines
+
+
+def reason_of(error: BaseException) -> str:
+    """What a Dataset's own functions raised, without Ray's wrapping, and what can be done."""
+    # Ray shows the functions' own error first, and after it those that it made of it.
+    text = str(error).partition("The above exception was the direct cause")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    if not isinstance(error, ray.exceptions.RayError):
+        lines[-1] = f"{type(error).__name__}: {lines[-1]}"
+    if "both objects and tensors" in lines[-1]:
+        return (
+            f"some rows lack an array that others have ({lines[-1]}); give a sample without a label "
+            "the ignore value everywhere (-1, depth 0, normal 0)"
+        )
+    return lines[-1]

@@ -27,6 +27,7 @@ from repmtl_ray.data.plan import (
     TrainBatches,
     TrainPlan,
 )
+from repmtl_ray.data.sampler import Place
 
 _ERROR = "error"
 _MAKER = "maker"
@@ -89,14 +90,6 @@ class Cost(NamedTuple):
 
     num_bytes: int
     seconds: float
-
-
-class Place(NamedTuple):
-    """Where in a run a batch is: its step in the epoch or, if it is of the evaluation, its number."""
-
-    epoch: int
-    is_train: bool
-    number: int
 
 
 def place_of(number: int, num_steps: int, num_epoch: int) -> Place:

@@ -32,7 +32,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions, Execution
 
 from repmtl_ray import ray_compat
 from repmtl_ray.data.batches import planned_batches, planned_eval_batches, prefetched
-from repmtl_ray.data.cache import quiet
+from repmtl_ray.data.blocks import quiet
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.data.data_actor import (
     DataActor,
@@ -239,7 +239,7 @@ class RayLoader:
                 logger.warning("data actors start again at batch %d: %s", first, _reason(error))
                 if failures < MAX_FAILURES:
                     continue
-                if _is_out_of_memory(error):
+                if is_out_of_memory(error):
                     message = out_of_memory(train.plan, self.batches.cost().num_bytes)
                     raise DataError(message) from error
                 raise
@@ -296,7 +296,7 @@ def _reason(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether Ray's memory monitor, or the kernel, ended a data actor."""
     return isinstance(error, ray.exceptions.OutOfMemoryError) or (
         isinstance(error, ray.exceptions.ActorDiedError) and "OOM" in str(error)

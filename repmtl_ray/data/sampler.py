@@ -1,6 +1,7 @@
 """Which sample is where in an epoch: a permutation for every stream, or rows of one class across streams.
 
-Owns the order of samples, as a function of seed, epoch and batch size alone.
+Owns the order of samples, as a function of seed, epoch and batch size alone, and the place of a batch
+in a run.
 
 Source of `align_task_rows`: Rep-MTL, arXiv:2507.21049, compares task saliencies of the same sample and
 does not say what that is where every task sees other images. To show one class in row b of every
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,14 @@ Indices = NDArray[np.int64]
 Sampler = Callable[[int, int], tuple[Indices, Indices]]
 """(first, count) to so many samples of a stream from a place in its epoch on; and for each, how often
 the stream, or the sample's class, was used up before."""
+
+
+class Place(NamedTuple):
+    """Where in a run a batch is: its step in the epoch or, if it is of the evaluation, its number."""
+
+    epoch: int
+    is_train: bool
+    number: int
 
 
 def steps_per_epoch(streams: Sequence[Stream], batch_size: int) -> int:

@@ -259,6 +259,15 @@ def is_labelled(values: NDArray[Any], kind: Kind) -> bool:
     return bool(values.any())
 
 
+def no_label(split: str, task: str, num_samples: int) -> str:
+    """What to say of a split in which a task has no label."""
+    return (
+        f"{split}: task {task!r} has no valid label in any of its {num_samples} samples: every value is "
+        "the one that is ignored (class -1, depth 0, normal 0). Correct the labels, or leave the task "
+        "out (`tasks`)."
+    )
+
+
 @dataclass
 class Contents:
     """What columns hold, added up over samples.

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray.train
+import ray.train.collective
 
 from repmtl_ray import cluster, collectives, node_check
 from repmtl_ray.config import Experiment, ExperimentError, digest
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from repmtl_ray.collectives import Workers
     from repmtl_ray.data.batches import Loader
     from repmtl_ray.data.cache import CheckedSplit
+    from repmtl_ray.data.data_actor import RunBatches
+    from repmtl_ray.data.streamed_loader import Reader
     from repmtl_ray.models.own import ModelFunction
     from repmtl_ray.placement import Placement
     from repmtl_ray.runs.build import Split
@@ -73,9 +77,16 @@ class CachedData:
     @property
     def reads_storage(self) -> bool:
         """Whether samples of a split that every epoch needs are read from storage each time."""
-        from repmtl_ray.data.cache import UncachedSplit
+        from repmtl_ray.data.cache import CachedSplit
 
-        return any(isinstance(split, UncachedSplit) for split in (self.train, self.evaluation))
+        return not all(isinstance(split, CachedSplit) for split in (self.train, self.evaluation))
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether any split has rows that come in their own order alone."""
+        from repmtl_ray.data.streamed import StreamedSplit
+
+        return any(isinstance(split, StreamedSplit) for split in (self.train, self.evaluation))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -226,7 +237,8 @@ def data_actors(
     placement: Placement,
     notes: list[str],
 ) -> Iterator[Loader | None]:
-    """This worker's data actors; None if its own threads make the batches.
+    """This worker's data actors, or the reader of streamed rows; None if its own threads make the
+    batches.
 
     Args:
         experiment, data, workers: of the run.
@@ -238,6 +250,7 @@ def data_actors(
         return
     from repmtl_ray.data.data_actor import RunBatches
     from repmtl_ray.data.ray_pipeline import RayLoader
+    from repmtl_ray.data.streamed_loader import StreamedLoader
     from repmtl_ray.runs import build
 
     tasks = build.selected_tasks(experiment, data.tasks)
@@ -247,6 +260,10 @@ def data_actors(
         train_split=data.train,
         eval_split=data.evaluation,
     )
+    if data.is_streamed:
+        with _reader_of(batches, placement.data_cpus) as reader:
+            yield StreamedLoader(batches, reader)
+        return
     loader = RayLoader(
         batches,
         num_epochs=experiment.epochs,
@@ -260,6 +277,29 @@ def data_actors(
         loader.close()
         if loader.note:
             notes.append(loader.note)
+
+
+@contextlib.contextmanager
+def _reader_of(batches: RunBatches, cpus_per_worker: int) -> Iterator[Reader]:
+    """The reader of a run, which the first worker starts and ends.
+
+    Args:
+        batches: of the run, for this worker.
+        cpus_per_worker: that Ray Data may use.
+    """
+    from repmtl_ray.data.streamed_loader import start_reader
+
+    workers, reader = batches.train.workers, None
+    name = f"row reader {uuid.uuid4().hex}"
+    if workers.rank == 0:
+        reader = start_reader(batches, num_cpus=cpus_per_worker * workers.size, name=name)
+    if workers.size > 1:
+        name = ray.train.collective.broadcast_from_rank_zero(name)
+    try:
+        yield reader or ray.get_actor(name)
+    finally:
+        if reader is not None:
+            ray.kill(reader)
 
 
 def split_of(data: CachedData, checked: CheckedSplit, loader: Loader | None = None) -> Split:

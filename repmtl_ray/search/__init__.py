@@ -165,7 +165,7 @@ def tune(
     check_numbers(num_samples, len(references), max_concurrent)
     check_choice("searcher", searcher, ("random", "optuna"))
     check_choice("scheduler", scheduler, schedulers.NAMES)
-    check_settings(experiment, placement, data)
+    placement = check_settings(experiment, placement, data)
     known = None if data is None else data.tasks
     check_objective(objective, searcher, num_tasks(experiment, known))
     check_space(experiment, param_space, searcher, known)

@@ -117,7 +117,7 @@ def benchmark(
         raise ValueError("resume needs the name of the benchmark to continue.")
     protocols.check_name(experiment.protocol)
     protocols.check_epochs(experiment.protocol, experiment.epochs)
-    check_settings(experiment, placement, data)
+    placement = check_settings(experiment, placement, data)
     runs = method_runs(experiment, methods, seeds, None if data is None else data.tasks)
     if baseline == "published":
         _check_published(experiment)

@@ -222,6 +222,11 @@ def _opened(
     from repmtl_ray.runs.worker import split_of
 
     experiment = with_model(experiment, model)
+    if data is not None and data.is_streamed:
+        raise ValueError(
+            "recommend trains in this process on samples that are kept, but the data are StreamedRows; hand over "
+            "a part that fits into memory, for example dataset.limit(10_000)."
+        )
     samples = read_samples(prepare_run(experiment, data=data, model=model))
     splits = {
         "train": split_of(samples, samples.train),

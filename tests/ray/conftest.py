@@ -4,7 +4,7 @@ trials need it)."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,8 +40,26 @@ def scenes_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["REPMTL_RAY_CACHE"] = before
 
 
+@pytest.fixture(scope="session")
+def spilling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where Ray puts what its object store has no room for."""
+    return tmp_path_factory.mktemp("spilling")
+
+
+@pytest.fixture
+def spilled(spilling: Path) -> Callable[[], bool]:
+    """Whether Ray has put anything there since the test began."""
+    before = _changes(spilling)
+    return lambda: _changes(spilling) != before
+
+
+def _changes(folder: Path) -> dict[Path, int]:
+    """When a file was last added to a folder or removed."""
+    return {part: part.stat().st_mtime_ns for part in (folder, *folder.rglob("*")) if part.is_dir()}
+
+
 @pytest.fixture(scope="module", autouse=True)
-def ray_cluster(scenes_cache: Path) -> None:
+def ray_cluster(scenes_cache: Path, spilling: Path) -> None:
     """The Ray of this process, which the first test starts."""
     if not ray.is_initialized():
         ray.init(
@@ -50,7 +68,8 @@ def ray_cluster(scenes_cache: Path) -> None:
             log_to_driver=False,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
-            object_store_memory=256 * 2**20,
+            object_store_memory=200 * 2**20,
+            object_spilling_directory=str(spilling),
         )
 
 

@@ -21,8 +21,8 @@ from repmtl_ray.config import (
     replace,
     to_dict,
 )
-from repmtl_ray.data.cache import quiet
-from repmtl_ray.data.custom import cache_custom
+from repmtl_ray.data.blocks import quiet
+from repmtl_ray.data.custom import open_custom
 from repmtl_ray.data.stream import Normalization
 from repmtl_ray.prepared_run import prepare_run, read_samples, with_model
 from repmtl_ray.runs import loop
@@ -76,7 +76,7 @@ def test_samples_are_numbered_by_id_whatever_their_rows_and_blocks() -> None:
     given = CustomData(
         train=dataset([row(i) for i in ids], 3), evaluation=dataset([row(1)], 1), tasks=TASKS
     )
-    train, evaluation, size = cache_custom(given)
+    train, evaluation, size = open_custom(given)
     assert size == (32, 32)
     samples = train.rows(train.streams[0]).fetch(np.arange(4))
     assert samples["sample_id"].tolist() == sorted(ids)
@@ -88,7 +88,7 @@ def test_samples_are_numbered_by_id_whatever_their_rows_and_blocks() -> None:
     again = CustomData(
         train=dataset([row(i) for i in sorted(ids)], 1), evaluation=given.evaluation, tasks=TASKS
     )
-    assert cache_custom(again)[0].fingerprint == train.fingerprint
+    assert open_custom(again)[0].fingerprint == train.fingerprint
 
 
 def test_every_violation_is_explained_in_one_message() -> None:
@@ -106,7 +106,7 @@ def test_every_violation_is_explained_in_one_message() -> None:
         train=dataset(rows, 12), evaluation=dataset([{"picture": 1}], 1), tasks=TASKS
     )
     with pytest.raises(ValueError, match=r"^the data breaks the column contract in ") as caught:
-        cache_custom(given)
+        open_custom(given)
     text = str(caught.value)
     for expected in (
         "train: sample_id: 1 ids come more than once: 2",
@@ -179,7 +179,7 @@ def test_an_error_in_the_rows_own_functions_is_one_line() -> None:
     with quiet():
         rows = ray.data.range(2).map(broken)
     with pytest.raises(ValueError, match="its rows cannot be read: KeyError: 'picture'"):
-        cache_custom(CustomData(train=rows, evaluation=rows, tasks=TASKS))
+        open_custom(CustomData(train=rows, evaluation=rows, tasks=TASKS))
 
 
 def shop() -> CustomData:

@@ -14,13 +14,13 @@ from repmtl_ray.data.batches import eval_batches, train_batches
 from repmtl_ray.data.cache import UncachedSplit
 from repmtl_ray.data.data_actor import (
     DataActor,
-    Place,
     RunBatches,
     out_of_memory,
     packed_batches,
     place_of,
 )
 from repmtl_ray.data.plan import DataError, EvalPlan, PackedPart, TrainPlan
+from repmtl_ray.data.sampler import Place
 from repmtl_ray.data.stream import Sample, Stream
 from tests.helpers.layouts import domain_stream
 
