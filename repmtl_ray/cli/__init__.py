@@ -77,8 +77,8 @@ def _mistake(error: ValueError) -> SystemExit:
     return SystemExit(2)
 
 
-def folder(out: str) -> Path:
-    """The folder of `--out`, made and found writable before a search, not after hours of it.
+def folder(out: str, option: str = "--out") -> Path:
+    """The folder of an option, made and found writable before a search, not after hours of it.
 
     Raises:
         ValueError: it cannot be made, or not be written to.
@@ -90,7 +90,7 @@ def folder(out: str) -> Path:
         storage.check_writable(storage.absolute(out))
         made.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--out {out!r} cannot be used: {error}") from error
+        raise ValueError(f"{option} {out!r} cannot be used: {error}") from error
     return made
 
 

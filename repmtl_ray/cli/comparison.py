@@ -18,6 +18,7 @@ from repmtl_ray.cli.options import (
     add_training_options,
     assignments,
     checked_seeds,
+    number_from_0,
     study_options,
     training_changes,
 )
@@ -89,7 +90,7 @@ def add_comparison_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--pictures",
-        type=int,
+        type=number_from_0,
         default=3,
         metavar="N",
         help="images through the best checkpoint in the report; 0 for none (default: %(default)s)",

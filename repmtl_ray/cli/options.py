@@ -275,4 +275,14 @@ def checkpoints_of(arguments: argparse.Namespace) -> CheckpointConfig:
 def num_workers(text: str) -> int | tuple[int, int]:
     """The value of --workers; a range is LEAST:MOST."""
     least, colon, most = text.partition(":")
-    return (int(least), int(most)) if colon else int(text)
+    try:
+        return (int(least), int(most)) if colon else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected N or LEAST:MOST") from None
+
+
+def number_from_0(text: str) -> int:
+    """The value of an option that counts, and may be 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 0")
+    return int(text)

@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
     from repmtl_ray.report import figures
     from repmtl_ray.report.inspection import inspect_checkpoint
 
+    if arguments.tensorboard:
+        cli.folder(arguments.tensorboard, "--tensorboard")
     inspection = inspect_checkpoint(
         arguments.checkpoint,
         num_images=arguments.images,

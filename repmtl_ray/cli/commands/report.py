@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 
 from repmtl_ray import cli, storage
+from repmtl_ray.cli.options import number_from_0
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="results", help="folder (default: %(default)s)")
     parser.add_argument(
         "--pictures",
-        type=int,
+        type=number_from_0,
         default=3,
         metavar="N",
         help="images through the best model of a benchmark; 0 makes none (default: %(default)s)",

@@ -69,3 +69,23 @@ def test_train_and_benchmark_take_photographs_of_the_users_own(tmp_path: Path) -
 def test_train_needs_an_experiment_or_data(given: list[str]) -> None:
     with pytest.raises(ValueError, match="either the file of an experiment, or --data PATH"):
         train.experiment_of(cli.parser_of("train").parse_args(given))
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "told"),
+    [
+        ("report", ["anywhere", "--pictures", "-1"], "--pictures: '-1'; expected a whole number"),
+        ("benchmark", ["scenes", "--pictures", "x"], "--pictures: 'x'; expected a whole number"),
+        ("train", ["best.json", "--workers", "1:"], "--workers: '1:'; expected N or LEAST:MOST"),
+        ("pictures", ["nowhere", "--tensorboard", __file__], f"--tensorboard {__file__!r} cannot"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_any_work(
+    command: str, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(command, words)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
