@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def imported_names(path: Path) -> Iterator[str]:
         yield from (name.partition(".")[0] for name in names)
 
 
+@cache  # reading the metadata of all installed packages takes two seconds
 def distributions_of(folder: str) -> dict[str, set[str]]:
     """Canonical names of the distributions that bring each imported module, by module."""
     siblings = {path.stem for path in (ROOT / folder).glob("*.py")}
