@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -204,6 +205,43 @@ def test_no_more_is_read_than_a_slow_worker_will_need_soon(
     assert known // 4 <= 3 + ray_pipeline.AHEAD + 4, "batches that were read after three were taken"
 
 
+def test_a_slow_worker_makes_the_object_store_spill_nothing(spilled: Callable[[], bool]) -> None:
+    """Samples of 2.3 MB, 740 MB in all, go through a store of 200 MB."""
+    stream = replace(DENSE[0], num_samples=160, load=large)
+    batches = batches_of(uncached((stream,)), uncached((dense_stream(4),)), augment=False)
+    loader = RayLoader(batches, num_epochs=2, num_actors=2)
+    num_bytes = 0
+    for step, batch in enumerate(run(batches, loader, epochs=2)):
+        time.sleep(1.5 if step in (3, 30) else 0)
+        num_bytes += sum(v.nbytes for v in batch.targets.values())
+    loader.close()
+    assert num_bytes > 900e6, "labels are wider in a batch"
+    assert not spilled()
+
+
+def large(index: int) -> Sample:
+    """A sample of 2.3 MB."""
+    depth = np.full((512, 512, 1), index + 1, dtype=np.float32)
+    image, label = np.zeros((512, 512, 3), np.uint8), np.zeros((512, 512), np.int16)
+    arrays: Sample = {"image": image, "segmentation": label, "depth": depth}
+    return {"sample_id": np.array(index), **arrays}
+
+
+def test_actors_that_die_of_memory_again_and_again_are_one_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def execute(_loader: RayLoader, _first: int) -> Iterator[Any]:
+        raise ray.exceptions.OutOfMemoryError(
+            "Task was killed due to the node running low on memory"
+        )
+
+    monkeypatch.setattr(RayLoader, "_execute", execute)
+    batches = batches_of(uncached(DENSE), uncached((dense_stream(4),)))
+    message = r"^a data actor ran out of memory .* a batch of 4 samples of each of 1 streams, 0\.0 MiB; take a smaller"
+    with pytest.raises(DataError, match=message):
+        list(run(batches, RayLoader(batches, num_epochs=1, num_actors=1), epochs=1))
+
+
 def test_a_broken_sample_is_one_error_that_names_its_file(tmp_path: Path) -> None:
     _, batches = spied(tmp_path, broken=11)
     loader = RayLoader(batches, num_epochs=1, num_actors=1)
@@ -216,9 +254,15 @@ def test_a_broken_sample_is_one_error_that_names_its_file(tmp_path: Path) -> Non
 def test_a_run_with_data_actors_has_the_metrics_of_one_without(
     tmp_path: Path, experiment: Experiment
 ) -> None:
-    placement = Placement(data="ray", data_cpus=1)
-    found = fit(experiment, placement=placement, storage=tmp_path)
-    assert found.history == training.run(experiment).history
+    """Also when two workers have actors at the same time."""
+    expected = training.run(experiment).history
+    for num_workers in (1, 2):
+        placement = Placement(num_workers=num_workers, data="ray", data_cpus=1)
+        found = fit(experiment, placement=placement, storage=tmp_path)
+        if num_workers == 1:
+            assert found.history == expected
+        for epoch, other in zip(found.history, expected, strict=True):
+            assert epoch == pytest.approx(other, rel=1e-6)
 
 
 def test_more_data_cpus_than_are_free_are_refused_before_anything_starts(
