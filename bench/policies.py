@@ -3,8 +3,9 @@
     python -m bench.policies [--rounds 2] [--device cpu|cuda] [--policies EW UPGrad MGDA@r ...]
                              [--encoder resnet10t --size 32 --batch-size 8]
 
-Prints a Markdown table. Rows that end in "@r" combine gradients at the representation. The time is
-that of a whole training step: forward pass, heads, backward passes of the encoder, policy, optimiser.
+Prints a Markdown table. Rows that end in "@r" combine gradients at the representation, those that end
+in "/k" compare gradients in k blocks of parameters. The time is that of a whole training step: forward
+pass, heads, backward passes of the encoder, policy, optimiser.
 Steps of a policy alternate with steps of EW, so that a slow moment of the machine affects both. The
 ratio is the median of the ratios of the pairs (CPU: of processor time). Memory is what two steps add
 at their peak to what model and batch take; it includes the state of optimiser and policy (CPU:
@@ -46,6 +47,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     **{name: {"outer": "train"} for name in ("Auto-Lambda", "FORUM", "MOML")},
 }
 AT_REPRESENTATION = "@r"
+IN_BLOCKS = "/"
 WARM_UP = 2
 MEMORY_STEPS = 2
 MIB = 2**20
@@ -60,10 +62,10 @@ def rows_of_the_table() -> list[str]:
 
 def stepper_of(row: str, arguments: argparse.Namespace) -> Stepper:
     """A model in training with the policy of one row; all rows have the same initial model."""
-    name = row.removesuffix(AT_REPRESENTATION)
+    name, _, blocks = row.removesuffix(AT_REPRESENTATION).partition(IN_BLOCKS)
     config = PolicyConfig(
         name=name,
-        arguments=NEEDED.get(name, {}),
+        arguments=NEEDED.get(name, {}) | ({"parameter_blocks": int(blocks)} if blocks else {}),
         gradients="representation" if row.endswith(AT_REPRESENTATION) else "parameters",
     )
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from repmtl_ray.conversion import nearest, shown
 
 _EVERY = (
     *("normalize", "combined", "max_norm"),
-    *("head_weights", "update_weights_every", "momentum_of_weights"),
+    *("head_weights", "update_weights_every", "parameter_blocks", "momentum_of_weights"),
 )
 """Of every policy that reads the Gramian alone, after its own."""
 _EVERY_BUT_CLIPPING = tuple(name for name in _EVERY if name != "max_norm")

@@ -5,7 +5,7 @@ Owns functions of lists of tensors. Knows neither tasks nor workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,3 +41,24 @@ def combined(weights: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     for weight, tensor in zip(weights, tensors, strict=True):
         total.add_(tensor * weight.to(tensor.dtype))
     return total
+
+
+def stacked(rows: Iterable[Sequence[Tensor]], num_rows: int) -> Tensor:
+    """[num_rows, size]: each list of gradients as one row. Besides the whole, one row is in memory
+    at a time."""
+    matrix = torch.empty(0)
+    for index, row in enumerate(rows):
+        if index == 0:
+            matrix = row[0].new_empty(num_rows, sum(part.numel() for part in row))
+        torch.cat([part.reshape(-1) for part in row], out=matrix[index])
+    return matrix
+
+
+def blocks_of(parameters: Sequence[Parameter], num_blocks: int) -> list[list[Parameter]]:
+    """The parameters in order, in at most so many blocks of about equally many elements."""
+    blocks: list[list[Parameter]] = [[] for _ in range(num_blocks)]
+    total, before = sum(parameter.numel() for parameter in parameters), 0
+    for parameter in parameters:
+        blocks[(before + parameter.numel() // 2) * num_blocks // total].append(parameter)
+        before += parameter.numel()
+    return [block for block in blocks if block]

@@ -12,6 +12,7 @@ import logging
 import sys
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -28,22 +29,53 @@ from repmtl_ray.policies.arguments import (
 )
 from repmtl_ray.policies.base import Policy, StepInputs
 from repmtl_ray.policies.checks import refuse_loss_with_logs, require_finite_gradients
+from repmtl_ray.policies.gradient_lists import blocks_of, filled, stacked
 from repmtl_ray.policies.state import read_state, write_state
 from repmtl_ray.policies.task_pass import TaskPass
 
 logger = logging.getLogger(__name__)
 _COLUMNS_AT_ONCE = 1 << 22
+_COLUMNS_OF_A_BLOCK_AT_ONCE = 1 << 18
+"""Fewer, where memory is what counts; with another number a sum is rounded otherwise."""
 
 
-def products_of(left: Tensor, right: Tensor) -> Tensor:
-    """[T, T] inner products of the rows of two [T, P], added up in float64 whatever their dtype."""
+def products_of(left: Tensor, right: Tensor, num_columns: int = _COLUMNS_AT_ONCE) -> Tensor:
+    """[T, T] inner products of the rows of two [T, P], added up in float64 whatever their dtype.
+
+    Args:
+        left, right: gradients.
+        num_columns: that are in float64 at once.
+    """
     products = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
     for left_part, right_part in zip(
-        left.split(_COLUMNS_AT_ONCE, dim=1), right.split(_COLUMNS_AT_ONCE, dim=1), strict=True
+        left.split(num_columns, dim=1), right.split(num_columns, dim=1), strict=True
     ):
         wide = left_part.double()
         products += wide @ (wide if left is right else right_part.double()).T
     return products
+
+
+def jacobian_blocks(task_pass: TaskPass, num_blocks: int) -> Iterator[Tensor]:
+    """The columns of `TaskPass.jacobian` block by block, [T, size] each, never all at once.
+
+    Every block costs T encoder backwards that end at its parameters.
+
+    Args:
+        task_pass: of the step.
+        num_blocks: of the upstream parameters; the downstream ones are one more.
+    """
+    upstream, downstream = task_pass.upstream_parameters, task_pass.downstream_parameters
+    num_tasks, saliency = len(task_pass.tasks), task_pass.saliency
+    for block in blocks_of(upstream, num_blocks):
+        rows = stacked((task_pass.encoder_backward(own, block) for own in saliency), num_tasks)
+        task_pass.workers.total_([rows])
+        yield rows
+        del rows  # before the next one is computed
+    if downstream:
+        after = task_pass.downstream_gradients
+        rows = stacked((filled(of_task, downstream) for of_task in after), num_tasks)
+        task_pass.workers.total_([rows])
+        yield rows
 
 
 def gramian_of(gradients: Tensor) -> Tensor:
@@ -73,6 +105,10 @@ class GramianPolicy(Policy):
         update_weights_every: PSMGD: steps between two solutions. In between the weights stay, and a
             step costs one encoder backward. A task that is met for the first time makes the policy
             solve at once.
+        parameter_blocks: of the shared parameters, whose task gradients are computed and compared one
+            block after the other. With 1 the gradients of all tasks are in memory at once. With more,
+            those of one block are, every block costs a backward pass a task that ends at the block, and
+            one pass of the weighted losses follows; the update is the same to rounding.
         momentum_of_weights: CR-MOGM: weights are this share of the last step's plus the rest of
             the method's; 0 is off. A task's first weights are the method's own.
 
@@ -90,6 +126,7 @@ class GramianPolicy(Policy):
     max_norm: NonNegative = 0.0
     head_weights: HeadWeights = "official"
     update_weights_every: PositiveInt = 1
+    parameter_blocks: PositiveInt = 1
     momentum_of_weights: Decay = 0.0
 
     allows_representation = True
@@ -101,6 +138,12 @@ class GramianPolicy(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.at_representation and self.parameter_blocks > 1:
+            raise ValueError(
+                f"policy.arguments.parameter_blocks of policy {self.name!r} is {self.parameter_blocks} with gradients "
+                "'representation': no parameter's gradients are compared there. Leave it out, or take gradients "
+                "'parameters'."
+            )
         unknown = torch.full((len(self.tasks),), torch.nan, dtype=torch.float64)
         self.smoothed_weights, self.kept_weights = unknown, unknown.clone()
         self.solver_failures = 0
@@ -130,10 +173,26 @@ class GramianPolicy(Policy):
             task_pass.finish_at_representation(cotangent, self.last_head_weights)
         elif self._keeps_weights(inputs):
             self._backward_with_kept_weights(task_pass, inputs)
+        elif self.parameter_blocks > 1:
+            self._backward_in_blocks(task_pass, inputs)
         else:
             combined, self.last_head_weights = self._combine(task_pass.jacobian(), inputs)
             task_pass.finish_with_direction(combined, self.last_head_weights)
         self.step += 1
+
+    def _backward_in_blocks(self, task_pass: TaskPass, inputs: StepInputs) -> None:
+        num_tasks, device = len(self.tasks), task_pass.saliency[0].device
+        gramian = torch.zeros(num_tasks, num_tasks, dtype=torch.float64, device=device)
+        for block in jacobian_blocks(task_pass, self.parameter_blocks):
+            gramian += products_of(block, block, _COLUMNS_OF_A_BLOCK_AT_ONCE)
+            del block  # before the next one is computed
+        weights, self.last_head_weights = self._weights_by(gramian, inputs)
+        penalty = task_pass.penalty
+        if penalty is None or penalty.share is None:
+            task_pass.finish_with_weights(weights, head_weights=self.last_head_weights)
+        else:  # a share is of the combined gradient at the parameters
+            direction = task_pass.direction(weights)
+            task_pass.finish_with_direction(direction, self.last_head_weights)
 
     def _backward_with_kept_weights(self, task_pass: TaskPass, inputs: StepInputs) -> None:
         self._observe(inputs)
@@ -157,6 +216,11 @@ class GramianPolicy(Policy):
         self, gramian: Tensor, gradients: Tensor, inputs: StepInputs
     ) -> tuple[Tensor, Tensor]:
         """As `_combine`, by weights that follow from the [T, T] Gramian."""
+        weights, head_weights = self._weights_by(gramian, inputs)
+        return weights.to(gradients, non_blocking=True) @ gradients, head_weights
+
+    def _weights_by(self, gramian: Tensor, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """[T] weights of the task gradients, and of the heads' own, from the [T, T] Gramian."""
         gramian, tasks = gramian.cpu(), inputs.tasks
         is_finite = gramian.diagonal().isfinite()
         require_finite_gradients(self.name, self.tasks, self.step + 1, is_finite)
@@ -180,8 +244,7 @@ class GramianPolicy(Policy):
         norm = (weights @ gramian @ weights).clamp(min=0).sqrt()
         self._set_weights(self._spread(weights, tasks, absent=0.0), norm=float(norm))
         assert self.last_weights is not None
-        weights = self.last_weights.to(gradients, non_blocking=True)
-        return weights @ gradients, self._weights_of_heads(inputs)
+        return self.last_weights, self._weights_of_heads(inputs)
 
     def _keeps_weights(self, inputs: StepInputs) -> bool:
         """Whether this step takes the weights of the last solution; the same on every worker."""

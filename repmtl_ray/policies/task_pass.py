@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from repmtl_ray.collectives import Workers
 from repmtl_ray.penalties import scale_for_share
-from repmtl_ray.policies.gradient_lists import add_, combined, filled, last_weight
+from repmtl_ray.policies.gradient_lists import add_, combined, filled, last_weight, stacked
 from repmtl_ray.policies.look import Look
 
 
@@ -186,11 +186,11 @@ class TaskPass:
             gradients: a sub-batch's; None means the whole batch's.
         """
         of = self.gradients if gradients is None else gradients
-        rows = []
-        for saliency, after in zip(of.saliency, of.downstream_gradients, strict=True):
-            parts = [*self.encoder_backward(saliency), *filled(after, self.downstream_parameters)]
-            rows.append(torch.cat([part.reshape(-1) for part in parts]))
-        jacobian = torch.stack(rows)
+        rows = (
+            [*self.encoder_backward(saliency), *filled(after, self.downstream_parameters)]
+            for saliency, after in zip(of.saliency, of.downstream_gradients, strict=True)
+        )
+        jacobian = stacked(rows, len(self.tasks))
         self.workers.total_([jacobian])
         return jacobian
 

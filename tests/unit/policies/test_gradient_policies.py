@@ -13,6 +13,9 @@ import pytest
 import torch
 from torchjd import aggregation
 
+from repmtl_ray import policies
+from repmtl_ray.collectives import ALONE
+from repmtl_ray.policies import gramian
 from tests.helpers.asserts import assert_finite
 from tests.helpers.passes import pass_of, toy_pass
 from tests.helpers.policy_examples import (
@@ -23,6 +26,7 @@ from tests.helpers.policy_examples import (
     JACOBIAN_POLICIES,
     make,
 )
+from tests.helpers.runs import dense_batch, parameters_after, policy_config, small_stepper
 
 
 def nash_at_norm_one(jacobian: Any) -> Any:
@@ -416,6 +420,47 @@ def test_kept_weights_cost_one_backward_and_combine_the_new_gradients(name: str)
         if policy.max_norm:
             expected = expected * (policy.max_norm / expected.norm()).clamp(max=1)
         torch.testing.assert_close(toy.finished_shared(), expected)
+
+
+@pytest.mark.parametrize("penalty", ["none", "printed", "share"])
+@pytest.mark.parametrize("name", [name for name in EVERY_GRAMIAN_POLICY if name != "Krum"])
+def test_parameters_in_blocks_make_the_same_update(name: str, penalty: str) -> None:
+    def parameters(num_blocks: int) -> torch.Tensor:
+        config = policy_config(name)
+        arguments = {**config.arguments, "parameter_blocks": num_blocks}
+        options: dict[str, Any] = {
+            "regularizer": (0.0, 0.0) if penalty == "none" else (0.9, 0.7),
+            "share": 0.1 if penalty == "share" else None,
+        }
+        return parameters_after(ALONE, dataclasses.replace(config, arguments=arguments), options)
+
+    # Nash-MTL's solver makes more of rounding than the others.
+    torch.testing.assert_close(parameters(3), parameters(1), rtol=1e-5, atol=1e-7)
+
+
+def test_a_block_of_parameters_is_all_that_is_in_memory() -> None:
+    stepper = small_stepper(ALONE, policy_config("MGDA", arguments={"parameter_blocks": 3}))
+    sizes: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        products_of = gramian.products_of
+
+        def counted(left: torch.Tensor, right: torch.Tensor, num_columns: int) -> torch.Tensor:
+            sizes.append(left.shape[1])
+            return products_of(left, right, num_columns)
+
+        patch.setattr(gramian, "products_of", counted)
+        stepper.step(dense_batch(0, ALONE), global_step=0)
+    num_shared = sum(parameter.numel() for parameter in stepper.model.encoder.parameters())
+    assert len(sizes) > 1
+    assert sum(sizes) == num_shared
+
+
+def test_blocks_of_parameters_at_the_representation_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"parameter_blocks of policy 'MGDA' is 2 with gradients"):
+        policies.build(
+            policy_config("MGDA", gradients="representation", arguments={"parameter_blocks": 2}),
+            ["segmentation", "depth"],
+        )
 
 
 def test_a_task_that_was_absent_when_the_weights_were_found_makes_the_policy_solve() -> None:
