@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -93,6 +94,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+@functools.cache  # Python compiles every annotation of a class again for each call
+def _hints_of(cls: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     """Builds a dataclass from nested plain values, which `to_dict` makes.
 
@@ -105,7 +111,7 @@ def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
         ValueError: an unknown key (the nearest valid ones are offered), a missing or ill-typed
             value.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints_of(cls)
     fields = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
@@ -135,7 +141,7 @@ def check_types(config: Any, where: str = "") -> None:
         config: a frozen dataclass.
         where: what messages call it.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _hints_of(type(config))
     for entry in dataclasses.fields(config):
         path = f"{where}.{entry.name}" if where else entry.name
         value = _convert(hints[entry.name], getattr(config, entry.name), path)
