@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import math
@@ -21,6 +20,7 @@ C = TypeVar("C")
 
 _DEEPEST = 8  # levels of a mapping
 _ADDED = "added"  # in the metadata of a field, its default
+_hints: dict[type, Mapping[str, Any]] = {}
 
 
 class ExperimentError(ValueError):
@@ -94,9 +94,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-@functools.cache  # Python compiles every annotation of a class again for each call
 def _hints_of(cls: type) -> Mapping[str, Any]:
-    return typing.get_type_hints(cls)
+    """The types of a dataclass's fields, by name."""
+    if cls not in _hints:  # Python compiles every annotation of a class again for each call
+        _hints[cls] = typing.get_type_hints(cls)
+    return _hints[cls]
 
 
 def from_dict(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
