@@ -58,6 +58,27 @@ def to_numpy(value: pa.Array, field: pa.Field, label: str) -> NDArray[Any]:
     return _nested(value, label)
 
 
+def array_of_lists(values: pa.Array | pa.ChunkedArray) -> NDArray[Any] | None:
+    """Nested lists of numbers as one array [rows, ...]; None for anything else, gaps and several lengths.
+
+    Args:
+        values: a column, [rows].
+    """
+    if isinstance(values, pa.ChunkedArray):  # of no rows
+        return None
+    shape = [len(values)]
+    while _is_list(values.type):
+        lengths = pc.unique(pc.list_value_length(values)).to_pylist()
+        if values.null_count or len(lengths) != 1 or not lengths[0]:
+            return None
+        shape.append(lengths[0])
+        values = values.flatten()
+    kinds = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean
+    if len(shape) == 1 or values.null_count or not any(is_kind(values.type) for is_kind in kinds):
+        return None
+    return values.to_numpy(zero_copy_only=False).reshape(shape)
+
+
 def _in_logical_order(
     stored: NDArray[Any], permutation: list[int] | None, label: str
 ) -> NDArray[Any]:

@@ -18,8 +18,10 @@ import pyarrow
 import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
+from ray.data.extensions import ArrowTensorArray
 
 from repmtl_ray.conversion import check, shown
+from repmtl_ray.data.arrow_arrays import array_of_lists
 from repmtl_ray.data.blocks import index_of, over_blocks, quiet
 from repmtl_ray.data.cache import CachedSplit, warn_if_large
 from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
@@ -233,12 +235,14 @@ def _open(name: str, rows: Dataset | StreamedRows, data: CustomData) -> Opened:
                 expected = ", ".join(columns)
                 return None, None, [f"{name}: expected the columns {expected}; {have}"]
             chosen = dataset.select_columns(wanted)
-            if may_lack:
+            # With `collate`, inputs may have another length in every row.
+            lists = (*kinds, *(data.inputs if data.collate is None else ()))
+            if may_lack or data.inputs != (IMAGE,):
                 chosen = chosen.map_batches(
-                    cast(Any, _with_ignore_values),
+                    cast(Any, _regular),
                     batch_format="pyarrow",
                     batch_size=None,
-                    fn_kwargs={"kinds": may_lack},
+                    fn_kwargs={"kinds": may_lack, "lists": lists},
                     # Tasks without a CPU run also while workers hold all of them.
                     num_cpus=0 if first is None else None,
                 )
@@ -246,7 +250,7 @@ def _open(name: str, rows: Dataset | StreamedRows, data: CustomData) -> Opened:
                 blocks = tuple(chosen.materialize().to_arrow_refs())
                 reports = over_blocks(block_check, blocks)
             else:
-                first = _with_ignore_values(first.select(wanted), kinds=may_lack)
+                first = _regular(first.select(wanted), kinds=may_lack, lists=lists)
                 reports = [block_check(first)]
     except (ray.exceptions.RayError, ValueError, TypeError, pyarrow.ArrowException) as error:
         return None, None, [f"{name}: its rows cannot be read: {reason_of(error)}"]
@@ -292,6 +296,21 @@ def _number_of(task: Task) -> int | None:
     if task.kind in ("class", "label"):
         return getattr(task, "num_classes", None)
     return task.num_targets
+
+
+def _regular(
+    table: pyarrow.Table, *, kinds: Mapping[str, Kind], lists: Sequence[str]
+) -> pyarrow.Table:
+    """The table with ignore values in its gaps, and with tensors in the place of lists of one length,
+    which is what several numbers a sample are in a data frame and in Parquet files."""
+    table = _with_ignore_values(table, kinds=kinds)
+    for name in lists:
+        if name in table.column_names:
+            array = array_of_lists(table.column(name).combine_chunks())
+            if array is not None:
+                place, tensor = table.column_names.index(name), ArrowTensorArray.from_numpy(array)
+                table = table.set_column(place, name, tensor)
+    return table
 
 
 def _with_ignore_values(table: pyarrow.Table, *, kinds: Mapping[str, Kind]) -> pyarrow.Table:

@@ -23,6 +23,7 @@ from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
 from repmtl_ray.data.stream import Kind, contents_of
 
 _SHOWN = 5
+NO_INPUT = "fill in a number, or leave the row out: inputs have no value that is ignored"
 NO_VALUE = "give a sample without a label the ignore value everywhere (-1, depth 0, normal 0)"
 
 
@@ -65,6 +66,7 @@ class BlockCheck:
         size = None
         for name, is_empty in empty.items():
             why = "it decides the sample's order and view" if name == SAMPLE_ID else NO_VALUE
+            why = NO_INPUT if name in self.inputs else why
             text = f"{name}: has no value (None); {why}"
             numbered: list[int | None] = [None] * count if name == SAMPLE_ID else ids.tolist()
             problems += [(numbered[row], text) for row in range(count) if is_empty[row]]

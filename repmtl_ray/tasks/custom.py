@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias, Union, cast, final, get_args
@@ -230,6 +231,17 @@ class CustomTask(Task):
             if _is_of_torchmetrics(measure)
         }
 
+    def check_computed(self, updated: Mapping[str, Any]) -> None:
+        """Refuses a metric that is several numbers, or none, as soon as a few samples show it."""
+        for name, measure in updated.items():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of too few samples
+                    value = measure.compute()
+            except (TypeError, RuntimeError, LookupError, ValueError, ArithmeticError):
+                continue  # of so few samples it does not exist
+            self._number(name, value)
+
     def _labelled(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The samples that have a label; single numbers without their axis."""
         if self.kind in _INTEGERS:
@@ -285,8 +297,8 @@ def check_on(task: Task, prediction: Tensor, target: Tensor, *, penalized: bool)
         task.statistics(prediction.detach(), target)
         collected = task.collected(prediction.detach(), target) if task.num_columns else None
         if isinstance(task, CustomTask) and collected is not None and len(collected):
-            task.updated_with(collected)
-    except (TypeError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+            task.check_computed(task.updated_with(collected))
+    except (TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"task {task.name!r}: its loss or a metric cannot be computed from a prediction and a "

@@ -12,6 +12,7 @@ import ray.data
 
 from repmtl_ray import CustomData
 from repmtl_ray.data import custom, custom_check, validation
+from repmtl_ray.data.blocks import quiet, views_of
 from repmtl_ray.data.stream import Kind, Normalization
 from repmtl_ray.tasks import Depth, Segmentation, Task
 
@@ -176,3 +177,27 @@ def test_single_labels_that_are_missing_get_their_ignore_value() -> None:
     assert np.isnan(filled["score"][1])
     whole = pa.table({"buy": [1, 0], "score": [0.5, 1.0]})
     assert custom._with_ignore_values(whole, kinds=kinds).equals(whole)
+
+
+def test_lists_of_one_length_become_tensors_and_others_stay() -> None:
+    kinds: dict[str, Kind] = {"tags": "binary", "many": "value"}
+    given = {
+        "tags": [[0, 1], [1, -1]],
+        "many": [[[0.5], [1.0]], [[2.0], [3.0]]],
+        "mask": [[True]] * 2,
+    }
+    given |= {"ragged": [[1], [1, 2]], "gaps": [[1], None], "words": [["a"], ["b"]], "one": [1, 2]}
+    with quiet():  # the first look at a setting of Ray's own warns of it
+        made = custom._regular(pa.table(given), kinds=kinds, lists=tuple(given))
+    views = views_of(made)
+    for name, shape in (("tags", (2, 2)), ("many", (2, 2, 1)), ("mask", (2, 1))):
+        np.testing.assert_array_equal(views[name], np.array(given[name]))
+        assert views[name].shape == shape
+    for name in ("ragged", "gaps", "words", "one"):
+        assert made.column(name).to_pylist() == given[name]
+
+
+def test_an_input_without_a_value_is_to_be_filled_in_and_not_ignored() -> None:
+    check = custom_check.BlockCheck({"buy": "binary"}, {"buy": 1}, ("price",))
+    rows = pa.table({"sample_id": [7, 8], "price": [0.5, None], "buy": [0, 1]})
+    assert check(rows).problems == [(8, f"price: has no value (None); {custom_check.NO_INPUT}")]

@@ -272,6 +272,8 @@ def test_a_metric_that_is_several_numbers_says_so() -> None:
     prediction, target = example(task)
     with pytest.raises(ValueError, match=r"measures\['r2'\].of the split is of shape \(2,\)"):
         task.metrics(task.statistics(prediction, target), task.collected(prediction, target))
+    with pytest.raises(ValueError, match=r"measures\['r2'\].of the split is of shape \(2,\)"):
+        check_on(task, prediction, target, penalized=True)  # before training
 
 
 def test_a_class_of_ones_own_is_looked_at_too() -> None:
