@@ -133,14 +133,10 @@ class _CachedRows:
     ) -> dict[str, NDArray[Any]]:
         blocks, places = self._cached.block_of[indices], self._cached.row_of[indices]
         self._map(sorted(set(blocks.tolist()) - self._views.keys()))
-        first = self._views[int(blocks[0])]
+        used = [self._views[block] for block in sorted(set(blocks.tolist()))]
+        names = used[0] if columns is None else columns
         gathered = {
-            name: np.empty(
-                (len(indices), *first[name].shape[1:]),
-                # Blocks of a Ray Dataset may hold ids of different widths.
-                np.int64 if name == SAMPLE_ID else first[name].dtype,
-            )
-            for name in (first if columns is None else columns)
+            name: _room(name, len(indices), [view[name] for view in used]) for name in names
         }
         for row, (block, place) in enumerate(zip(blocks.tolist(), places.tolist(), strict=True)):
             view = self._views[block]
@@ -153,6 +149,16 @@ class _CachedRows:
         tables = ray.get([self._cached.blocks[block] for block in missing])
         for block, table in zip(missing, tables, strict=True):
             self._views[block] = views_of(table)
+
+
+def _room(name: str, count: int, parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Space for rows of blocks, which may differ in a Ray Dataset: a type that holds the numbers of
+    all of them, and an array of objects where their rows have several lengths."""
+    shapes = {part.shape[1:] for part in parts}
+    if len(shapes) > 1:
+        return np.empty(count, dtype=object)
+    dtype = np.result_type(*{part.dtype for part in parts})
+    return np.empty((count, *shapes.pop()), np.int64 if name == SAMPLE_ID else dtype)
 
 
 def check_and_cache(streams: Sequence[Stream], *, used_bytes: int = 0) -> CheckedSplit:

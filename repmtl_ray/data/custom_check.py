@@ -71,7 +71,10 @@ class BlockCheck:
             numbered: list[int | None] = [None] * count if name == SAMPLE_ID else ids.tolist()
             problems += [(numbered[row], text) for row in range(count) if is_empty[row]]
         lacks_input = any(name in empty for name in self.inputs)
-        for row in range(0 if self._is_plainly_right(columns, empty) else count):
+        is_right = self._is_plainly_right(columns, empty)
+        for name in one_form if is_right else ():  # the network would see one type or another
+            forms[name][f"{columns[name].dtype} {columns[name].shape[1:]}"] += count
+        for row in range(0 if is_right else count):
             sample = {name: np.asarray(values[row]) for name, values in columns.items()}
             kinds = {name: kind for name, kind in self.kinds.items() if name not in empty}
             sample_problems = (

@@ -29,7 +29,7 @@ from repmtl_ray.runs import loop
 from repmtl_ray.runs.checkpoint import read_description, read_model
 from repmtl_ray.studies.methods import method
 from repmtl_ray.studies.recommend import Recommendation
-from repmtl_ray.tasks import Classification, Depth, Normals, Segmentation, Task
+from repmtl_ray.tasks import Binary, Classification, Depth, Normals, Segmentation, Task
 from tests.helpers.documents import run_notebook
 from tests.helpers.own_policies import SlowestFirst
 from tests.helpers.paths import ROOT
@@ -180,6 +180,31 @@ def test_an_error_in_the_rows_own_functions_is_one_line() -> None:
         rows = ray.data.range(2).map(broken)
     with pytest.raises(ValueError, match="its rows cannot be read: KeyError: 'picture'"):
         open_custom(CustomData(train=rows, evaluation=rows, tasks=TASKS))
+
+
+def test_blocks_of_other_types_and_lengths_are_refused_or_read_as_they_are() -> None:
+    prices: list[Any] = [1, 2, 0.75, 0.25]
+    rows = [{**shop_row(number), "price": prices[number]} for number in range(4)]
+    with pytest.raises(
+        ValueError, match=r"train: price: has several forms: .*int64 .*expected one"
+    ):
+        open_custom(dataclasses.replace(shop(), train=dataset(rows, 4)))
+    words = [[7], [1, 2], [3, 4], [5]]
+    for listed in (list, np.array):
+        text = dataset(
+            [{"sample_id": i, "tokens": listed(words[i]), "click": 1} for i in range(4)], 4
+        )
+        given = CustomData(
+            train=text,
+            evaluation=text,
+            inputs=("tokens",),
+            tasks=(Binary(name="click"),),
+            collate=lambda columns: {},
+        )
+        split, _, _ = open_custom(given)
+        for order in ([0, 1, 2, 3], [1, 0, 3, 2], [3, 0], [1, 2]):
+            found = split.rows(split.streams[0]).fetch(np.array(order))
+            assert [part.tolist() for part in found["tokens"]] == [words[i] for i in order]
 
 
 def shop() -> CustomData:
