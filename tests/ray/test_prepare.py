@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -12,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from repmtl_ray import Placement, fit
+from repmtl_ray import Placement, cli, fit
 from repmtl_ray.config import DataConfig, Experiment, replace, to_dict
 from repmtl_ray.data import cache, manifest, prepare, shards
 from repmtl_ray.data.cache import cache_streams, check_streams
-from repmtl_ray.data.sources import Stream, open_streams
+from repmtl_ray.data.sources import Stream, open_streams, tasks_of
 from repmtl_ray.runs import checkpoint
-from tests.helpers.layouts import dense_stream, make_cityscapes
+from tests.helpers.layouts import dense_stream, make_cityscapes, make_office
 from tests.helpers.s3 import BUCKET, S3, serving
 
 pytestmark = pytest.mark.ray
@@ -160,6 +161,49 @@ class _Twins:
 
     def __call__(self, index: int) -> Any:
         return self.stream.load(2 if index == 3 else index)
+
+
+def test_the_command_prepares_folders_of_photographs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes, domains = {"dog": 0, "guitar": 1, "house": 2}, ("photo", "art_painting")
+    root = make_office(
+        tmp_path / "files", per_class=dict.fromkeys(domains, 4), classes=classes, images=""
+    )
+    out = str(tmp_path / "out")
+    command = [
+        "image_folders",
+        "--source",
+        str(root),
+        "--out",
+        out,
+        "--height",
+        "16",
+        "--width",
+        "24",
+    ]
+    with pytest.raises(SystemExit):
+        cli.main("prepare", command)
+    assert "domains is not given, which data.name 'image_folders' needs" in capsys.readouterr().err
+    command += ["--set", f"domains={json.dumps(domains)}"]
+    cli.main("prepare", command)
+    files = DataConfig(name="image_folders", path=str(root), domains=domains, height=16, width=24)
+    stored = DataConfig(name="image_folders", path=out, domains=domains)
+    assert tasks_of(stored) == tasks_of(files)
+    for split in ("train", "val", "test"):
+        expected, found = open_streams(files, split), open_streams(stored, split)
+        assert [stream.name for stream in found] == list(domains)
+        assert [stream.normalize for stream in found] == [stream.normalize for stream in expected]
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours.num_samples, ours.classes) == (theirs.num_samples, theirs.classes)
+            for index in range(ours.num_samples):
+                for name, values in theirs.load(index).items():
+                    np.testing.assert_array_equal(ours.load(index)[name], values)
+    (photo,) = open_streams(dataclasses.replace(stored, domains=("photo",)), "train")
+    assert photo.num_samples == 6
+    with pytest.raises(ValueError, match="sketch"):
+        open_streams(dataclasses.replace(stored, domains=("sketch",)), "train")
+    cli.main("prepare", command)  # everything is kept
 
 
 def test_a_bucket_holds_a_store_as_a_folder_does(tmp_path: Path, s3: S3) -> None:
