@@ -10,6 +10,7 @@ installed packages.
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import hashlib
 import inspect
@@ -181,8 +182,10 @@ def _functions_of(value: Any) -> Iterator[Any]:
 
 
 def _names_in(code: types.CodeType) -> set[str]:
-    """The names that code and the functions inside it look up."""
-    names = set(code.co_names)
+    """The global names that code and the functions inside it look up; no names of attributes, which a
+    copy in another process does not bring along."""
+    found = dis.get_instructions(code)
+    names = {part.argval for part in found if part.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             names |= _names_in(constant)

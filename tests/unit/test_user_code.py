@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from ray import cloudpickle
 from torch import nn
 
 from repmtl_ray.user_code import identity, modules_of
+from tests.helpers import problems
 
 SOURCE = '''
 """A module of the user's."""
@@ -115,3 +117,14 @@ def test_code_typed_at_a_prompt_has_an_identity() -> None:
 
     one, same = typed("def model():\n    return 1"), typed("def model():\n    return 1")
     assert identity(one) == identity(same) != identity(typed("def model():\n    return 2"))
+
+
+def test_a_copy_of_a_function_has_its_identity_if_an_attribute_has_the_name_of_a_global() -> None:
+    """`softmax` of these problems calls the method of a tensor that has its own name."""
+    cloudpickle.register_pickle_by_value(problems)
+    try:
+        copy = cloudpickle.loads(cloudpickle.dumps(problems.softmax))
+    finally:
+        cloudpickle.unregister_pickle_by_value(problems)
+    assert copy is not problems.softmax
+    assert identity(copy) == identity(problems.softmax)
