@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import ray.data
 import ray.tune
 import torch
 
-from repmtl_ray import CustomData, Model, benchmark, fit, recommend, tune
+from repmtl_ray import CustomData, Model, Placement, benchmark, fit, recommend, tune
 from repmtl_ray.config import (
     DataConfig,
     Experiment,
@@ -27,16 +28,22 @@ from repmtl_ray.data.stream import Normalization
 from repmtl_ray.prepared_run import prepare_run, read_samples, with_model
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.checkpoint import read_description, read_model
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.studies.methods import method
 from repmtl_ray.studies.recommend import Recommendation
 from repmtl_ray.tasks import Binary, Classification, Depth, Normals, Segmentation, Task
 from tests.helpers.documents import run_notebook
+from tests.helpers.local_mode import fit_here, study_here
 from tests.helpers.own_policies import SlowestFirst
 from tests.helpers.paths import ROOT
 from tests.helpers.problems import (
     SHOP,
     SHOP_INPUTS,
     own_experiment,
+    quantile_model,
+    quantile_row,
+    quantile_split,
+    quantile_tasks,
     shop_model,
     shop_row,
     shop_split,
@@ -280,6 +287,44 @@ def test_recommend_compares_methods_on_a_model_and_data_of_ones_own(tmp_path: Pa
         other = recommended(data, model, names=("EW",), seeds=(0,))
         assert other.file != found.file
         assert other.rows[0].seconds != found.rows[0].seconds  # it was trained
+
+
+@pytest.mark.slow
+def test_own_losses_and_metrics_are_the_same_on_two_workers_after_a_stop_and_in_a_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, then this one from inside an epoch, then a benchmark in this one."""
+    table = dataset([quantile_row(number) for number in range(24)], 3)
+    given = CustomData(train=table, evaluation=table, inputs=SHOP_INPUTS, tasks=quantile_tasks())
+    experiment = own_experiment(model=ModelConfig(), epochs=1)
+    options: dict[str, Any] = {"model": quantile_model, "data": given, "storage": tmp_path}
+    two = fit(
+        experiment,
+        name="two",
+        placement=Placement(num_workers=2),
+        checkpoints=CheckpointConfig(every_steps=2, keep=9),
+        **options,
+    )
+    split = quantile_split(range(24))
+    _, alone = loop.run(own_experiment(epochs=1), train=split, evaluation=split)
+    expected = {name: alone.history[0][name] for name in two.metrics}
+    assert {"quantile/r2", "quantile/share_below_up", "taste/accuracy"} <= expected.keys()
+    assert two.metrics == pytest.approx(expected, rel=1e-7, abs=1e-9)
+
+    fit_here(monkeypatch)
+    earlier = next(iter(tmp_path.glob("two/checkpoint_000000_00000002_*")))
+    shutil.copytree(earlier, tmp_path / "one" / earlier.name)
+    resumed = fit(experiment, name="one", **options)
+    assert resumed.epochs_now == 1
+    assert resumed.metrics == pytest.approx(expected, rel=1e-7, abs=1e-9)
+
+    study_here(monkeypatch)
+    methods = {"EW": {"policy.name": "EW"}}
+    compared = benchmark(experiment, methods, seeds=(0,), name="compared", **options)
+    assert not compared.failures
+    (record,) = compared.records
+    for name in ("quantile/r2", "quantile/share_below_up", "taste/accuracy"):
+        assert record["metrics"][name] == pytest.approx(expected[name], rel=1e-7, abs=1e-9)
 
 
 @pytest.mark.slow
