@@ -114,6 +114,10 @@ class Task(ABC):
 
     num_columns: ClassVar[int] = 0
     """The width of `collected`; 0 if no metric needs single samples."""
+    without_metric: ClassVar[str] = (
+        "has no valid label in the split; check its targets or drop the task."
+    )
+    """What to say where the labels of a split do not allow a metric."""
     code_fields: ClassVar[tuple[str, ...]] = ()
     """The fields that hold code of the user's own, which no file keeps; its identity is stored."""
 
@@ -151,10 +155,7 @@ class Task(ABC):
             values |= self._collected_metrics(collected)
         for name in self.metric_directions:
             if name not in values:
-                raise ValueError(
-                    f"task {self.name!r}: {name} has no valid label in the split; "
-                    "check its targets or drop the task."
-                )
+                raise ValueError(f"task {self.name!r}: {name} {self.without_metric}")
             if not math.isfinite(values[name]):
                 raise ValueError(
                     f"task {self.name!r}: {name} is {values[name]}; "

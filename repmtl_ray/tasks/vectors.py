@@ -102,6 +102,10 @@ class _YesOrNo(Task):
     dense: ClassVar[bool] = False
     kind: ClassVar[Kind] = "binary"
     num_columns: ClassVar[int] = 3
+    without_metric: ClassVar[str] = (
+        "has no valid label in the split, or only labels of one kind: f1 needs a 1, auc and average_precision a 1 and a 0. "
+        "Choose samples that have them, or other `measures` ('accuracy' needs neither)."
+    )
 
     measures: tuple[str, ...] = ("auc", "average_precision")
 
