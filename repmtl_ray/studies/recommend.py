@@ -218,11 +218,12 @@ def _opened(
     if data is None and model is None:
         names = ("train", experiment.data.eval_split)
         return experiment, {name: open_split(experiment.data, name) for name in names}, ""
+    from repmtl_ray.data.custom import CustomData
     from repmtl_ray.prepared_run import prepare_run, read_samples, with_model
     from repmtl_ray.runs.worker import split_of
 
     experiment = with_model(experiment, model)
-    if data is not None and data.is_streamed:
+    if isinstance(data, CustomData) and data.is_streamed:
         raise ValueError(
             "recommend trains in this process on samples that are kept, but the data are StreamedRows; hand over "
             "a part that fits into memory, for example dataset.limit(10_000)."
