@@ -63,8 +63,10 @@ def test_public_names_that_need_an_extra_say_which(core_alone: list[str]) -> Non
         for line in core_alone
         if (match := re.match(r'repmtl_ray\.(\w+) needs .*install "repmtl_ray\[(\w+)\]"', line))
     )
-    ray = ("CustomData", "StreamedRows", "Placement", "SearchResult", "tune", "benchmark")
-    ray += ("FitResult", "fit")
+    ray = (
+        *("CustomData", "StreamedRows", "Placement", "SearchResult"),
+        *("tune", "benchmark", "FitResult", "fit"),
+    )
     vision = ("TrainedModel", "evaluate", "load_model", "predict", "CheckpointConfig", "recommend")
     assert said == dict.fromkeys(ray, "ray") | dict.fromkeys(vision, "vision")
 
