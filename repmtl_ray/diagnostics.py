@@ -75,12 +75,12 @@ def diagnose(
     if penalty_gradient is not None:
         of_tasks, of_penalty = (square.sqrt().squeeze() for square in squares)
         values["gradient_share"] = of_penalty / of_tasks
-    chance = math.sqrt(wide.shape[2])
-    for index, task in enumerate(tasks):
-        values[f"alignment/{task}"] = alignment[index] / samples[index]
-        values[f"effective_rank/{task}"] = rank[index] / samples[index]
-        values[f"channel_mean/{task}"] = chance * mean_sizes[index] / sizes[index]
-    return values
+    by_task = {
+        "alignment": alignment / samples,
+        "effective_rank": rank / samples,
+        "channel_mean": math.sqrt(wide.shape[2]) * mean_sizes / sizes,
+    }
+    return values | {f"{n}/{t}": v[i] for i, t in enumerate(tasks) for n, v in by_task.items()}
 
 
 def _positions_last(saliency: Tensor) -> Tensor:

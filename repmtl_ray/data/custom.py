@@ -25,7 +25,7 @@ from repmtl_ray.data.arrow_arrays import array_of_lists
 from repmtl_ray.data.blocks import index_of, over_blocks, quiet
 from repmtl_ray.data.cache import CachedSplit, warn_if_large
 from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
-from repmtl_ray.data.custom_check import BlockCheck, explained, reason_of
+from repmtl_ray.data.custom_check import BlockCheck, Report, explained, reason_of
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream, fingerprint_of
 from repmtl_ray.data.streamed import (
     StreamedRows,
@@ -264,18 +264,27 @@ def _open(name: str, rows: Dataset | StreamedRows, data: CustomData) -> Opened:
             checked(name, chosen, block_check),
         )
         return streamed_split(name, rows, stream, checked_rows, first), size, []
+    return _cached(data, blocks, reports, size), size, []
+
+
+def _cached(
+    data: CustomData,
+    blocks: tuple[ray.ObjectRef[Any], ...],
+    reports: Sequence[Report],
+    size: tuple[int, int] | None,
+) -> CachedSplit:
+    """The split of rows that are kept, whose blocks are right."""
     summaries = [report.summary for report in reports]
     stream = _stream(data, sum(len(summary.ids) for summary in summaries), size)
     num_bytes = sum(report.num_bytes for report in reports)
     warn_if_large(num_bytes)
     cached = index_of(stream, blocks, summaries, any_ids=True)
-    split = CachedSplit(
+    return CachedSplit(
         streams=(stream,),
         cached={NAME: cached},
         num_bytes=num_bytes,
         fingerprint=fingerprint_of({NAME: cached.contents}),
     )
-    return split, size, []
 
 
 def _stream(data: CustomData, num_samples: int, size: tuple[int, int] | None) -> Stream:
