@@ -68,13 +68,10 @@ def diagnose(
         totals.split([part.numel() for part in parts])
     )
     dominance = torch.special.entr(shares / positions).sum()
-    values = {
-        "dominance": dominance,
-        "specialisation": dominance - (entropy / positions).squeeze(),
-    }
+    specialisation = dominance - (entropy / positions).squeeze()
+    values = {"dominance": dominance, "specialisation": specialisation}
     if penalty_gradient is not None:
-        of_tasks, of_penalty = (square.sqrt().squeeze() for square in squares)
-        values["gradient_share"] = of_penalty / of_tasks
+        values["gradient_share"] = (squares[1].sqrt() / squares[0].sqrt()).squeeze()
     by_task = {
         "alignment": alignment / samples,
         "effective_rank": rank / samples,
