@@ -26,7 +26,7 @@ and right; gives arrays of the same shapes and types."""
 
 
 def by_opencv(arrays: Arrays, columns: Columns, window: Window | None, flip: bool) -> Arrays:
-    """The same by OpenCV alone, as `Geometry`."""
+    """Makes a view by OpenCV alone; arguments and result are those of `Geometry`."""
     moved = dict(arrays)
     for name, how in columns:
         if name not in arrays:

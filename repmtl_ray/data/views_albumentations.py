@@ -22,7 +22,10 @@ _CROP = "crop_coords"
 def by_albumentations(
     arrays: Arrays, columns: Columns, window: Window | None, flip: bool
 ) -> Arrays:
-    """As `views.Geometry`; one of the columns is "image"."""
+    """Makes a view by albumentations; arguments and result are those of `views.Geometry`.
+
+    One of the arrays is "image", whose size the others have.
+    """
     height, width = arrays["image"].shape[:2]
     if window is not None:
         crop, resize = _scale_crop(height, width, columns)

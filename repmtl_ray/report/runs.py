@@ -139,7 +139,7 @@ def search_runs(
 
 
 def _told_apart(names: Sequence[str], settings: Sequence[str]) -> list[str]:
-    """Names of configurations; those of one name that differ in other settings have them added."""
+    """The names of configurations. Where one name has several settings, these are added to it."""
     settings_by_name: dict[str, set[str]] = {}
     for name, setting in zip(names, settings, strict=True):
         settings_by_name.setdefault(name, set()).add(setting)

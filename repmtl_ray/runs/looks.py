@@ -126,7 +126,10 @@ def losses_at(
 
 @contextlib.contextmanager
 def _blaming_gradients(moves: Sequence[Tensor] | None) -> Iterator[None]:
-    """Losses that are finite, but not where gradients moved the parameters: these are too large."""
+    """Raises `NonFiniteGradientError` for a loss that is not finite after gradients moved the parameters.
+
+    The loss was finite before, so these gradients are too large.
+    """
     try:
         yield
     except NonFiniteLossError as error:

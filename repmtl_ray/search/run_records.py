@@ -99,7 +99,7 @@ def read_record(folder: str, run: Run) -> Record | None:
 
 
 def write_failure(folder: str, run: Run, reason: str) -> None:
-    """Notes why a run ended without a record; a record that it gets later counts instead."""
+    """Writes the reason why a run has no record. A record that the run gets later takes its place."""
     values = {"label": run.label, "experiment": to_dict(run.experiment), "reason": reason}
     storage.write(f"{folder}/failures/{run.name}.json", (json.dumps(values) + "\n").encode())
 
