@@ -123,7 +123,7 @@ def with_model(experiment: Experiment, model: ModelFunction | None) -> Experimen
 def check_settings(
     experiment: Experiment, placement: Placement, data: CustomData | None = None
 ) -> Placement:
-    """Finds what is wrong with a run without starting Ray and without looking at data.
+    """Finds what is wrong with a run without starting Ray and without looking into data.
 
     Args:
         experiment, placement, data: as for `fit`.
@@ -133,9 +133,10 @@ def check_settings(
 
     Raises:
         ValueError: values of other types, an experiment and data that do not go together, tasks,
-            policy or penalties that cannot be trained, a batch that the workers cannot share, an
-            encoder or weights that do not exist.
+            policy or penalties that cannot be trained, a batch that the workers cannot share, a
+            folder of data, an encoder or weights that do not exist.
     """
+    from repmtl_ray.data.sources import check_folder
     from repmtl_ray.models.encoders import check_available
     from repmtl_ray.runs import loop
 
@@ -144,6 +145,8 @@ def check_settings(
     if data is not None:
         _check_own(experiment, data)
         placement = _for_rows(placement, data)
+    else:
+        check_folder(experiment.data)
     placement.check_divides(experiment.batch_size)
     loop.selected_tasks(experiment, None if data is None else data.tasks)
     check_available(experiment.model)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from repmtl_ray import storage
 from repmtl_ray.config import DataConfig
 from repmtl_ray.data import (
     cityscapes,
@@ -98,6 +99,16 @@ def open_streams(
         rows = parquet_files.open_frames(which, _folder(data), split, data.columns)
         return (dense.open_stream(which, rows, size=size),)
     return (_open_npy(data.name, _folder(data), split, size, every_header=every_header),)
+
+
+def check_folder(data: DataConfig) -> None:
+    """Whether the folder of a data set exists; before checks that take longer.
+
+    Raises:
+        ValueError: it does not; as from `open_streams`, which says what is expected there.
+    """
+    if data.path is not None and storage.is_local(data.path) and not _folder(data).exists():
+        open_streams(data, "train")
 
 
 def tasks_of(data: DataConfig) -> tuple[Task, ...]:

@@ -226,12 +226,16 @@ def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
 
 
 def best_by_penalties(runs: Sequence[Run]) -> dict[tuple[float, float], Run]:
-    """The run with the largest delta_p at each (lambda_tsr, lambda_csa)."""
+    """The run with the largest delta_p at each (lambda_tsr, lambda_csa).
+
+    A run that was stopped early stands for its place only where no other was trained there.
+    """
     best: dict[tuple[float, float], Run] = {}
-    for run in finished(runs):
-        place = run.parameters["lambda_tsr"], run.parameters["lambda_csa"]
-        if place not in best or _delta_p(run) > _delta_p(best[place]):
-            best[place] = run
+    ranked = sorted(
+        finished(runs), key=lambda run: (run.status != "stopped", _delta_p(run)), reverse=True
+    )
+    for run in ranked:
+        best.setdefault((run.parameters["lambda_tsr"], run.parameters["lambda_csa"]), run)
     return best
 
 

@@ -195,3 +195,17 @@ def test_settings_that_are_right_pass() -> None:
     check_settings(CUSTOM, Placement(num_workers=2), DATA)
     assert CheckpointConfig().keep == 2
     assert prepared_run.expect("x", None, int, optional=True) is None  # type: ignore[func-returns-value]
+
+
+def test_a_missing_folder_is_named_before_a_server_is_asked_for_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(model: ModelConfig) -> None:
+        raise AssertionError("asked for weights")
+
+    monkeypatch.setattr("repmtl_ray.models.encoders.check_available", ask)
+    named = Experiment(data=DataConfig(name="cityscapes", path=str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match="nowhere does not exist; expected a folder with"):
+        check_settings(named, Placement())
+    with pytest.raises(AssertionError, match="asked for weights"):
+        check_settings(replace(named, {"data.path": None}), Placement())

@@ -323,6 +323,9 @@ def test_the_penalties_have_cells_with_the_best_run_of_each_or_dots_where_there_
     assert (list(cells.x), list(cells.y)) == (["0", "0.9"], ["0.1", "0.9"])
     assert [list(row) for row in cells.z] == [[None, -2.0], [3.0, None]]
     assert [list(row) for row in cells.text] == [["", "-2.0"], ["+3.0", ""]]
+    stopped = Run(**{**vars(penalised(0.0, 0.9, 9.0)), "status": "stopped"})
+    (cells,) = charts_of([stopped, *few])["delta_p over the penalties"].figures[""].data
+    assert list(cells.z[1]) == [3.0, None], "a run that was stopped early is not compared"
     many = [penalised(n / 20, n / 30, n - 9.0) for n in range(MAX_CELLS + 1)]
     (dots,) = charts_of(many)["delta_p over the penalties"].figures[""].data
     assert dots.type == "scatter"
