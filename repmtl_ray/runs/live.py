@@ -21,7 +21,7 @@ from repmtl_ray import ray_compat
 from repmtl_ray.runs.callbacks import Callback, RunContext, StepInfo
 
 POLL_S = 0.5
-NOT_SHOWN = ("epoch", "global_step")
+PENALTIES = ("rep_mtl/tsr", "rep_mtl/csa")
 
 
 class NoteProgress(Callback):
@@ -134,13 +134,16 @@ def epoch_line(found: Mapping[str, Any], seconds: list[float]) -> str:
 
 
 def metric_words(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics of an epoch that a reader wants to see, in their order."""
+    """The losses, penalties and task metrics of an epoch, in their order.
+
+    Diagnostics and what a policy reports would fill the line; the history and loggers have them.
+    """
     return [
         f"{name} {value:.4g}"
         for name, value in metrics.items()
-        if name not in NOT_SHOWN
-        and not name.startswith("policy/")
-        and ("/" in name or "delta" in name)
+        if "delta" in name
+        or name in PENALTIES
+        or ("/" in name and not name.startswith(("policy/", "rep_mtl/")))
     ]
 
 
