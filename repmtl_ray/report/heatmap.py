@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from repmtl_ray.report.runs import Run, best_by_penalties
+from repmtl_ray.report.runs import WITH_PENALTIES, Run, best_by_penalties
 
 MAX_CELLS = 12
 """Values per axis up to which a heat map has cells; searches over ranges have a scatter plot."""
@@ -77,7 +77,7 @@ def delta_p_heatmap(runs: Sequence[Run], path: str | Path, *, title: str) -> Non
     for (tsr, csa), run in best.items():
         cell = csa_values.index(csa), tsr_values.index(tsr)
         values[cell] = run.delta_p
-        texts[cell] = f"{run.delta_p:+.1f}\n{run.method}"
+        texts[cell] = f"{run.delta_p:+.1f}\n{run.method.removesuffix(WITH_PENALTIES)}"
     limit = max(1e-9, float(np.nanmax(np.abs(values)))) if best else 1.0
     colors: dict[str, Any] = {"cmap": "RdBu", "vmin": -limit, "vmax": limit}
     if max(values.shape) > MAX_CELLS:

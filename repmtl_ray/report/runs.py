@@ -19,6 +19,7 @@ from repmtl_ray.delta import delta_p, directions
 from repmtl_ray.report.records import Record
 
 PARAMETERS = ("losses", "lambda_tsr", "lambda_csa", "tau", "share", "learning rate")
+WITH_PENALTIES = " + penalties"
 LEVEL = 0.05
 """A difference is called clear below this p-value."""
 
@@ -29,7 +30,8 @@ class Run:
 
     Args:
         name: of this run alone.
-        method: of a benchmark, or the policy of a search's trial; runs of one have one colour.
+        method: of a benchmark; of a search's trial its row's name, or its policy, and whether it has
+            penalties. Runs of one method have one colour.
         configuration: what runs that differ in nothing but the seed have in common.
         parameters: by the names of `PARAMETERS`; None where the method does not use it.
         metrics: by "<task>/<metric>", as reported.
@@ -108,13 +110,14 @@ def search_runs(
     runs = []
     for _, row in table.iterrows():
         delta = row["delta_p_task"]
+        has_penalties = bool(row["lambda_tsr"] or row["lambda_csa"])
         runs.append(
             _run(
                 row["policy"],
                 row,
                 baseline,
                 name=f"trial {row['rank']}: {row.get('row') or row['policy']}",
-                method=row.get("row") or row["policy"],
+                method=row.get("row") or row["policy"] + WITH_PENALTIES * has_penalties,
                 metrics={
                     name: float(row[name])
                     for name in directions(baseline)
@@ -130,7 +133,10 @@ def search_runs(
         )
     varied = [name for name in PARAMETERS if len({run.parameters[name] for run in runs}) > 1]
     named = list(table["row"]) if "row" in table else [""] * len(runs)
-    names = [row or _configuration(run, varied) for run, row in zip(runs, named, strict=True)]
+    names = [
+        row or _configuration(policy, run.parameters, varied)
+        for run, row, policy in zip(runs, named, table["policy"], strict=True)
+    ]
     if "settings" in table:
         names = _told_apart(names, list(table["settings"]))
     return [
@@ -192,18 +198,18 @@ def _is_reference(policy: str, parameters: Mapping[str, Any]) -> bool:
     )
 
 
-def _configuration(run: Run, varied: Sequence[str]) -> str:
+def _configuration(policy: str, parameters: Mapping[str, Any], varied: Sequence[str]) -> str:
     """A trial's policy and the parameters that differ among the trials: "UW (log losses, tau 0.5)"."""
     texts = []
     for name in varied:
-        value = run.parameters[name]
+        value = parameters[name]
         if name == "losses":
             texts.append(f"{value} losses")
         elif value or not name.startswith("lambda"):
             texts += [] if value is None else [f"{name} {value:.3g}"]
-    if run.parameters["lambda_tsr"] == run.parameters["lambda_csa"] == 0:
+    if parameters["lambda_tsr"] == parameters["lambda_csa"] == 0:
         texts.append("no penalties")
-    return f"{run.method} ({', '.join(texts)})" if texts else run.method
+    return f"{policy} ({', '.join(texts)})" if texts else policy
 
 
 def gains_by_task(metrics: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:

@@ -230,6 +230,8 @@ def test_rows_are_shown_by_name_with_shares_and_seeds_and_are_the_references() -
     assert "EW-log" in configurations
     assert len(configurations) == 2  # seeds of one configuration are together
     assert {run.is_reference for run in runs if run.configuration == "EW-log"} == {True}
+    # In charts, a policy with penalties is another method than the policy alone.
+    assert {run.method for run in runs} == {"EW-log", "EW + penalties"}
     assert "nothing can be concluded" in conclusion(runs)
 
 
