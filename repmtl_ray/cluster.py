@@ -35,6 +35,9 @@ LOCAL_ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # three screens for a process that died; the table has it
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C raises KeyboardInterrupt (run_lock.Interrupted)
     "NO_ALBUMENTATIONS_UPDATE": "1",
+    # Every execution of `ray.data.read_parquet`, so every epoch of streamed rows, starts so many processes
+    # that read the files' footers. With 32, the default, a small machine needs longer for this than to read.
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
 }
 """Set where the user has not: Ray reads them in the driver and passes them on."""
 

@@ -44,6 +44,10 @@ LOOK_EVERY_S = 5.0
 class Loader(Protocol):
     """Makes the batches of a run in other processes, equal to the bit to those made here."""
 
+    rows_read: dict[str, dict[int, int]]
+    """By split, the checksum of its first rows, by their number; a run that continues compares
+    them. Empty where a sample is found by its number."""
+
     def train(
         self, plan: TrainPlan, *, epoch: int, first_step: int, dtype: torch.dtype
     ) -> Iterator[Batch]:

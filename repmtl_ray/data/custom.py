@@ -33,6 +33,7 @@ from repmtl_ray.data.streamed import (
     checked,
     first_table,
     streamed_split,
+    with_checksums,
 )
 
 if TYPE_CHECKING:
@@ -259,11 +260,12 @@ def _open(name: str, rows: Dataset | StreamedRows, data: CustomData) -> Opened:
         return None, None, wrong
     size = next((report.size for report in reports if report.size), None)
     if isinstance(rows, StreamedRows):
-        stream, checked_rows = (
-            _stream(data, rows.num_rows, size),
-            checked(name, chosen, block_check),
+        stream, right = _stream(data, rows.num_rows, size), checked(name, chosen, block_check)
+        return (
+            streamed_split(name, rows, stream, right, with_checksums(first, reports[0])),
+            size,
+            [],
         )
-        return streamed_split(name, rows, stream, checked_rows, first), size, []
     return _cached(data, blocks, reports, size), size, []
 
 

@@ -109,6 +109,7 @@ class RayLoader:
         self.note = ""
         """What a user should know: that the actors did not come."""
         self.batches = batches
+        self.rows_read: dict[str, dict[int, int]] = {}
         self._timeout_s = timeout_s
         self._may_fall_back = may_fall_back
         self._num_steps = batches.train.num_steps

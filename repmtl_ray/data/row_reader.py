@@ -17,7 +17,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import ray
@@ -28,7 +28,7 @@ from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
 from repmtl_ray.data.custom_check import reason_of
 from repmtl_ray.data.sampler import Place
 from repmtl_ray.data.stream import Sample
-from repmtl_ray.data.streamed import StreamedSplit, content_of, rows_in_order, stacked
+from repmtl_ray.data.streamed import RowsRead, StreamedSplit, checksum, rows_in_order, stacked
 
 T = TypeVar("T")
 
@@ -72,6 +72,19 @@ class Pass:
     seed: int
 
 
+class Slice(NamedTuple):
+    """A worker's rows of a global batch.
+
+    Attributes:
+        samples: stacked by column; at the end of an evaluation none of a batch's rows may be this
+            worker's; None after the last batch.
+        rows_read: of the split, when the batch was made.
+    """
+
+    samples: dict[str, NDArray[Any]] | None
+    rows_read: RowsRead
+
+
 class RowReader:
     """Reads the streamed splits of a run, and hands every worker its slices; an actor.
 
@@ -86,20 +99,21 @@ class RowReader:
         self._turn = threading.Condition()
         self._now: tuple[int, bool] | None = None
         self._batches: Iterator[tuple[int, list[Sample]]] = iter(())
-        self._made: dict[Place, dict[int, dict[str, NDArray[Any]] | None]] = {}
-        self._orders: dict[bool, int] = {}
+        self._made: dict[Place, dict[int, Slice]] = {}
+        self._known = {is_train: dict(one.split.rows_read) for is_train, one in passes.items()}
+        self._num_and_checksum = 0, 0
         self._error = ""
 
-    def slice_of(self, place: Place, rank: int) -> dict[str, NDArray[Any]] | str | None:
-        """A worker's rows of a global batch, stacked by column.
+    def slice_of(self, place: Place, rank: int, known: RowsRead) -> Slice | str:
+        """A worker's rows of a global batch.
 
         Args:
             place: of the batch; a worker asks for one after the other.
             rank: of the worker.
+            known: of the split, from the checkpoint that the run continues from.
 
         Returns:
-            The rows, none of which may be this worker's at the end of an evaluation; None after it;
-            or what is wrong with the data.
+            The rows, or what is wrong with the data.
         """
         with self._turn:
             while rank not in self._made.get(place, {}):
@@ -109,10 +123,12 @@ class RowReader:
                     self._turn.wait()
                     continue
                 try:
-                    self._make_next(place)
+                    self._make_next(place, known)
                 except ray.exceptions.RayTaskError as error:
                     name = self._passes[place.is_train].split.name
                     self._error = f"{name}: its rows cannot be read: {reason_of(error)}"
+                except MemoryError:
+                    self._error = out_of_memory(self._passes[place.is_train].split)
                 except ValueError as error:
                     self._error = str(error)
             slices = self._made[place]
@@ -122,19 +138,26 @@ class RowReader:
             self._turn.notify_all()
         return found
 
-    def _make_next(self, wanted: Place) -> None:
+    def _make_next(self, wanted: Place, known_before: RowsRead) -> None:
         """Makes the batch after the last one; a pass begins at the batch that is wanted first."""
         which = wanted[:2]
         if self._now != which:
+            self._known[wanted.is_train].update(known_before)
             self._now, self._batches = which, self._read(wanted)
         number, rows = next(self._batches)
         assert number <= wanted.number, "workers ask for one batch after the other"
         pass_ = self._passes[wanted.is_train]
         stream = pass_.split.streams[0]
         columns = [SAMPLE_ID, *stream.inputs, *pass_.tasks]
+        known = self._known[wanted.is_train]
+        rows_read = {n: known[n] for n in (stream.num_samples,) if n in known}
+        rows_read.update([self._num_and_checksum])
         ends = [len(rows) * rank // self._num_workers for rank in range(self._num_workers + 1)]
         self._made[wanted._replace(number=number)] = {
-            rank: stacked(rows[start:end], columns) if end > start else {} if rows else None
+            rank: Slice(
+                stacked(rows[start:end], columns) if end > start else {} if rows else None,
+                rows_read,
+            )
             for rank, (start, end) in enumerate(itertools.pairwise(ends))
         }
 
@@ -167,11 +190,9 @@ class RowReader:
             n: _form(v) for n, v in split.first[0].items() if n in (*has_one_form, *stream.kinds)
         }
         unlabelled = set(pass_.tasks)
-        count = order = 0
-        for row in rows_in_order(split.dataset, self._num_cpus):
+        known, count, read = self._known[is_train], 0, 0
+        for row, content in rows_in_order(split.dataset, self._num_cpus):
             where = f"{split.name}: sample {row[SAMPLE_ID]}"
-            if count < len(split.first):
-                _check_same(split, row, count)
             if count == stream.num_samples:
                 raise ValueError(f"{split.name} {_counted('more', stream.num_samples)}")
             for name, form in forms.items():
@@ -180,12 +201,14 @@ class RowReader:
                         f"{where}: {name} is {_form(row[name])}, in the first row {form}; expected one form."
                     )
             unlabelled -= {t for t in unlabelled if validation.is_labelled(row[t], stream.kinds[t])}
-            count, order = count + 1, zlib.crc32(row[SAMPLE_ID].tobytes(), order)
+            count, read = count + 1, checksum(read, content)
+            if known.get(count, read) != read:
+                raise ValueError(f"{split.name}: its first {count} rows came {_CHANGED}")
+            self._num_and_checksum = count, read
             yield row
         if count < stream.num_samples:
             raise ValueError(f"{split.name} {_counted(f'{count}', stream.num_samples)}")
-        if self._orders.setdefault(is_train, order) != order:
-            raise ValueError(f"{split.name}: its rows came {_CHANGED}")
+        known[count] = read
         if unlabelled:
             raise ValueError(validation.no_label(split.name, min(unlabelled), count))
 
@@ -197,19 +220,18 @@ _CHANGED = (
 )
 
 
+def out_of_memory(split: StreamedSplit) -> str:
+    """What to tell a user whose reader had not enough memory."""
+    num_bytes = split.window * sum(values.nbytes for values in split.first[0].values())
+    return (
+        f"{split.name}: the process that reads its rows ran out of memory; its window of {split.window} rows takes "
+        f"{num_bytes / 2**20:.1f} MiB: take a smaller StreamedRows.shuffle_window or batch_size, or nodes with more memory."
+    )
+
+
 def _counted(found: str, expected: int) -> str:
     return f"has {found} rows, StreamedRows.num_rows says {expected}; dataset.count() counts them."
 
 
 def _form(values: NDArray[Any]) -> str:
     return f"{values.dtype} {values.shape}"
-
-
-def _check_same(split: StreamedSplit, row: Sample, place: int) -> None:
-    """Whether a pass begins with the rows that were there before training.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if content_of(row) != content_of(split.first[place]):
-        raise ValueError(f"{split.name}: sample {row[SAMPLE_ID]}, row {place}, came {_CHANGED}")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow
@@ -21,17 +22,20 @@ from ray.data import Dataset, ExecutionResources
 from repmtl_ray.conversion import check, check_range
 from repmtl_ray.data.blocks import quiet, views_of
 from repmtl_ray.data.columns import SAMPLE_ID
-from repmtl_ray.data.custom_check import BlockCheck, explained
+from repmtl_ray.data.custom_check import BlockCheck, Report, explained
 from repmtl_ray.data.sampler import Indices
-from repmtl_ray.data.stream import Sample, Stream, contents_of
+from repmtl_ray.data.stream import Sample, Stream
 
 if TYPE_CHECKING:
     from repmtl_ray.data.plan import Rows
 
+RowsRead: TypeAlias = dict[int, int]
+"""By their number, a checksum of so many of the first rows: of their content and their order."""
 NUM_FIRST = 16
 """Rows that are read before training: a model is tried on them, and every pass begins with them."""
 MAX_ROWS = 10**12
-_ERROR = "error"
+_ERROR, _CONTENT = "what is wrong", "checksum of the row"
+"""Columns of checked blocks; no task has such a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,7 @@ class StreamedSplit:
         dataset: the rows, each block checked.
         window: of rows that the next one is drawn from.
         first: the first rows, in order.
+        rows_read: the checksum of the first rows (`RowsRead`).
         fingerprint: of the first rows, the number of rows and the window.
     """
 
@@ -79,6 +84,7 @@ class StreamedSplit:
     dataset: Dataset
     window: int
     first: tuple[Sample, ...]
+    rows_read: RowsRead
     fingerprint: str
 
     @property
@@ -131,18 +137,22 @@ def _checked_block(table: pyarrow.Table, *, name: str, block_check: BlockCheck) 
     """The block, or what is wrong with it: as data, because Ray Data would hide all but one fault."""
     if not table.num_rows:
         return table
-    problems = explained([block_check(table)], set(table.column_names))
-    wrong = [f"{name}: {text}" for text in problems]
-    return pyarrow.table({_ERROR: wrong}) if wrong else table
+    report = block_check(table)
+    wrong = [f"{name}: {text}" for text in explained([report], set(table.column_names))]
+    return pyarrow.table({_ERROR: wrong}) if wrong else with_checksums(table, report)
+
+
+def with_checksums(table: pyarrow.Table, report: Report) -> pyarrow.Table:
+    """A block of rows that are right, with what `rows_in_order` knows them by."""
+    return table.append_column(_CONTENT, pyarrow.array(report.summary.contents))
 
 
 def first_table(dataset: Dataset) -> pyarrow.Table:
     """The rows that a dataset begins with, at most `NUM_FIRST`."""
+    # Not `dataset.limit`: a source that knows of it may list fewer files, and begin with other rows.
     with _in_order(dataset):
-        tables: Iterable[Any] = dataset.limit(NUM_FIRST).iter_batches(
-            batch_size=NUM_FIRST, batch_format="pyarrow"
-        )
-        return next(iter(tables), pyarrow.table({}))
+        tables: Iterable[Any] = dataset.iter_batches(batch_size=NUM_FIRST, batch_format="pyarrow")
+        return next(iter(tables), pyarrow.table({})).slice(0, NUM_FIRST)
 
 
 def streamed_split(
@@ -153,22 +163,33 @@ def streamed_split(
     Args:
         name, stream, dataset: of the split.
         rows: what the user says of it.
-        first: as `first_table`, with the columns of the split.
+        first: as `first_table`, with the columns of the split and its checksums.
     """
-    samples = tuple(_rows_of([first]))
-    known_by = (rows.num_rows, rows.shuffle_window, *map(content_of, samples))
+    samples, contents = zip(*_rows_of([first]), strict=True)
+    known_by = (rows.num_rows, rows.shuffle_window, *contents)
     return StreamedSplit(
         name=name,
         streams=(stream,),
         dataset=dataset,
         window=rows.shuffle_window,
         first=samples,
+        rows_read={len(samples): functools.reduce(checksum, contents, 0)},
         fingerprint=f"{zlib.crc32(repr(known_by).encode()):08x}",
     )
 
 
-def _rows_of(tables: Iterable[Any]) -> Iterator[Sample]:
-    """The rows of blocks.
+def checksum(before: int, content: int) -> int:
+    """Of rows and one more.
+
+    Args:
+        before: the checksum of the rows; 0 of none.
+        content: the checksum of the one that comes after them.
+    """
+    return zlib.crc32(content.to_bytes(4, "little"), before)
+
+
+def _rows_of(tables: Iterable[Any]) -> Iterator[tuple[Sample, int]]:
+    """The rows of blocks, each with its checksum.
 
     Raises:
         ValueError: what is wrong with a block.
@@ -181,11 +202,11 @@ def _rows_of(tables: Iterable[Any]) -> Iterator[Sample]:
             # Copies: a view would keep its whole block in the object store.
             row = {name: np.array(values[place]) for name, values in columns.items()}
             row[SAMPLE_ID] = row[SAMPLE_ID].astype(np.int64)
-            yield row
+            yield row, int(row.pop(_CONTENT))
 
 
-def rows_in_order(dataset: Dataset, num_cpus: int) -> Iterator[Sample]:
-    """All rows of a dataset, one execution.
+def rows_in_order(dataset: Dataset, num_cpus: int) -> Iterator[tuple[Sample, int]]:
+    """All rows of a dataset, each with the checksum of its content; one execution.
 
     Args:
         dataset: whose blocks are checked.
@@ -217,8 +238,3 @@ def _in_order(dataset: Dataset, num_cpus: int | None = None) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(context, name, value)
-
-
-def content_of(row: Sample) -> int:
-    """A checksum of one row."""
-    return int(contents_of({name: values[np.newaxis] for name, values in row.items()})[0])

@@ -7,17 +7,17 @@ is batched by the worker's threads as always.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from repmtl_ray.data.batches import planned_batches, planned_eval_batches, prefetched
@@ -34,9 +34,9 @@ from repmtl_ray.data.plan import (
     TrainPlan,
 )
 from repmtl_ray.data.ray_pipeline import is_out_of_memory
-from repmtl_ray.data.row_reader import Pass, RowReader
+from repmtl_ray.data.row_reader import Pass, RowReader, Slice, out_of_memory
 from repmtl_ray.data.sampler import Place
-from repmtl_ray.data.streamed import StreamedSplit
+from repmtl_ray.data.streamed import RowsRead, StreamedSplit
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ class StreamedLoader:
     def __init__(self, batches: RunBatches, reader: Reader) -> None:
         self._batches = batches
         self._reader = reader
+        self.rows_read: dict[str, RowsRead] = {}
 
     def train(
         self, plan: TrainPlan, *, epoch: int, first_step: int, dtype: torch.dtype
@@ -107,14 +108,14 @@ class StreamedLoader:
         key = (plan.seed, epoch, 0, zlib.crc32(stream.name.encode()))
         maker, closed = TrainBatches(plan, {}), threading.Event()
 
-        def make() -> Iterator[Batch]:
+        def make() -> Iterator[tuple[Batch, RowsRead]]:
             for step in range(first_step, plan.num_steps):
-                samples = self._slice_of(Place(epoch, True, step), plan.workers.rank, closed)
+                samples, read = self._slice_of(Place(epoch, True, step), plan.workers.rank, closed)
                 assert samples, "an epoch has so many steps"
                 parts = maker.pack([Part(stream, samples, [key] * plan.num_own)])
-                yield maker.unpack(parts, dtype)
+                yield maker.unpack(parts, dtype), read
 
-        return prefetched(make, 1, interrupt=closed.set)
+        return self._noted("train", prefetched(make, 1, interrupt=closed.set))
 
     def evaluate(self, plan: EvalPlan, *, epoch: int, dtype: torch.dtype) -> Iterator[Batch]:
         """As `Loader.evaluate`."""
@@ -125,27 +126,37 @@ class StreamedLoader:
         (stream,) = plan.selected
         maker, closed = EvalBatches(plan, {}), threading.Event()
 
-        def make() -> Iterator[Batch]:
+        def make() -> Iterator[tuple[Batch | None, RowsRead]]:
             for number in itertools.count():
-                samples = self._slice_of(Place(epoch, False, number), plan.workers.rank, closed)
+                samples, read = self._slice_of(
+                    Place(epoch, False, number), plan.workers.rank, closed
+                )
+                part = PackedPart(stream, pack(stream, samples, plan.tasks)) if samples else None
+                yield None if part is None else maker.unpack([part], dtype), read
                 if samples is None:
                     return
-                if samples:
-                    part = PackedPart(stream, pack(stream, samples, plan.tasks))
-                    yield maker.unpack([part], dtype)
 
-        return prefetched(make, 1, interrupt=closed.set)
+        return self._noted("evaluation", prefetched(make, 1, interrupt=closed.set))
 
-    def _slice_of(
-        self, place: Place, rank: int, closed: threading.Event
-    ) -> dict[str, NDArray[Any]] | None:
-        """This worker's rows of a global batch; None after the end of an evaluation.
+    def _noted(
+        self, split: str, batches: Generator[tuple[Batch | None, RowsRead], None, None]
+    ) -> Iterator[Batch]:
+        """The batches; what was read of their split is noted when the consumer gets them."""
+        with contextlib.closing(batches):
+            for batch, rows_read in batches:
+                self.rows_read[split] = rows_read
+                if batch is not None:
+                    yield batch
+
+    def _slice_of(self, place: Place, rank: int, closed: threading.Event) -> Slice:
+        """This worker's rows of a global batch.
 
         Raises:
             DataError: what is wrong with the rows; too little memory.
             ray.exceptions.RayError: the reader died; a run goes on from its checkpoint.
         """
-        found = self._reader.slice_of.remote(place, rank)
+        known = self.rows_read.get("train" if place.is_train else "evaluation", {})
+        found = self._reader.slice_of.remote(place, rank, known)
         waited_s = 0.0
         while not ray.wait([found], timeout=LOOK_EVERY_S)[0]:
             if closed.is_set():
@@ -158,21 +169,15 @@ class StreamedLoader:
                     waited_s,
                 )
         try:
-            samples = ray.get(found)
+            part = ray.get(found)
         except ray.exceptions.RayError as error:
             if is_out_of_memory(error):
-                raise DataError(self._out_of_memory(place)) from error
+                split = self._batches.train_split if place.is_train else self._batches.eval_split
+                assert isinstance(split, StreamedSplit)
+                raise DataError(out_of_memory(split)) from error
             raise
-        if isinstance(samples, str):
-            raise DataError(samples)
+        if isinstance(part, str):
+            raise DataError(part)
         # Copies: views change rows in place, and the reader's memory is not this process's.
-        return samples and {name: np.array(values) for name, values in samples.items()}
-
-    def _out_of_memory(self, place: Place) -> str:
-        split = self._batches.train_split if place.is_train else self._batches.eval_split
-        assert isinstance(split, StreamedSplit)
-        num_bytes = split.window * sum(values.nbytes for values in split.first[0].values())
-        return (
-            f"{split.name}: the process that reads its rows ran out of memory; its window of {split.window} rows takes "
-            f"{num_bytes / 2**20:.1f} MiB: take a smaller StreamedRows.shuffle_window or batch_size, or nodes with more memory."
-        )
+        samples = part.samples and {n: np.array(values) for n, values in part.samples.items()}
+        return Slice(samples, part.rows_read)

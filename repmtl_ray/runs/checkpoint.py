@@ -53,6 +53,7 @@ class Progress:
         history: the metrics of every epoch done.
         step_in_epoch: steps done in the epoch after those; 0 right after an evaluation.
         seen: by metric, its value at each of those steps.
+        rows_read: what `batches.Loader` has read of rows that are streamed.
     """
 
     epochs_done: int = 0
@@ -61,6 +62,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     step_in_epoch: int = 0
     seen: dict[str, list[float]] = field(default_factory=dict)
+    rows_read: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("epochs_done", "global_step", "seed", "step_in_epoch"):
@@ -68,7 +70,7 @@ class Progress:
                 raise ValueError(
                     f"progress: {name} is {getattr(self, name)!r}; expected an integer >= 0."
                 )
-        for name, kind in (("history", list), ("seen", dict)):
+        for name, kind in (("history", list), ("seen", dict), ("rows_read", dict)):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(
                     f"progress: {name} is a {type(getattr(self, name)).__name__}, not a {kind.__name__}."

@@ -100,6 +100,8 @@ class Training:
                 description=self._description,
             )
             _check_place(resume_from, self.progress, self.steps_per_epoch)
+            if train.loader is not None:
+                train.loader.rows_read = dict(self.progress.rows_read)
         holdout: HoldoutBatches | None = None
         if self.parts.policy.needs_holdout:  # which `selected_tasks` found to be the evaluation's
             holdout = HoldoutBatches(
@@ -165,6 +167,7 @@ class Training:
                     step_in_epoch=step.step_in_epoch,
                     global_step=step.global_step,
                     seen=values_by_metric,
+                    rows_read=self._rows_read(),
                 )
                 self.checkpoints.after_step(self.snapshot(inside))
             for callback in self.callbacks:
@@ -178,12 +181,16 @@ class Training:
             global_step=int(metrics["global_step"]),
             seed=self.experiment.seed,
             history=[*progress.history, metrics],
+            rows_read=self._rows_read(),
         )
         if self.checkpoints is not None:
             self.checkpoints.after_epoch(self.snapshot())
         for callback in self.callbacks:
             callback.on_epoch_end(metrics)
         return metrics
+
+    def _rows_read(self) -> dict[str, dict[int, int]]:
+        return {} if self.train.loader is None else dict(self.train.loader.rows_read)
 
     def _steps(self, values_by_metric: dict[str, list[float]]) -> Iterator[StepInfo]:
         """Trains the rest of an epoch's steps, and gives each when it is done.

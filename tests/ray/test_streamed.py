@@ -120,6 +120,37 @@ def test_two_workers_and_a_restart_get_the_batches_of_one_worker(lazy: ray.data.
     assert torch.equal(continued.images, alone[1].images)
 
 
+def test_a_run_that_continues_in_its_first_epoch_refuses_rows_in_another_order(
+    lazy: ray.data.Dataset, few: ray.data.Dataset
+) -> None:
+    """After the 18 rows that the first batch's window has read, of which the first 16 are the same."""
+
+    def otherwise(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "scene": (row["scene"] + (row["sample_id"] == 32)) % 3}
+
+    def opened(dataset: ray.data.Dataset) -> tuple[RunBatches, StreamedLoader]:
+        rows = StreamedRows(dataset=dataset, num_rows=NUM_ROWS, shuffle_window=10)
+        train, evaluation, _ = open_custom(CustomData(train=rows, evaluation=few, tasks=TASKS))
+        (one,) = loaders((train, evaluation), 1)
+        return one
+
+    batches, loader = opened(lazy)
+    steps = loader.train(batches.train, epoch=0, first_step=0, dtype=torch.float32)
+    next(steps)
+    seen = dict(loader.rows_read)
+    assert list(seen["train"]) == [18]
+    expected = next(steps)
+    for dataset, is_same in ((lazy, True), (lazy.map(otherwise), False)):
+        batches, loader = opened(dataset)
+        loader.rows_read = dict(seen)
+        continued = loader.train(batches.train, epoch=0, first_step=1, dtype=torch.float32)
+        if is_same:
+            assert torch.equal(next(continued).sample_ids, expected.sample_ids)
+        else:
+            with pytest.raises(DataError, match=r"^train: its first 18 rows came in another order"):
+                next(continued)
+
+
 def test_what_is_wrong_with_the_first_rows_is_said_before_training(few: ray.data.Dataset) -> None:
     def far(row: dict[str, Any]) -> dict[str, Any]:
         return {**row, "scene": row["scene"] + 2, "depth": row["depth"].astype(np.float64)}
@@ -139,16 +170,17 @@ def test_what_is_wrong_with_the_first_rows_is_said_before_training(few: ray.data
 
 
 def test_rows_that_fit_are_kept_and_an_error_of_the_others_functions_names_what_was_raised(
-    lazy: ray.data.Dataset, few: ray.data.Dataset
+    lazy: ray.data.Dataset, few: ray.data.Dataset, tmp_path: Path
 ) -> None:
     def late(row: dict[str, Any]) -> dict[str, Any]:
-        if row["sample_id"] == 36:
+        if row["sample_id"] == 36 and (tmp_path / "opened").exists():
             raise KeyError("s3://bucket/36.png")
         return row
 
     rows = StreamedRows(dataset=lazy.map(late), num_rows=NUM_ROWS, shuffle_window=1)
     train, evaluation, _ = open_custom(CustomData(train=rows, evaluation=few, tasks=TASKS))
     assert isinstance(evaluation, CachedSplit)
+    (tmp_path / "opened").touch()
     ((batches, loader),) = loaders((train, evaluation), 1)
     (kept,) = loader.evaluate(batches.evaluation, epoch=1, dtype=torch.float32)
     assert kept.sample_ids.tolist() == [1, 2, 3]

@@ -14,8 +14,9 @@ import pytest
 import ray.data
 
 from repmtl_ray import StreamedRows
+from repmtl_ray.data import row_reader
 from repmtl_ray.data.custom_check import BlockCheck
-from repmtl_ray.data.row_reader import AHEAD, Pass, RowReader, drawn
+from repmtl_ray.data.row_reader import AHEAD, Pass, RowReader, Slice, drawn
 from repmtl_ray.data.sampler import Place
 from repmtl_ray.data.stream import Kind, Sample, Stream
 from repmtl_ray.data.streamed import _checked_block, streamed_split
@@ -92,14 +93,15 @@ def _unused(index: int) -> Sample:
 
 
 def ids_of(part: Any) -> list[int]:
-    assert isinstance(part, dict), part
-    assert not part or part["number"].tolist() == [100 * n for n in part["sample_id"].tolist()]
-    return [] if not part else part["sample_id"].tolist()
+    assert isinstance(part, Slice), part
+    rows = part.samples
+    assert not rows or rows["number"].tolist() == [100 * n for n in rows["sample_id"].tolist()]
+    return [] if not rows else rows["sample_id"].tolist()
 
 
 def epoch_of(reader: RowReader, epoch: int, num_steps: int, first: int = 0) -> list[list[int]]:
     steps = range(first, num_steps)
-    return [ids_of(reader.slice_of(Place(epoch, True, step), 0)) for step in steps]
+    return [ids_of(reader.slice_of(Place(epoch, True, step), 0, {})) for step in steps]
 
 
 def test_a_row_is_drawn_from_the_rows_that_come_next() -> None:
@@ -135,7 +137,7 @@ def test_workers_share_each_batch_and_one_that_is_ahead_waits() -> None:
 
     def first_worker() -> None:
         for step in range(5):
-            found.append(ids_of(shared.slice_of(Place(0, True, step), 0)))
+            found.append(ids_of(shared.slice_of(Place(0, True, step), 0, {})))
             if step + 1 == AHEAD:
                 ahead.set()
 
@@ -145,7 +147,7 @@ def test_workers_share_each_batch_and_one_that_is_ahead_waits() -> None:
     thread.join(0.2)
     assert thread.is_alive()
     assert len(found) == AHEAD, "it waits for the other worker"
-    others = [ids_of(shared.slice_of(Place(0, True, step), 1)) for step in range(5)]
+    others = [ids_of(shared.slice_of(Place(0, True, step), 1, {})) for step in range(5)]
     thread.join(10)
     assert [a + b for a, b in zip(found, others, strict=True)] == expected
 
@@ -154,10 +156,11 @@ def test_an_evaluation_has_every_row_once_over_workers_in_order() -> None:
     reader = reader_of(Rows(range(9)), 9, num_workers=2)
 
     def rows_of(rank: int) -> Iterator[int]:
-        number = 0
-        while (part := reader.slice_of(Place(0, False, number), rank)) is not None:
+        for number in itertools.count():
+            part = reader.slice_of(Place(0, False, number), rank, {})
             yield from ids_of(part)
-            number += 1
+            if isinstance(part, Slice) and part.samples is None:
+                return
 
     found: dict[int, list[int]] = {}
 
@@ -180,12 +183,12 @@ def test_an_evaluation_has_every_row_once_over_workers_in_order() -> None:
         (
             Rows(range(20), [*range(17), 19, 18, 17]),
             20,
-            "train: its rows came in another order or with other content than before, so the run could",
+            "train: its first 20 rows came in another order or with other content than before, so the",
         ),
         (
             Rows(range(20), changed=7),
             20,
-            "train: sample 7, row 7, came in another order or with other",
+            "train: its first 16 rows came in another order or with other",
         ),
         (
             Rows(range(1000, 1020)),
@@ -205,11 +208,57 @@ def test_rows_that_are_not_as_they_should_be_are_one_error(
     reader = reader_of(rows, num_rows)
     places = [Place(epoch, True, step) for epoch in (0, 1) for step in range(num_rows // 4)]
     found = [
-        part for part in (reader.slice_of(place, 0) for place in places) if isinstance(part, str)
+        part
+        for part in (reader.slice_of(place, 0, {}) for place in places)
+        if isinstance(part, str)
     ]
     assert found
     assert found[0].startswith(message)
-    assert set(found) == {reader.slice_of(Place(5, True, 0), 0)}, "every worker gets it"
+    assert set(found) == {reader.slice_of(Place(5, True, 0), 0, {})}, "every worker gets it"
+
+
+CHANGED = [*range(17), 18, 17, *range(19, 24)]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "rows", "error_at"),
+    [
+        # Window 5: a reader that has made 4 batches of 4 rows has read 21 of the 24.
+        (0, 4, Rows(range(24)), None),
+        (0, 4, Rows(CHANGED), 4),
+        (0, 2, Rows(CHANGED), None),
+        (2, 2, Rows(CHANGED), 4),
+        (2, 0, Rows(CHANGED), 4),
+    ],
+)
+def test_a_run_that_continues_compares_the_rows_with_those_that_it_has_seen(
+    epoch: int, step: int, rows: Rows, error_at: int | None
+) -> None:
+    """At the first batch, if the rows differ that the batches before were made of; at the end of the
+    pass, if those after them differ, which only a run knows that has seen a whole pass."""
+    seen: dict[int, int] = {}
+    before = reader_of(Rows(range(24)), 24)
+    for place in (Place(e, True, s) for e in range(epoch + 1) for s in range(6)):
+        if place < (epoch, True, step):
+            part = before.slice_of(place, 0, {})
+            assert isinstance(part, Slice)
+            seen = part.rows_read
+    reader = reader_of(rows, 24)
+    parts = [reader.slice_of(Place(epoch, True, s), 0, seen) for s in range(step, 6)]
+    errors = [part for part in parts if isinstance(part, str)]
+    assert len(errors) == (0 if error_at is None else 6 - error_at)
+    assert all(" rows came in another order or with other content" in text for text in errors)
+
+
+def test_a_reader_without_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(row_reader, "stacked", fails)
+    found = reader_of(Rows(range(20)), 20).slice_of(Place(0, True, 0), 0, {})
+    assert isinstance(found, str)
+    assert found.startswith("train: the process that reads its rows ran out of memory; its window")
+    assert "take a smaller StreamedRows.shuffle_window" in found
 
 
 @pytest.mark.parametrize(

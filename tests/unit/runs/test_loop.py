@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from repmtl_ray.collectives import ALONE
 from repmtl_ray.config import Experiment, ExperimentError
 from repmtl_ray.conversion import NonFiniteLossError
-from repmtl_ray.data.batches import eval_batches
+from repmtl_ray.data.batches import eval_batches, planned_batches
+from repmtl_ray.data.columns import Batch
+from repmtl_ray.data.plan import TrainPlan
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.policies.base import Policy
 from repmtl_ray.runs import loop
@@ -22,7 +25,7 @@ from repmtl_ray.runs.evaluate import evaluate
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.search.study import single_task
 from tests.helpers.asserts import assert_same
-from tests.helpers.training import run, small_experiment, split, state_of
+from tests.helpers.training import SaveAt, run, small_experiment, split, state_of
 
 pytestmark = pytest.mark.usefixtures("scenes_cache")
 
@@ -135,6 +138,36 @@ def test_the_policy_is_told_every_epoch_once_also_after_a_restart(
     told.clear()
     run(experiment, resume_from=unbroken.checkpoints[1])
     assert told == [1, "end", 2, "end"]
+
+
+class NotingLoader:
+    """Makes a run's batches, and says that it has read ten rows for each."""
+
+    def __init__(self, train: loop.Split) -> None:
+        self.split, self.rows_read, self.before = train, {}, {}
+
+    def train(self, plan: TrainPlan, **options: Any) -> Iterator[Batch]:
+        self.before = dict(self.rows_read)
+        steps = planned_batches(plan, self.split.rows, **options)
+        for number, batch in enumerate(steps, options["first_step"] + 1):
+            self.rows_read["train"] = {10 * number: 7}
+            yield batch
+
+
+@pytest.mark.parametrize(("step", "expected"), [(3, {10: 7}), (4, {20: 7})])
+def test_a_checkpoint_says_what_was_read_of_streamed_rows_up_to_its_step(
+    tmp_path: Path, step: int, expected: dict[int, int]
+) -> None:
+    """The second epoch has the steps 3 and 4."""
+    experiment = small_experiment(epochs=2, **PLAIN)
+    evaluation, train = split(experiment, "val"), split(experiment, "train")
+    loader = NotingLoader(train)
+    options: dict[str, Any] = {"train": replace(train, loader=loader), "evaluation": evaluation}
+    loop.run(experiment, **options, checkpoints=SaveAt({step: tmp_path / "saved"}))
+    other = NotingLoader(train)
+    options["train"] = replace(train, loader=other)
+    loop.run(experiment, **options, resume_from=tmp_path / "saved")
+    assert other.before == {"train": expected}
 
 
 def test_one_task_alone_trains_with_policy_stl() -> None:
