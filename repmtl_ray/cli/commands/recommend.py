@@ -2,15 +2,16 @@
 
     repmtl-ray recommend scenes --minutes 20
     repmtl-ray recommend office_31 --data DIR --preset small --minutes 120
-    repmtl-ray recommend scenes --methods all --rates 0.3 1 3 --draws 3 --seeds 3
+    repmtl-ray recommend scenes --methods all --rates 0.3 1 3 --draws 3 --seeds 3 --processes 8
 
-Trains the methods within the budget, all of a seed before the next seed, in this process and without
-Ray. Prints each method's paired difference from EW with its deviation over seeds and its test (alone, and
-adjusted by Holm for so many comparisons), how the tasks' gradients conflict, the time of a run as a ratio
-to EW's, and what may be concluded. "tuned weights" are the best of --draws constant weights on a held-out
-fifth of the training samples; with several --rates every other method chooses its learning rate in the
-same way. Stop whenever you like: the same command goes on, and a larger budget adds seeds. A problem of
-your own code: repmtl_ray.recommend(experiment, data=..., model=...).
+Trains the methods within the budget, all of a seed before the next seed, without Ray: in this process,
+or in --processes beside each other. Prints each method's paired difference from EW with its deviation
+over seeds and its test (alone, and adjusted by Holm for so many comparisons), how the tasks' gradients
+conflict, the time of a run as a ratio to EW's, and what may be concluded. "tuned weights" are the best
+of --draws constant weights on a held-out fifth of the training samples; with several --rates every
+other method chooses its learning rate in the same way. Stop whenever you like: the same command goes
+on, and a larger budget adds seeds. A problem of your own code: repmtl_ray.recommend(experiment,
+data=..., model=...).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--draws", type=int, default=6, help="candidates of tuned weights (default: %(default)s)")
     add("--rates", type=float, nargs="+", default=[1.0], help="factors of the learning rate")
     add("--device", default="cpu", help="for example cuda (default: %(default)s)")
+    add("--processes", type=int, default=1, metavar="N", help="that train at once (default: 1)")
     add("--out", default="results", help="folder (default: %(default)s)")
 
 
@@ -53,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         rates=arguments.rates,
         directory=cli.folder(arguments.out),
         device=str(cli.device(arguments.device)),
+        processes=arguments.processes,
     )
     found.file.with_suffix(".md").write_text(f"{found}\n")
     print(f"\n{found}\ntables     {found.file.with_suffix('.md')}")

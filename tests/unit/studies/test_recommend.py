@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from repmtl_ray.studies import recommend, verdict
+from repmtl_ray.studies import method_runs, recommend, verdict
 from repmtl_ray.studies.rep_mtl import Row, compare, read_rows
-from tests.helpers.problems import own_experiment, shop_split
+from tests.helpers.problems import own_experiment, shop_model, shop_split
+from tests.helpers.training import small_experiment
 
 NAMES = ("EW", recommend.TUNED, "FairGrad", recommend.BOUNDED)
 
@@ -28,13 +32,13 @@ def compared(file: Path, **changes: Any) -> recommend.Recommendation:
 def test_a_comparison_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "rows.jsonl"
     trained: list[str] = []
-    original = recommend.train_row
+    original = method_runs.train_row
 
     def counted(variant: str, *arguments: Any, **named: Any) -> Row:
         trained.append(variant)
         return original(variant, *arguments, **named)
 
-    monkeypatch.setattr(recommend, "train_row", counted)
+    monkeypatch.setattr(method_runs, "train_row", counted)
     first = compared(file, seeds=(0,))
     assert [row.variant for row in first.rows] == list(NAMES)
     assert len(trained) == len(NAMES) + 2  # two weights were tried
@@ -121,3 +125,36 @@ def test_sentences_follow_the_adjusted_tests() -> None:
     assert text[1].startswith("Better than EW: good (+")
     assert text[2].startswith("Worse than EW: bad (-")
     assert text[3].startswith("No difference from EW was found for same")
+
+
+def test_processes_are_for_data_that_have_a_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="processes is 2; expected at least 1, and 1 for data and"):
+        recommend.recommend(own_experiment(epochs=1), model=shop_model, processes=2)
+    with pytest.raises(ValueError, match="processes is 0; expected at least 1"):
+        recommend.recommend(small_experiment(), processes=0)
+
+
+@pytest.mark.slow  # two more processes load torch
+@pytest.mark.usefixtures("scenes_cache")
+def test_two_processes_find_what_one_finds(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"names": ("EW", "UW"), "rates": (1.0, 0.1), "seeds": (0, 1)}
+    options["report"] = lambda line: None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))  # as each of two processes has
+    try:
+        one = recommend.recommend(small_experiment(), directory=tmp_path / "one", **options)
+    finally:
+        torch.set_num_threads(threads)
+    two = recommend.recommend(
+        small_experiment(), directory=tmp_path / "two", processes=2, **options
+    )
+    assert [timeless(row) for row in two.rows] == [timeless(row) for row in one.rows]
+    assert two.chosen == one.chosen
+    # A line for each of four candidates and four runs, from the processes that trained them.
+    assert capfd.readouterr().out.count(" s\n") == len(read_rows(two.file)) == 8
+
+
+def timeless(row: Row) -> Row:
+    return dataclasses.replace(row, seconds=0.0)
