@@ -88,6 +88,16 @@ def bounded_grid() -> dict[str, Any]:
     }
 
 
+def mid_run() -> dict[str, Any]:
+    """What population based training changes in mid-run: the share of `bounded` and the temperature;
+    ours."""
+    return {
+        "regularizer.share": tune.loguniform(0.05, 0.3),
+        "regularizer.through": "encoder",
+        TAU: tune.loguniform(0.1, 2.0),
+    }
+
+
 def scalarisation(num_tasks: int = 2) -> dict[str, Any]:
     """Constant weights drawn evenly from the simplex, on plain losses or on logs, without penalties;
     ours (repmtl_ray/studies/scalarisation.py).

@@ -20,6 +20,8 @@ from repmtl_ray.report.runs import conclusion, search_runs
 from repmtl_ray.report.search_table import best_run, search_text, seeds_text
 
 if TYPE_CHECKING:
+    import pandas
+
     from repmtl_ray.search import SearchResult
 
 NUM_PICTURES = 3
@@ -27,13 +29,15 @@ NUM_PICTURES = 3
 
 
 def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], title: str) -> None:
-    """Prints the table and writes results.csv, results.md, delta_p.png, report.html and best.json into
-    `out`."""
+    """Prints the table and writes results.csv, results.md, delta_p.png, report.html and best.json (or
+    best_schedule.json) into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     by_run = search_text(result.table, result.baseline, metrics)
     by_configuration = seeds_text(result.table, result.baseline, metrics)
     print(f"\n{title}\n\n{by_configuration or by_run}\n")
     table = result.table.drop(columns="config")
+    if "schedule" in table:
+        table["schedule"] = table["schedule"].map(json.dumps)
     table.to_csv(out / "results.csv", index=False)
     markdown = search_text(result.table, result.baseline, metrics, markdown=True)
     notes = "".join(f"- {note}\n" for note in result.notes)
@@ -44,15 +48,8 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
     print(
         f"table      {out / 'results.csv'}, {out / 'results.md'}\npicture    {out / 'delta_p.png'}"
     )
-    if result.best is None:
-        (out / "best.json").unlink(missing_ok=True)  # of an earlier search
-        print("no trial finished an epoch; the reasons are in the table", file=sys.stderr)
-    else:
-        (out / "best.json").write_text(json.dumps(to_dict(result.best), indent=2) + "\n")
-        print(
-            f"best       {out / 'best.json'} ({digest(result.best)}); run it again: {invocation('train')} {out / 'best.json'}"
-        )
     best = best_run(result.table)
+    _write_best(result, best, out)
     shown = {} if best is None else {f"the best trial, {best['policy']}": best["checkpoint"]}
     report = search_report(
         result.table,
@@ -66,6 +63,32 @@ def write_results(result: SearchResult, out: Path, *, metrics: Sequence[str], ti
     (out / "report.html").write_text(report, encoding="utf-8")
     print(f"report     {out / 'report.html'}")
     print(f"all runs   {result.directory}; continue with --resume {Path(result.directory).name}")
+
+
+def _write_best(result: SearchResult, best: pandas.Series | None, out: Path) -> None:
+    """The best configuration as best.json, or the best schedule, which no configuration repeats, as
+    best_schedule.json."""
+    for name in ("best.json", "best_schedule.json"):
+        (out / name).unlink(missing_ok=True)  # of an earlier search
+    if best is None:
+        print("no trial finished an epoch; the reasons are in the table", file=sys.stderr)
+    elif result.best is not None:
+        (out / "best.json").write_text(json.dumps(to_dict(result.best), indent=2) + "\n")
+        print(
+            f"best       {out / 'best.json'} ({digest(result.best)}); run it again: {invocation('train')} {out / 'best.json'}"
+        )
+    else:
+        values = {
+            "note": "No single configuration repeats this result; the same search with the same seed does.",
+            "schedule": best["schedule"],
+            "checkpoint": best["checkpoint"],
+            "experiment": to_dict(result.experiment),
+        }
+        (out / "best_schedule.json").write_text(json.dumps(values, indent=2) + "\n")
+        print(
+            f"best       {out / 'best_schedule.json'}: a schedule of coefficients, which no single configuration "
+            f"repeats; its weights are {best['checkpoint']}"
+        )
 
 
 def pictures_of(checkpoints: Mapping[str, str], num_images: int) -> list[Pictures]:

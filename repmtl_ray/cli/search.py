@@ -67,8 +67,8 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--space",
-        help="a function of search_spaces (bounded, scalarisation, small, joint, policies, paper_grid, sensitivity) "
-        "or package.module:function (default: the preset's)",
+        help="a function of search_spaces (bounded, mid_run, scalarisation, small, joint, policies, paper_grid, "
+        "sensitivity) or package.module:function (default: the preset's; mid_run with pbt)",
     )
     what.add_argument(
         "--policies",
@@ -81,9 +81,10 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--scheduler",
-        choices=("none", "asha", "hyperband"),
+        choices=("none", "asha", "hyperband", "pbt"),
         default="none",
-        help="asha stops weak trials early, hyperband in brackets (default: %(default)s)",
+        help="asha stops weak trials early, hyperband in brackets; pbt: weak trials go on with the weights of strong "
+        "ones and changed coefficients (default: %(default)s)",
     )
     what.add_argument(
         "--objective",
@@ -133,6 +134,8 @@ def run_search(
     from repmtl_ray.search import tune
 
     experiment = replace(experiment, assignments(arguments.set))
+    if arguments.scheduler == "pbt":
+        space = "mid_run"  # the presets' spaces choose policies or seeds, which no run can change
     param_space = search_space(arguments.space or space, arguments.policies, experiment)
     num_samples = _num_samples(arguments.samples, samples, param_space)
     references = [] if arguments.no_references or rows else references_for(param_space)

@@ -137,6 +137,11 @@ def search_runs(
         row or _configuration(policy, run.parameters, varied)
         for run, row, policy in zip(runs, named, table["policy"], strict=True)
     ]
+    if "schedule" in table:
+        names = [
+            f"the schedule of rank {rank}" if len(schedule) > 1 else name
+            for name, rank, schedule in zip(names, table["rank"], table["schedule"], strict=True)
+        ]
     if "settings" in table:
         names = _told_apart(names, list(table["settings"]))
     return [

@@ -66,11 +66,11 @@ def seeds_text(
     Returns:
         Aligned columns, and the reasons of failed runs below; None where no configuration has two
         runs, where some were stopped early (means over different epochs say nothing), and where the
-        table marks a Pareto front, which is one of runs.
+        table marks a Pareto front, which is one of runs, or has schedules.
     """
     ended = _ended(table)
     groups = [own for _, own in ended.groupby(configurations(ended), sort=False)]
-    is_of_runs = "pareto" in table or (ended["status"] != "done").any()
+    is_of_runs = bool({"pareto", "schedule"} & set(table)) or (ended["status"] != "done").any()
     if is_of_runs or all(len(own) < 2 for own in groups):
         return None
     groups.sort(key=lambda own: fmean(own["delta_p_task"]), reverse=True)
@@ -117,7 +117,8 @@ def search_text(
     if "pareto" in table:
         columns.append("pareto")
     columns += metrics
-    table = shown.reindex(columns=[*columns, "error"])
+    kept = ["error", *(["epoch", "schedule"] if "schedule" in shown else [])]
+    table = shown.reindex(columns=[*columns, *(name for name in kept if name not in columns)])
     rows = [[_cell(name, row[name]) for name in columns] for _, row in table.iterrows()]
     single_task = {
         "rank": "-",
@@ -130,9 +131,33 @@ def search_text(
     failures = [
         f"rank {row['rank']}: {row['error']}" for _, row in table.iterrows() if row["error"]
     ]
-    if markdown and failures:  # without the empty line they would be rows of the table
-        failures = ["", *(f"- {failure}" for failure in failures)]
-    return "\n".join([write(tables.headings(columns), rows), *failures])
+    lines = [*schedule_lines(table), *failures]
+    if markdown and lines:  # without the empty line they would be rows of the table
+        lines = ["", *(f"- {line}" for line in lines)]
+    return "\n".join([write(tables.headings(columns), rows), *lines])
+
+
+def schedule_lines(table: pandas.DataFrame) -> list[str]:
+    """Of every trial that changed in mid-run: which trial trained its weights, when, with which values."""
+    lines = []
+    for _, row in table.iterrows() if "schedule" in table else ():
+        entries = row["schedule"]
+        ends = [*(entry["first_epoch"] - 1 for entry in entries[1:]), int(row["epoch"] or 0)]
+        parts = []
+        for entry, end in zip(entries, ends, strict=True) if len(entries) > 1 else ():
+            first = entry["first_epoch"]
+            epochs = f"epoch {first}" if first == end else f"epochs {first}-{end}"
+            by = "" if entry["rank"] == row["rank"] else f" by rank {entry['rank']}"
+            values = (
+                f"{path.rpartition('.')[2]} {_short(v)}" for path, v in entry["values"].items()
+            )
+            parts.append(f"{epochs}{by} with {', '.join(values)}")
+        lines += [f"rank {row['rank']}: {'; '.join(parts)}"] if parts else []
+    return lines
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def answer(table: pandas.DataFrame, baseline: Mapping[str, float]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ from repmtl_ray.runs.loss_scale import LossScale
 STATE_FILE = "state.pt"
 EXPERIMENT_FILE = "experiment.json"
 DATA_FILE = "data.json"
+OWN_SETTINGS = ("initial_lr", "weight_decay", "momentum")
+"""Of the optimiser, besides the learning rate: what the experiment says, and not the checkpoint."""
 STATE_KEYS = frozenset({"format", "progress", "model", "optimizer", "scheduler", "policy"})
 
 
@@ -83,7 +86,7 @@ class Parts:
 
     model: MultiTaskModel
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: torch.optim.lr_scheduler.LambdaLR
     policy: Policy
     loss_scale: LossScale | None = None
 
@@ -187,8 +190,9 @@ def load(
     try:
         progress = Progress(**state["progress"])
         parts.model.load_state_dict(state["model"])
-        parts.optimizer.load_state_dict(state["optimizer"])
-        parts.scheduler.load_state_dict(state["scheduler"])
+        optimizer, scheduler = _with_own_settings(state, parts)
+        parts.optimizer.load_state_dict(optimizer)
+        parts.scheduler.load_state_dict(scheduler)
         parts.policy.load_state_dict(state["policy"])
         if parts.loss_scale is not None:
             parts.loss_scale.load_state_dict(state["loss_scale"])
@@ -198,6 +202,33 @@ def load(
             "after it was written, or by another version."
         ) from error
     return progress
+
+
+def _with_own_settings(
+    state: Mapping[str, Any], parts: Parts
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The stored states of optimiser and schedule with the settings of the run that goes on from
+    them. These differ from the stored ones only after `takeover.take_over`.
+
+    Args:
+        state: of the checkpoint.
+        parts: as their experiment makes them.
+    """
+    rates = list(parts.scheduler.base_lrs)
+    now = [
+        rate * factor(state["scheduler"]["last_epoch"])
+        for rate, factor in zip(rates, parts.scheduler.lr_lambdas, strict=True)
+    ]
+    groups = [
+        {**stored, **{name: own[name] for name in OWN_SETTINGS if name in own}, "lr": rate}
+        for stored, own, rate in zip(
+            state["optimizer"]["param_groups"], parts.optimizer.param_groups, now, strict=True
+        )
+    ]
+    return (
+        {**state["optimizer"], "param_groups": groups},
+        {**state["scheduler"], "base_lrs": rates, "_last_lr": now},
+    )
 
 
 def read_state(directory: str | Path) -> dict[str, Any]:

@@ -156,6 +156,17 @@ def read_marker(location: str) -> Marker:
         ) from error
 
 
+def read_contents(location: str) -> Contents:
+    """A whole checkpoint.
+
+    Raises:
+        TornCheckpointError: it is none.
+    """
+    marker = read_marker(location)
+    files = {name: read_file(location, name, marker) for name in marker.files}
+    return Contents(files=files, marker=marker)
+
+
 def read_file(location: str, name: str, marker: Marker) -> bytes:
     """One file of a checkpoint, as long and with the digest that its marker says.
 
@@ -249,6 +260,11 @@ class CheckpointManager:
         self._prune(name)
         return f"{self.folder}/{name}"
 
+    def remove_all(self) -> None:
+        """Removes every checkpoint."""
+        for name in self._names():
+            self._remove(name)
+
     def latest(self) -> str | None:
         """The newest whole checkpoint, every byte of it compared; None if there is none.
 
@@ -325,6 +341,9 @@ class CheckpointManager:
             newer = name >= newest and name not in self._torn
             if name in stay or newer or f"{self.folder}/{name}" == best:
                 continue
-            storage.remove(f"{self.folder}/{name}/{MARKER_FILE}")
-            storage.remove(f"{self.folder}/{name}")
-            self._markers.pop(name, None)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        storage.remove(f"{self.folder}/{name}/{MARKER_FILE}")
+        storage.remove(f"{self.folder}/{name}")
+        self._markers.pop(name, None)

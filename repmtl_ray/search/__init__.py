@@ -7,22 +7,15 @@ takes no CPU besides its run's workers, and no more trials start than fit: no se
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas
-
-import repmtl_ray
 from repmtl_ray import cluster, node_check
-from repmtl_ray.config import Experiment, digest, replace, to_dict
+from repmtl_ray.config import Experiment
 from repmtl_ray.conversion import check_arguments
 from repmtl_ray.placement import Placement
 from repmtl_ray.prepared_run import check_settings, prepare_run, read_samples, with_model
-from repmtl_ray.report.runs import pareto_front, search_runs
-from repmtl_ray.report.search_table import answer, best_run
 from repmtl_ray.run_folder import check_resume, checked_place, claim, claim_study
 from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import loggers
@@ -30,16 +23,21 @@ from repmtl_ray.runs.callbacks import Callback
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search import schedulers
 from repmtl_ray.search.draws import (
-    Draw,
     Draws,
     OptunaRuns,
     delta_p_objective,
     draw_at_random,
     task_objectives,
 )
-from repmtl_ray.search.run_records import METRIC, Record, read_record
+from repmtl_ray.search.mutations import check_population, mutations
+from repmtl_ray.search.results import (
+    SearchResult,
+    search_result,
+    single_task_metrics,
+    with_front,
+)
+from repmtl_ray.search.run_records import METRIC, read_record
 from repmtl_ray.search.space import (
-    COLUMNS,
     check_choice,
     check_numbers,
     check_objective,
@@ -47,8 +45,6 @@ from repmtl_ray.search.space import (
     check_rows,
     check_space,
     described,
-    flatten,
-    other_settings,
     own_names,
     with_names,
 )
@@ -65,33 +61,6 @@ if TYPE_CHECKING:
     from repmtl_ray.models.own import ModelFunction
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """What a search found.
-
-    Args:
-        table: one row per trial, best first: "rank", "delta_p_task" (percent), "status", the values
-            searched, metrics of its last epoch, "error", "checkpoint", "digest", "protocol" ...
-        baseline: single-task metrics that delta_p is relative to.
-        best: the experiment of `report.search_table.best_run`; None when no trial has a result.
-        directory: path or URI of everything that the search wrote.
-        experiment: what was not searched.
-        histories: by the table's "trial", the metrics of every epoch.
-        notes: on the data.
-    """
-
-    table: pandas.DataFrame
-    baseline: dict[str, float]
-    best: Experiment | None
-    directory: str
-    experiment: Experiment
-    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{answer(self.table, self.baseline)}\n\nall runs   {self.directory}"
-
-
 def tune(
     experiment: Experiment,
     param_space: Mapping[str, Any],
@@ -100,7 +69,7 @@ def tune(
     model: ModelFunction | None = None,
     num_samples: int = 10,
     searcher: Literal["random", "optuna"] = "random",
-    scheduler: Literal["none", "asha", "hyperband"] = "none",
+    scheduler: Literal["none", "asha", "hyperband", "pbt"] = "none",
     objective: Literal["delta_p", "tasks"] = "delta_p",
     references: Sequence[Mapping[str, Any]] = (),
     rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
@@ -125,10 +94,13 @@ def tune(
             values; may be nested.
         data, model: of your own, as for `fit`.
         num_samples: how many draws, `references` included, each another configuration; with grid
-            values, how many draws of the other values the whole grid is run for.
+            values, how many draws of the other values the whole grid is run for. With "pbt" the size
+            of the population.
         searcher: "random" (and grids) or "optuna" (no grids).
         scheduler: "asha" stops trials early that fall behind at the same epoch; "hyperband" does so
-            in several brackets, some of which begin later.
+            in several brackets, some of which begin later; "pbt" is population based training: about
+            eight times in a run, weak trials go on with the weights of strong ones and with changed
+            coefficients (docs/guide.md). Then a result is of a schedule of coefficients.
         objective: what Optuna learns from: "delta_p", or "tasks", the gain of every task as an objective
             of its own; it then looks for their Pareto front, which the table's "pareto" names.
         references: values of the space, by its keys, that are tried first, for example EW on plain
@@ -143,7 +115,7 @@ def tune(
         resume: continue the search of this name: finished trials are kept, interrupted ones go on
             from their last checkpoint, failed ones are tried again, and more samples are added if
             `num_samples` is larger than before. Another space, searcher, scheduler or references are
-            refused.
+            refused, and with "pbt" another `num_samples`.
         checkpoints: of every trial's run, as for `fit`.
         callbacks, log, log_every, log_images: of every trial's run, as for `fit`; each has its own copies.
 
@@ -169,6 +141,16 @@ def tune(
     known = None if data is None else data.tasks
     check_objective(objective, searcher, num_tasks(experiment, known))
     check_space(experiment, param_space, searcher, known)
+    if scheduler == "pbt":
+        check_population(
+            experiment,
+            param_space,
+            num_samples,
+            known,
+            searcher=searcher,
+            placement=placement,
+            max_concurrent=max_concurrent,
+        )
     check_references(param_space, references)
     check_rows(experiment, rows or {}, known)
     root, name = checked_place(storage, name, "tune", experiment)
@@ -192,6 +174,7 @@ def tune(
             "searcher": searcher,
             "scheduler": scheduler,
             **({} if objective == "delta_p" else {"objective": objective}),
+            **({"population": num_samples} if scheduler == "pbt" else {}),
         }
         named = {name: [dict(row) for row in found] for name, found in (rows or {}).items()}
         claim_study(directory, settings, methods=named, num_samples=num_samples)
@@ -232,17 +215,6 @@ def tune(
     return result if objective == "delta_p" else with_front(result)
 
 
-def with_front(result: SearchResult) -> SearchResult:
-    """The same result, whose table says of every row whether no other is better in all tasks."""
-    runs = search_runs(result.table, result.baseline, result.histories)
-    complete = [run for run in runs if run.status != "failed" and run.gains]
-    marks = pareto_front([list(run.gains.values()) for run in complete])
-    front = {run.name for run, mark in zip(complete, marks, strict=True) if mark}
-    table = result.table.copy()
-    table.insert(2, "pareto", [run.name in front for run in runs])
-    return dataclasses.replace(result, table=table)
-
-
 def _check_dashboard(scheduler: str, placement: Placement) -> None:
     """Refuses early stopping where Ray Train's runs would keep their CPUs (`has_dashboard`)."""
     if scheduler == "none" or trains_in_process(placement) or cluster.has_dashboard():
@@ -278,6 +250,8 @@ def _train_draws(
         The reasons of failures by the name of a run.
     """
     directory = study.directory
+    if scheduler == "pbt":
+        return _train_population(study, draws, param_space, references, num_samples, baseline)
     early_stopping = schedulers.scheduler_of(scheduler, draws.experiment.epochs, directory)
     if searcher == "optuna":
         _, failures = train_missing(study, draws.runs, folder=directory, baseline=baseline)
@@ -305,91 +279,27 @@ def _train_draws(
     return failures
 
 
-def results_table(
-    draws: Sequence[Draw],
-    records: Mapping[str, Record | None],
-    failures: Mapping[str, str],
-    experiment: Experiment,
-) -> pandas.DataFrame:
-    """One row per configuration, best delta_p first, failed ones last.
-
-    Args:
-        draws: of the search.
-        records: by the name of a draw; None for runs without a result.
-        failures: reasons by the name of a draw.
-        experiment: what was not searched.
-    """
-    rows, usual = [], flatten(to_dict(experiment))
-    for draw in draws:
-        record, error = records.get(draw.name), draw.error or failures.get(draw.name, "")
-        last = {} if record is None else record["history"][-1]
-        # Not an `Experiment`: a combination that it refuses is a failed draw, with its row.
-        values = usual | flatten(draw.changes)
-        rows.append(
-            {
-                "row": draw.row,
-                "status": "failed" if error else "stopped" if record is None else record["status"],
-                **{column: values[path] for column, path in COLUMNS.items()},
-                "settings": other_settings(values, usual),
-                **{
-                    key: last[key]
-                    for key in last
-                    if "/" in key or key.startswith("delta_p") or key == "epoch"
-                },
-                "error": error,
-                "checkpoint": "" if record is None else record["checkpoint"],
-                "trial": str(draw.number),
-                "config": dict(draw.changes),
-                "digest": "" if draw.run is None else digest(draw.run.experiment),
-                "protocol": values["protocol"],
-                "seed": values["seed"],
-                "version": repmtl_ray.__version__,
-            }
-        )
-    table = pandas.DataFrame(rows)
-    if METRIC not in table:
-        table[METRIC] = float("nan")
-    table = table.sort_values(METRIC, ascending=False, na_position="last", kind="stable")
-    table = table.sort_values("status", key=lambda status: status == "failed", kind="stable")
-    table.insert(0, METRIC, table.pop(METRIC))  # beside the rank, where a wide table still shows it
-    table.insert(0, "rank", range(1, len(table) + 1))
-    return table.reset_index(drop=True)
-
-
-def single_task_metrics(records: Sequence[Record]) -> dict[str, float]:
-    """What delta_p of a search is relative to: every task's metrics after training it alone."""
-    return {
-        name: value
-        for record in records
-        for name, value in record["history"][-1].items()
-        if name.startswith(f"{record['task']}/")
-    }
-
-
-def search_result(
+def _train_population(
+    study: Study,
     draws: Draws,
-    records: Mapping[str, Record | None],
-    failures: Mapping[str, str],
-    baseline: dict[str, float],
-    directory: str,
-    notes: tuple[str, ...],
-) -> SearchResult:
-    """The result of a search: its configurations, and how they ended (as for `results_table`)."""
-    table = results_table(draws.draws, records, failures, draws.experiment)
-    best = best_run(table)
-    return SearchResult(
-        table=table,
+    param_space: Mapping[str, Any],
+    references: Sequence[Mapping[str, Any]],
+    num_samples: int,
+    baseline: Mapping[str, float],
+) -> dict[str, str]:
+    """As `_train_draws`, by population based training; the rows are no part of the population."""
+    from repmtl_ray.search.pbt import ResumablePBT
+
+    directory, experiment, known = study.directory, draws.experiment, draws.known
+    _, failures = train_missing(study, draws.runs, folder=directory, baseline=baseline)
+    draw_at_random(draws, param_space, references, num_samples)
+    population = [draw.run for draw in draws.draws if draw.run is not None and not draw.row]
+    changes = mutations(experiment, param_space, num_tasks(experiment, known))
+    _, failed = train_missing(
+        study,
+        population,
+        folder=directory,
         baseline=baseline,
-        best=None if best is None else replace(draws.experiment, best["config"]),
-        directory=directory,
-        experiment=draws.experiment,
-        histories={
-            str(draw.number): [
-                {name: value for name, value in row.items() if "/" in name or name == "epoch"}
-                for row in record["history"]
-            ]
-            for draw in draws.draws
-            if (record := records.get(draw.name)) is not None
-        },
-        notes=notes,
+        scheduler=ResumablePBT(directory, population, changes, experiment, known),
     )
+    return failures | failed

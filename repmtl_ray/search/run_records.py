@@ -1,6 +1,7 @@
 """The runs of a study, and the one record that each of them leaves.
 
-Owns what a record holds and where it lies; what its keys mean in tables is in `report/records.py`.
+Owns what a record holds and where it lies; what its keys mean in tables is in `report/records.py`. That
+of a population has its "schedule" too (`pbt.py`).
 """
 
 from __future__ import annotations
@@ -32,12 +33,19 @@ class Run:
         label: as it is printed.
         experiment: what is trained.
         facts: what its record says besides its results.
+        changes: what a scheduler has changed of the experiment since the run began, by dotted path.
     """
 
     name: str
     label: str
     experiment: Experiment
     facts: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> Experiment:
+        """What is trained from now on."""
+        return replace(self.experiment, self.changes) if self.changes else self.experiment
 
 
 def make_record(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-NAMES = ("none", "asha", "hyperband")
+NAMES = ("none", "asha", "hyperband", "pbt")
 
 
 def scheduler_of(name: str, epochs: int, directory: str) -> Any:
-    """A scheduler of Ray Tune, or None.
+    """A scheduler of Ray Tune that stops runs early, or None. That of "pbt" is made of a population
+    (`pbt.py`).
 
     Args:
         name: "asha", successive halving from a quarter of the epochs on; "hyperband", asynchronous

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import ray
 from ray import tune as ray_tune
+from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.search import Searcher
 
 import repmtl_ray
@@ -154,7 +155,7 @@ class Study:
             source: of the runs.
             folder: path or URI that has their folders ("runs") and records ("records").
             baseline: single-task metrics that every epoch's delta_p is relative to.
-            scheduler: of Ray Tune; may stop runs early.
+            scheduler: of Ray Tune; may stop runs early, or change what they train.
             limit: how many runs the source hands out at most.
 
         Returns:
@@ -166,16 +167,28 @@ class Study:
         name = "baseline" if first.experiment.policy.name == SINGLE_TASK else self.kind
         settings = self._settings(folder, baseline)
         is_in_process = trains_in_process(self.placement)
+        if isinstance(scheduler, PopulationBasedTraining):
+            from repmtl_ray.search.pbt import Population
+
+            runs = [first, *iter(source.next_run, None)]
+            # They take turns: what their trials reserve limits how many train at once.
+            order: dict[str, Any] = {"search_alg": Population(), "num_samples": 1}
+        else:
+            runs = []
+            order = {
+                "search_alg": _Suggestions(source, first),
+                "num_samples": limit,
+                "max_concurrent_trials": self.concurrency,
+            }
         tuner = ray_tune.Tuner(
             in_process(settings) if is_in_process else with_ray_train(settings),
+            param_space={"run": ray_tune.grid_search(runs)} if runs else {},
             tune_config=ray_tune.TuneConfig(
+                **order,
                 metric=None if scheduler is None else METRIC,
                 mode=None if scheduler is None else "max",
-                num_samples=limit,
-                max_concurrent_trials=self.concurrency,
                 # A trial that waits for a run of Ray Train still does when it is stopped early.
                 reuse_actors=is_in_process or scheduler is None,
-                search_alg=_Suggestions(source, first),
                 scheduler=scheduler,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),

@@ -135,7 +135,7 @@ class RunsInProcess:
         settings, folder = self._settings, f"{self._settings.folder}/runs/{run.name}"
         with hold(folder, "run", wait=True):
             try:
-                result = finished(folder, run.experiment, settings.data)
+                result = finished(folder, run.trained, settings.data)
                 if result is None:
                     result = yield from self._epochs(run, folder)
                     last = {**result.metrics, "checkpoint_path": result.checkpoint}
@@ -154,7 +154,7 @@ class RunsInProcess:
         from repmtl_ray.data.plan import DataError
         from repmtl_ray.runs import loop
 
-        settings, experiment = self._settings, run.experiment
+        settings, experiment = self._settings, run.trained
         device = self._device()
         checkpointing = FaultTolerance(
             folder,
@@ -223,7 +223,7 @@ class RunsInProcess:
             callbacks.append(AddDeltaP(settings.baseline))
         callbacks += copy.deepcopy(list(settings.callbacks))  # another run's may come after it
         return loop.Training(
-            run.experiment,
+            run.trained,
             train=dataclasses.replace(self._split("train"), loader=loader),
             evaluation=dataclasses.replace(self._split("evaluation"), loader=loader),
             checkpoints=checkpointing,
@@ -275,8 +275,17 @@ class InProcessTrial(ray_tune.Trainable):
             self._results = self._runs.results(self.config["run"])
         return next(self._results)
 
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        """Leaves a run that Ray Tune pauses; its own folder has the checkpoint of its last epoch."""
+        self.cleanup()
+        return {"run": self.config["run"].name}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing: a run goes on from its own folder, into which `pbt.py` copies what it takes
+        over."""
+
     def cleanup(self) -> None:
-        """Leaves a run that is stopped early, and frees its memory."""
+        """Leaves a run that is stopped early or paused, and frees its memory."""
         if self._results is not None:
             self._results.close()
             self._results = None

@@ -22,12 +22,14 @@ BASELINE = {"segmentation/miou": 40.0, "depth/abs_error": 0.05}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a configuration of a search ended: metrics of its last epoch, or the reason of a failure."""
+    """How a configuration of a search ended: metrics of its last epoch, or the reason of a failure; its
+    schedule by the names of runs, "run-1", "run-2", ..., if it was of a population."""
 
     changes: Mapping[str, Any]
     error: str = ""
     metrics: Mapping[str, Any] = field(default_factory=dict)
     row: str = ""
+    schedule: Sequence[Mapping[str, Any]] = ()
 
 
 def search_result(outcomes: Sequence[Outcome], experiment: Experiment = BASE) -> SearchResult:
@@ -51,6 +53,7 @@ def search_result(outcomes: Sequence[Outcome], experiment: Experiment = BASE) ->
                 "status": "done" if ended else "stopped",
                 "history": [dict(outcome.metrics)],
                 "checkpoint": f"/runs/{outcome.metrics['delta_p_task']}",
+                **({"schedule": list(outcome.schedule)} if outcome.schedule else {}),
             }
     return search.search_result(draws, records, failures, BASELINE, "/storage/search", ())
 
