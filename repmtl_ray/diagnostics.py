@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.penalties import affinity_alignment, unit_anchors
+from repmtl_ray.penalties import affinities
 
 
 @torch.no_grad()
@@ -98,8 +98,7 @@ def _sums_of_shares(saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _sums_by_sample(saliency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[tasks] each, over own samples with saliency: alignments, effective ranks, their number."""
-    anchors, has_anchor = unit_anchors(saliency)
-    alignment, has_affinity, squared_norm = affinity_alignment(saliency, anchors)
+    _, has_anchor, alignment, has_affinity, squared_norm = affinities(saliency)
     peak = saliency.abs().amax(dim=(2, 3), keepdim=True)
     trace = (saliency / torch.where(peak != 0, peak, 1.0)).square().sum(dim=(2, 3))
     valid = has_affinity & has_anchor

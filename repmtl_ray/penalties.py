@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repmtl_ray.affinities import affinities
 from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.conversion import shown
 
@@ -100,8 +101,7 @@ def csa_loss(saliency: Tensor, *, temperature: float = 0.5, workers: Workers = A
     with torch.autocast(saliency.device.type, enabled=False):
         own = _at_least_float32(saliency)
         own = own.flatten(3) if own.dim() > 3 else own.unsqueeze(3)  # [tasks, batch, channels, N]
-        anchors, has_anchor = unit_anchors(own)
-        alignment, has_affinity, _ = affinity_alignment(own, anchors)
+        anchors, has_anchor, alignment, has_affinity, _ = affinities(own)
         similarity, is_negative = _similarity(anchors, has_anchor, workers)
         # -log(exp(alignment) / sum over negatives of exp(similarity)), both over the temperature.
         # A row without negatives would give logsumexp of -inf only, whose derivative is NaN even
@@ -184,56 +184,11 @@ def _squared_norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack(norms).square().sum()
 
 
-def unit_anchors(saliency: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation 8: the samples' anchors A, scaled to |A A^T| = 1, and which samples have one.
-
-    A sample without saliency has no anchor; its rows are zero.
-
-    Args:
-        saliency: [tasks, batch, channels, N].
-
-    Returns:
-        [batch, tasks, channels], the transposed A; and [batch] bool.
-    """
-    anchors = saliency.mean(dim=3).transpose(0, 1)
-    peak = anchors.detach().abs().amax(dim=(1, 2), keepdim=True)
-    exists = peak != 0
-    anchors = anchors / torch.where(exists, peak, 1.0)
-    # |A A^T| = |A^T A|, which is only [tasks, tasks]. The norm is of degree 2 in A, so A is divided
-    # by its square root, the fourth root of the squared norm.
-    squared_norm = (anchors @ anchors.transpose(1, 2)).square().sum(dim=(1, 2), keepdim=True)
-    return anchors / torch.where(exists, squared_norm, 1.0).pow(0.25), exists.flatten()
-
-
-def affinity_alignment(saliency: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The cosine between each task's affinity S S^T (equation 7) and the anchor's A A^T.
-
-    Args:
-        saliency: [tasks, batch, channels, N].
-        anchors: [batch, tasks, channels], of `unit_anchors`.
-
-    Returns:
-        [tasks, batch]; where the affinity is not zero, bool; and |S S^T|^2 of S divided by its
-        largest entry.
-    """
-    peak = torch.linalg.vector_norm(saliency.detach(), torch.inf, dim=(2, 3), keepdim=True)
-    exists = peak != 0
-    saliency = saliency / torch.where(exists, peak, 1.0)
-    channels, positions = saliency.shape[2:]
-    transposed = saliency.transpose(2, 3)
-    # |S S^T| = |S^T S|: the smaller of the two matrices is built.
-    gramian = saliency @ transposed if channels < positions else transposed @ saliency
-    squared_norm = gramian.square().sum(dim=(2, 3))
-    projection = (anchors @ saliency).square().sum(dim=(2, 3))  # <S S^T, A A^T> = |A^T S|^2
-    exists = exists.flatten(1)
-    return projection / torch.where(exists, squared_norm, 1.0).sqrt(), exists, squared_norm
-
-
 def _similarity(anchors: Tensor, has_anchor: Tensor, workers: Workers) -> tuple[Tensor, Tensor]:
     """The cosines between this worker's anchors and those of the global batch.
 
     Args:
-        anchors: [batch, tasks, channels], of `unit_anchors`.
+        anchors: [batch, tasks, channels], of `affinities`.
         has_anchor: [batch] bool.
         workers: all of them.
 

@@ -6,19 +6,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from repmtl_ray import affinities
 from repmtl_ray.penalties import csa_loss, divergence_loss, tsr_loss
 from repmtl_ray.regularizers import RepMTL
 from tests.helpers.literal import literal_csa, literal_tsr
 
 SHAPES = [(2, 3, 8, 5), (3, 4, 6, 1), (2, 2, 4, 3, 3), (3, 4, 6), (2, 3, 4, 9), (2, 2, 3, 2, 2, 2)]
+
+
+def csa_by_samples(saliency: Any, **options: Any) -> Any:
+    """As `csa_loss` computes saliencies that are too large to be read at once."""
+    with mock.patch.object(affinities, "LARGEST_WHOLE", saliency.numel() // 3):
+        return csa_loss(saliency, **options)
+
+
 PENALTIES = {
     "tsr": (tsr_loss, literal_tsr),
     "csa": (lambda s: csa_loss(s, temperature=0.3), lambda s: literal_csa(s, 0.3)),
+    "csa by samples": (
+        lambda s: csa_by_samples(s, temperature=0.3),
+        lambda s: literal_csa(s, 0.3),
+    ),
 }
 
 
@@ -62,6 +78,7 @@ def test_neither_depends_on_the_scale_of_a_sample(shape: tuple[int, ...]) -> Non
         1, -1, *[1] * (len(shape) - 2)
     )
     torch.testing.assert_close(csa_loss(saliency * scale), csa_loss(saliency))
+    torch.testing.assert_close(csa_by_samples(saliency * scale), csa_loss(saliency))
     torch.testing.assert_close(tsr_loss(saliency * scale), tsr_loss(saliency))
 
 
@@ -95,7 +112,8 @@ def test_csa_is_lowest_when_tasks_agree_and_samples_differ() -> None:
 def test_values_are_pinned() -> None:
     saliency = torch.arange(48, dtype=torch.float64).reshape(2, 3, 4, 2).sin()
     assert tsr_loss(saliency).item() == pytest.approx(0.4568041218, abs=1e-9)
-    assert csa_loss(saliency, temperature=0.5).item() == pytest.approx(0.5765098106, abs=1e-9)
+    for csa in (csa_loss, csa_by_samples):
+        assert csa(saliency, temperature=0.5).item() == pytest.approx(0.5765098106, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", PENALTIES)
@@ -179,7 +197,8 @@ def test_csa_leaves_out_pairs_without_saliency() -> None:
         for t in range(2):
             if (t, b) != (0, 1):
                 losses.append(torch.logsumexp(negatives, 0) - z_anchor[b] @ z_task[t, b] / 0.5)
-    torch.testing.assert_close(csa_loss(saliency, temperature=0.5), torch.stack(losses).mean())
+    for csa in (csa_loss, csa_by_samples):
+        torch.testing.assert_close(csa(saliency, temperature=0.5), torch.stack(losses).mean())
 
 
 def test_csa_takes_a_sample_without_labels_out_of_the_negatives() -> None:
@@ -210,6 +229,44 @@ def test_csa_never_builds_the_larger_matrix(monkeypatch: pytest.MonkeyPatch) -> 
     csa_loss(random_saliency((2, 3, 2, 512)))
     assert sizes
     assert max(sizes) < 512 * 512 / 10
+
+
+class LargeTensors(TorchDispatchMode):
+    """Counts operations whose result has so many numbers, and is no view of another."""
+
+    def __init__(self, num_numbers: int) -> None:
+        super().__init__()
+        self.num_numbers = num_numbers
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and not func._schema.is_mutable:
+            tensors = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+            self.names += [str(func) for t in tensors if t.numel() >= self.num_numbers]
+        return result
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 16, 8), (2, 9, 8, 16)])
+def test_of_a_large_saliency_csa_makes_nothing_as_large_but_its_gradient(
+    shape: tuple[int, ...],
+) -> None:
+    saliency = random_saliency(shape, torch.float32)
+    with LargeTensors(saliency.numel() // 2) as large:
+        csa_by_samples(saliency).backward()
+    assert large.names == ["aten.empty_like.default"]
+    expected = random_saliency(shape)
+    csa_loss(expected).backward()
+    torch.testing.assert_close(saliency.grad.double(), expected.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_are_contrasted_by_samples_too() -> None:
+    tokens = random_saliency((2, 3, 7, 4))
+    first = [
+        torch.autograd.grad(csa(tokens.movedim(-1, 2)), tokens)[0]
+        for csa in (csa_loss, csa_by_samples)
+    ]
+    torch.testing.assert_close(*first)
 
 
 @pytest.mark.parametrize(
