@@ -152,7 +152,7 @@ class StreamedLoader:
         """This worker's rows of a global batch.
 
         Raises:
-            DataError: what is wrong with the rows; too little memory.
+            DataError: what is wrong with the rows; Ray ended the reader for its memory.
             ray.exceptions.RayError: the reader died; a run goes on from its checkpoint.
         """
         known = self.rows_read.get("train" if place.is_train else "evaluation", {})
@@ -171,10 +171,15 @@ class StreamedLoader:
         try:
             part = ray.get(found)
         except ray.exceptions.RayError as error:
-            if is_out_of_memory(error):
-                split = self._batches.train_split if place.is_train else self._batches.eval_split
-                assert isinstance(split, StreamedSplit)
+            split = self._batches.train_split if place.is_train else self._batches.eval_split
+            assert isinstance(split, StreamedSplit)
+            if isinstance(error, ray.exceptions.OutOfMemoryError):
                 raise DataError(out_of_memory(split)) from error
+            if is_out_of_memory(
+                error
+            ):  # or something else: of a kill, Ray does not know the reason
+                message = f"the row reader was killed, perhaps for memory: {out_of_memory(split)}"
+                raise ray.exceptions.RayError(message) from error
             raise
         if isinstance(part, str):
             raise DataError(part)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import os
+import signal
+import tarfile
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import ray.data
@@ -28,6 +34,8 @@ from repmtl_ray.data.plan import DataError, EvalPlan, TrainPlan
 from repmtl_ray.data.stream import Kind
 from repmtl_ray.data.streamed import StreamedSplit
 from repmtl_ray.data.streamed_loader import StreamedLoader, start_reader
+from repmtl_ray.runs.callbacks import Callback, StepInfo
+from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.tasks import Classification, Depth, Task
 from tests.helpers.streamed_rows import made, made_if_even
 
@@ -207,8 +215,26 @@ def test_streamed_rows_need_a_cpu_that_no_worker_has(
         recommend(experiment, data=data, directory=tmp_path)
 
 
+@dataclass
+class KillsReader(Callback):
+    """Kills the process of the run's reader after the second step, once.
+
+    Args:
+        noted: a file that says that it was done.
+    """
+
+    noted: Path
+
+    def on_step_end(self, step: StepInfo) -> None:
+        if step.global_step == 2 and not self.noted.exists():
+            self.noted.touch()
+            (name,) = (n for n in ray.util.list_named_actors() if n.startswith("row reader"))
+            pid = ray.get_actor(name).__ray_call__.remote(lambda _reader: os.getpid())
+            os.kill(ray.get(pid), signal.SIGKILL)
+
+
 @pytest.mark.slow
-def test_a_run_of_two_workers_on_streamed_rows_of_parquet_has_the_metrics_of_one(
+def test_two_workers_on_streamed_parquet_and_a_killed_reader_leave_the_metrics_of_one_worker(
     few: ray.data.Dataset, experiment: Experiment, tmp_path: Path
 ) -> None:
     with quiet():
@@ -216,7 +242,7 @@ def test_a_run_of_two_workers_on_streamed_rows_of_parquet_has_the_metrics_of_one
         numbers.write_parquet(str(tmp_path / "rows"))
         lazy = ray.data.read_parquet(str(tmp_path / "rows")).flat_map(made_if_even)
     config = to_dict(DataConfig(name="custom", augment=True))
-    experiment = replace(experiment, {"data": config, "epochs": 1, "batch_size": 8})
+    experiment = replace(experiment, {"data": config, "epochs": 1, "batch_size": 4})
     rows = StreamedRows(dataset=lazy, num_rows=NUM_ROWS, shuffle_window=8)
     data = CustomData(train=rows, evaluation=few, tasks=TASKS)
     one, two = (
@@ -225,6 +251,46 @@ def test_a_run_of_two_workers_on_streamed_rows_of_parquet_has_the_metrics_of_one
     )
     (found,), (other,) = one.history, two.history
     assert found == pytest.approx(other, rel=1e-6)
+    killed = fit(
+        experiment,
+        data=data,
+        storage=tmp_path,
+        checkpoints=CheckpointConfig(every_steps=1),
+        callbacks=[KillsReader(tmp_path / "killed")],
+    )
+    assert (tmp_path / "killed").exists()
+    assert killed.history == one.history
+
+
+@pytest.mark.slow
+def test_rows_of_webdataset_are_streamed_in_the_order_of_their_files(tmp_path: Path) -> None:
+    def decoded(row: dict[str, Any]) -> dict[str, Any]:
+        number = int(row["__key__"])
+        return {"sample_id": number, "image": row["png"], "depth": row["npy"], "scene": row["cls"]}
+
+    for first in (0, 5):
+        with tarfile.open(tmp_path / f"{first}.tar", "w") as tar:
+            for number in range(first, first + 5):
+                sample, depth = made({"id": number}), io.BytesIO()
+                np.save(depth, sample["depth"])
+                png = cv2.imencode(".png", sample["image"][..., ::-1])[1].tobytes()
+                parts = {"png": png, "npy": depth.getvalue(), "cls": str(number % 3).encode()}
+                for kind, content in parts.items():
+                    entry = tarfile.TarInfo(f"{number:03}.{kind}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    with quiet():
+        dataset = ray.data.read_webdataset(str(tmp_path)).map(decoded)
+    rows = StreamedRows(dataset=dataset, num_rows=10)
+    *splits, _ = open_custom(CustomData(train=rows, evaluation=rows, tasks=TASKS))
+    ((batches, loader),) = loaders((splits[0], splits[1]), 1)
+    found = list(loader.evaluate(batches.evaluation, epoch=0, dtype=torch.float32))
+    assert [number for batch in found for number in batch.sample_ids.tolist()] == list(range(10))
+    images = torch.cat([batch.images for batch in found])
+    expected = np.stack([made({"id": number})["image"] for number in range(10)])
+    assert torch.equal(
+        (images * 255).round().byte().permute(0, 2, 3, 1), torch.from_numpy(expected)
+    )
 
 
 @pytest.mark.slow

@@ -12,14 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray.data
+from ray.exceptions import ActorDiedError, RayError
 
 from repmtl_ray import StreamedRows
 from repmtl_ray.data import row_reader
 from repmtl_ray.data.custom_check import BlockCheck
+from repmtl_ray.data.plan import DataError
 from repmtl_ray.data.row_reader import AHEAD, Pass, RowReader, Slice, drawn
 from repmtl_ray.data.sampler import Place
 from repmtl_ray.data.stream import Kind, Sample, Stream
 from repmtl_ray.data.streamed import _checked_block, streamed_split
+from repmtl_ray.data.streamed_loader import StreamedLoader
 
 KINDS: dict[str, Kind] = {"digit": "class"}
 
@@ -248,6 +251,53 @@ def test_a_run_that_continues_compares_the_rows_with_those_that_it_has_seen(
     errors = [part for part in parts if isinstance(part, str)]
     assert len(errors) == (0 if error_at is None else 6 - error_at)
     assert all(" rows came in another order or with other content" in text for text in errors)
+
+
+class DiedError(ActorDiedError):
+    """With a text of its own."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (
+            ray.exceptions.OutOfMemoryError("low on memory"),
+            DataError,
+            "^train: the process that re",
+        ),
+        (
+            DiedError("SIGKILL by OOM killer, or ray stop"),
+            RayError,
+            "^the row reader was killed, perhaps",
+        ),
+        (DiedError("its node was lost"), RayError, "^its node was lost"),
+    ],
+)
+def test_only_a_reader_that_ray_ended_for_its_memory_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception], message: str
+) -> None:
+    """Any other is replaced: the run goes on from its checkpoint."""
+
+    def fails(_found: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr(ray, "wait", lambda found, **_options: (found, []))
+    monkeypatch.setattr(ray, "get", fails)
+    split = reader_of(Rows(range(20)), 20)._passes[True].split
+    batches: Any = SimpleNamespace(train_split=split, eval_split=split)
+    reader = SimpleNamespace(slice_of=SimpleNamespace(remote=lambda *_arguments: 0))
+    with pytest.raises(expected, match=message) as caught:
+        StreamedLoader(batches, reader)._slice_of(Place(0, True, 0), 0, threading.Event())
+    assert isinstance(caught.value, DataError) == (expected is DataError)
+    if "OOM" in str(raised):
+        assert "perhaps for memory" in str(caught.value)
+        assert "take a smaller StreamedRows.shuffle_window" in str(caught.value)
 
 
 def test_a_reader_without_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
