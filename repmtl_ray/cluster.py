@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,6 +247,21 @@ def address_of(node: str) -> str:
     """The network address of a node, by its id."""
     found = [entry["NodeManagerAddress"] for entry in ray.nodes() if entry["NodeID"] == node]
     return found[0] if found else node
+
+
+DATA_ACTOR = "MapWorker(MapBatches(_SigningActor))"
+"""The class of the processes of `data.ray_pipeline`, as Ray Data names it."""
+
+
+def data_actors() -> str:
+    """Where the data actors of this job are, in words; empty if there are none, or one node alone."""
+    if len(ray.nodes()) == 1:
+        return ""
+    counts = Counter(ray_compat.live_actors(DATA_ACTOR).values())
+    return ", ".join(
+        f"{count} data actor{'s' * (count > 1)} on node {node[:8]} ({address_of(node)})"
+        for node, count in sorted(counts.items())
+    )
 
 
 def waiting_for() -> str:

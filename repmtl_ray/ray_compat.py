@@ -198,15 +198,17 @@ def end_execution(dataset: ray.data.Dataset, error: Exception) -> None:
         dataset._current_executor.shutdown(force=True, exception=error)
 
 
-def live_actors(*class_names: str) -> list[bytes]:
-    """Ids of this job's living actors of these classes. Why, upstream: as `is_dead`. It can go with it."""
+def live_actors(*class_names: str) -> dict[bytes, str]:
+    """This job's living actors of classes, and their nodes. Why, upstream: as `is_dead`. It can go with it."""
     from ray._private.state import state
 
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
     rows = state.actor_table(None, job, "ALIVE")
-    return [
-        bytes.fromhex(actor) for actor, row in rows.items() if row["ActorClassName"] in class_names
-    ]
+    return {
+        bytes.fromhex(actor): row["Address"]["NodeID"]
+        for actor, row in rows.items()
+        if row["ActorClassName"] in class_names
+    }
 
 
 def kill_actor(actor: bytes) -> None:

@@ -73,7 +73,8 @@ class Progress(Callback):
             self.last_beat = now
             epochs = ", ".join(f"{epoch}/{self.epochs}" for epoch in self.epoch_of_running.values())
             waiting = cluster.waiting_for() if 0 in self.epoch_of_running.values() else ""
-            self._print(f"running at epoch {epochs}" + (f"; {waiting}" if waiting else ""))
+            parts = (f"running at epoch {epochs}", cluster.data_actors(), waiting)
+            self._print("; ".join(part for part in parts if part))
 
     def _print_finished(self, trial: Any, outcome: str) -> None:
         self.epoch_of_running.pop(trial.trial_id, None)
