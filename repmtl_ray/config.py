@@ -358,16 +358,19 @@ def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
         *parents, last = path.split(".")
         target: Any = values
         for depth, name in enumerate(parents):
+            if isinstance(target, dict) and parents[:depth] == _OPTIONS:  # by task, as many as given
+                target.setdefault(name, {})
             if not isinstance(target, dict) or name not in target:
                 _unknown_path(path, ".".join(parents[: depth + 1]), target)
             target = target[name]
-        free_form = parents[-1:] in (["arguments"], ["columns"])
+        free_form = parents[-1:] in (["arguments"], ["columns"]) or parents[:2] == _OPTIONS
         if not isinstance(target, dict) or (last not in target and not free_form):
             _unknown_path(path, path, target)
         target[last] = dataclasses.asdict(value) if isinstance(value, _PARTS) else value
     return from_dict(Experiment, values)
 
 
+_OPTIONS = ["data", "task_options"]
 _PARTS = (
     DataConfig,
     ModelConfig,

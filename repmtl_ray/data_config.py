@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from repmtl_ray.conversion import added, check, check_range, check_types, nearest
 
@@ -34,7 +34,7 @@ MAX_SIZE = 16_384
 """Of an image's height and width in pixels."""
 MAX_RENDERED = 10_000_000
 _WHAT_DECIDES = {
-    "custom": "The samples, their size and both splits are those of CustomData.",
+    "custom": "The samples, their size, both splits and the tasks are those of CustomData.",
     "cityscapes": "It is for rendered scenes, or for a part of a split that has one.",
     "nyuv2": "It is for rendered rooms, or for a part of a split that has one.",
 }
@@ -68,6 +68,8 @@ class DataConfig:
         holdout: fraction of the training split that is cut off, seeded, as the split "holdout"; 0
             trains on all of it.
         holdout_seed: which samples that takes; not the run's seed, so that all seeds share the cut.
+        task_options: by task, options of its class (docs/guide.md, options of tasks), for example
+            {"depth": {"loss": "silog"}}; tasks of `CustomData` have them themselves.
     """
 
     name: str
@@ -85,6 +87,7 @@ class DataConfig:
     pairing: Literal["position", "class"] = added("position")
     holdout: float = added(0.0)
     holdout_seed: int = added(0)
+    task_options: Mapping[str, Mapping[str, Any]] = added(factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -161,6 +164,7 @@ class DataConfig:
         if self.name == "custom":
             usual: dict[str, object] = {"path": None, "height": None, "width": None, "form": "auto"}
             usual |= {"pairing": "position", "eval_split": "val", "holdout": 0.0}
+            usual |= {"task_options": {}}
             unused |= {name: getattr(self, name) == value for name, value in usual.items()}
         for name, is_right in unused.items():
             if not is_right:

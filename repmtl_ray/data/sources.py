@@ -6,12 +6,13 @@ Owns the choice of the source and of its form; reading is in the modules that it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from repmtl_ray import storage
 from repmtl_ray.config import DataConfig
+from repmtl_ray.conversion import nearest, shown
 from repmtl_ray.data import (
     cityscapes,
     dense,
@@ -112,12 +113,41 @@ def check_folder(data: DataConfig) -> None:
 
 
 def tasks_of(data: DataConfig) -> tuple[Task, ...]:
-    """All tasks of a data set, in its order; looks at no file, except at the lists of image_folders
-    and at the table of image_table, which say what there is to learn.
+    """All tasks of a data set, in its order, with their options; looks at no file, except at the
+    lists of image_folders and at the table of image_table, which say what there is to learn.
 
     Raises:
-        ValueError: folders, lists or a table that are missing or cannot be read.
+        ValueError: folders, lists or a table that are missing or cannot be read; options of a task
+            that there is not, or that it does not take.
     """
+    tasks = _usual_tasks(data)
+    names = [task.name for task in tasks]
+    for name in data.task_options:
+        if name not in names:
+            raise ValueError(
+                f"data.task_options has {name!r}, which is not a task of {data.name}; "
+                f"{nearest(name, names)}"
+            )
+    return tuple(_with_options(task, data.task_options.get(task.name, {})) for task in tasks)
+
+
+def _with_options(task: Task, options: Mapping[str, Any]) -> Task:
+    """The task with some fields changed; those without a default belong to the data."""
+    allowed = {
+        entry.name
+        for entry in dataclasses.fields(task)
+        if entry.default is not dataclasses.MISSING and entry.name != "num_values"
+    }
+    for name, value in options.items():
+        if name not in allowed:
+            raise ValueError(
+                f"data.task_options.{task.name}.{name} is {shown(value)}, but {type(task).__name__} "
+                f"takes no option {name!r}; {nearest(name, allowed) if allowed else 'it has none.'}"
+            )
+    return dataclasses.replace(task, **options)
+
+
+def _usual_tasks(data: DataConfig) -> tuple[Task, ...]:
     # Here, so that the processes that only read samples need not load torch.
     from repmtl_ray.tasks import Classification, Depth, InverseDepth, Normals, Segmentation
 

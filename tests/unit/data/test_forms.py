@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from repmtl_ray.config import DataConfig
+from repmtl_ray.config import DataConfig, Experiment, digest, from_dict, replace, to_dict
 from repmtl_ray.data.sources import form_of, image_size, tasks_of
 from repmtl_ray.tasks import Depth, Normals, Segmentation
 from tests.helpers.forms import (
@@ -63,6 +64,39 @@ def test_nyuv2_has_three_tasks() -> None:
         Depth(name="depth"),
         Normals(name="normal"),
     )
+
+
+def test_tasks_of_named_data_have_the_options_of_the_configuration() -> None:
+    options: dict[str, Any] = {"depth": {"loss": "silog", "measures": ["rmse", "delta_1"]}}
+    experiment = Experiment(data=DataConfig(name="nyuv2", path="/nowhere", task_options=options))
+    weights = [1.0] * 12 + [0.5]
+    changed = replace(experiment, {"data.task_options.segmentation.class_weights": weights})
+    assert tasks_of(changed.data) == (
+        Segmentation(name="segmentation", num_classes=13, class_weights=tuple(weights)),
+        Depth(name="depth", loss="silog", measures=("rmse", "delta_1")),
+        Normals(name="normal"),
+    )
+    assert from_dict(Experiment, to_dict(changed)) == changed
+    assert len({digest(given) for given in (experiment, changed)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dept": {"loss": "silog"}}, r"'dept', which is not a task of nyuv2; did you mean 'depth'"),
+        ({"depth": {"los": "l1"}}, r"depth\.los is 'l1', but Depth takes no option 'los'; did you"),
+        ({"depth": {"loss": "l3"}}, r"task 'depth'\.loss is 'l3'; expected one of 'l1', 'silog'"),
+        ({"normal": {"loss": "l1"}}, r"Normals takes no option 'loss'; it has none"),
+        ({"segmentation": {"num_classes": 3}}, r"Segmentation takes no option 'num_classes'"),
+        ({"segmentation": {"class_weights": [1, 2]}}, r"expected 13 numbers, one for each class"),
+    ],
+)
+def test_options_that_a_task_does_not_take_are_one_line(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        tasks_of(DataConfig(name="nyuv2", path="/nowhere", task_options=options))
+    assert "\n" not in str(caught.value)
 
 
 def test_resized_normals_are_unit_vectors_or_invalid(tmp_path: Path) -> None:
