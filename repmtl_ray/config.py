@@ -28,7 +28,7 @@ from repmtl_ray.conversion import (
     to_dict,
 )
 from repmtl_ray.data_config import MAX_SEED, DataConfig
-from repmtl_ray.policy_names import check_names, name_of
+from repmtl_ray.policy_names import OwnPolicy, check_names, name_of
 from repmtl_ray.step_config import (
     MAX_BATCH_SIZE,
     MAX_EPOCHS,
@@ -204,7 +204,8 @@ class PolicyConfig:
 
     Args:
         name: a name from `repmtl_ray.policies.names()`, or a class of your own (docs/own_policy.md),
-            which becomes its name with the identity of its code.
+            which becomes its name with the identity of its code; of a `functools.partial` or an
+            instance, the arguments become `arguments`.
         arguments: the policy's own arguments. Their names are checked here, their values when the
             policy is built.
         log_losses: train on log L_t, as the paper does; policies that need positive losses take L_t
@@ -219,7 +220,11 @@ class PolicyConfig:
     gradients: Literal["parameters", "representation"] = "parameters"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", name_of(self.name))
+        name = name_of(self.name)
+        if isinstance(name, OwnPolicy) and name.arguments:
+            object.__setattr__(self, "arguments", {**name.arguments, **self.arguments})
+            name = name_of(name.policy)
+        object.__setattr__(self, "name", name)
         check_types(self, "policy")
         check_names(self.name, self.arguments)
 
@@ -358,7 +363,9 @@ def replace(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
         *parents, last = path.split(".")
         target: Any = values
         for depth, name in enumerate(parents):
-            if isinstance(target, dict) and parents[:depth] == _OPTIONS:  # by task, as many as given
+            if (
+                isinstance(target, dict) and parents[:depth] == _OPTIONS
+            ):  # by task, as many as given
                 target.setdefault(name, {})
             if not isinstance(target, dict) or name not in target:
                 _unknown_path(path, ".".join(parents[: depth + 1]), target)

@@ -7,6 +7,8 @@ them. This module needs no torch.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import re
 import types
@@ -130,17 +132,22 @@ class OwnPolicy(str):
     Args:
         text: the name.
         policy: the class.
+        arguments: what it was given as a `functools.partial` or an instance; `PolicyConfig` takes
+            them out of the name.
     """
 
     policy: type[Any]
+    arguments: Mapping[str, Any]
 
-    def __new__(cls, text: str, policy: type[Any]) -> OwnPolicy:
+    def __new__(
+        cls, text: str, policy: type[Any], arguments: Mapping[str, Any] = types.MappingProxyType({})
+    ) -> OwnPolicy:
         name = super().__new__(cls, text)
-        name.policy = policy
+        name.policy, name.arguments = policy, dict(arguments)
         return name
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return str(self), self.policy
+        return str(self), self.policy, self.arguments
 
 
 _OWN = re.compile(r"[\w.+-]+@[0-9a-f]{12}")
@@ -151,34 +158,67 @@ def is_own(name: str) -> bool:
     return _OWN.fullmatch(name) is not None
 
 
+def stands_for_policy(value: object) -> bool:
+    """Whether a value that is no name may say which policy is meant."""
+    is_instance = dataclasses.is_dataclass(value) and hasattr(value, "state_names")
+    return isinstance(value, type | functools.partial) or is_instance
+
+
 def name_of(policy: object) -> str:
-    """The name of a policy that is given by its name or by its class.
+    """The name of a policy that is given by its name, by its class or as an instance.
 
     Args:
-        policy: a name, which stays as it is, or a class.
+        policy: a name, which stays as it is; a class; a `functools.partial` of a class; or an
+            instance, which stands for its class and arguments, because every run makes its own.
 
     Raises:
-        ValueError: neither of them, or a class without a name of its own.
+        ValueError: none of them, a class without a name of its own, or an instance with a history.
     """
     if isinstance(policy, str):
         return policy
-    if not isinstance(policy, type):
-        raise ValueError(
-            f"policy.name is {shown(policy)}; expected the name of a policy, or a class of your own. "
-            "Every run makes its own policy: hand over the class itself, and what it is made with "
-            "as policy.arguments."
-        )
-    name = getattr(policy, "name", None)
-    if policy.__module__.partition(".")[0] == "repmtl_ray" and name in ARGUMENTS:
+    cls, arguments = _class_and_arguments(policy)
+    name = getattr(cls, "name", None)
+    if cls.__module__.partition(".")[0] == "repmtl_ray" and name in ARGUMENTS:
+        if arguments:
+            raise ValueError(
+                f"policy.name is {shown(policy)}; of a policy of this project give the name, and its "
+                f"arguments beside it: PolicyConfig(name={name!r}, arguments={shown(arguments)})."
+            )
         return str(name)
     if not (isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name)):
         raise ValueError(
-            f"policy.name is the class {policy.__qualname__}, whose attribute `name` is "
+            f"policy.name is the class {cls.__qualname__}, whose attribute `name` is "
             f"{shown(name)}; give the class a name of letters and digits, which tables and messages "
-            f'show, for example name = "{policy.__name__}".'
+            f'show, for example name = "{cls.__name__}".'
         )
-    _resolve_annotations(policy)
-    return OwnPolicy(f"{name}@{user_code.identity(policy)}", policy)
+    _resolve_annotations(cls)
+    code = user_code.identity([cls, arguments] if arguments else cls)
+    return OwnPolicy(f"{name}@{code}", cls, arguments)
+
+
+def _class_and_arguments(policy: object) -> tuple[type[Any], dict[str, Any]]:
+    """The class that something stands for, and what a run gives it beside `tasks` and `seed`."""
+    if isinstance(policy, type):
+        return policy, {}
+    if isinstance(policy, functools.partial) and isinstance(policy.func, type) and not policy.args:
+        return policy.func, dict(policy.keywords)
+    if not stands_for_policy(policy) or isinstance(policy, functools.partial):
+        raise ValueError(
+            f"policy.name is {shown(policy)}; expected the name of a policy, or a class of your own, "
+            "whose arguments are policy.arguments."
+        )
+    if getattr(policy, "step", 0):
+        raise ValueError(
+            f"policy.name is an instance of {type(policy).__qualname__} that has made steps, and a run "
+            "makes a policy of its own; hand over the class, or an instance that was not used."
+        )
+    return type(policy), {
+        entry.name: getattr(policy, entry.name)
+        for entry in dataclasses.fields(typing.cast(Any, policy))
+        if entry.init
+        and entry.name not in ("tasks", "seed")
+        and getattr(policy, entry.name) != entry.default
+    }
 
 
 def _resolve_annotations(policy: type[Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from ray.tune.search.sample import Categorical, Domain, Function, Integer, Sampler
 
 from repmtl_ray.config import Experiment, nearest, replace
-from repmtl_ray.policy_names import OwnPolicy, name_of
+from repmtl_ray.policy_names import OwnPolicy, name_of, stands_for_policy
 
 if TYPE_CHECKING:
     from repmtl_ray.tasks import Task
@@ -70,7 +70,7 @@ def flatten(
 
 
 def with_names(values: Any) -> Any:
-    """A space, or a part of it, in which classes of the user's own policies are names.
+    """A space, or a part of it, in which classes and instances of the user's own policies are names.
 
     Args:
         values: mappings, lists, choices and grids, or a value.
@@ -78,7 +78,7 @@ def with_names(values: Any) -> Any:
     Raises:
         ValueError: a class that no policy can be made of.
     """
-    if isinstance(values, type):
+    if stands_for_policy(values):
         return name_of(values)
     if isinstance(values, Mapping):
         return {key: with_names(value) for key, value in values.items()}

@@ -83,7 +83,10 @@ def test_tasks_of_named_data_have_the_options_of_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dept": {"loss": "silog"}}, r"'dept', which is not a task of nyuv2; did you mean 'depth'"),
+        (
+            {"dept": {"loss": "silog"}},
+            r"'dept', which is not a task of nyuv2; did you mean 'depth'",
+        ),
         ({"depth": {"los": "l1"}}, r"depth\.los is 'l1', but Depth takes no option 'los'; did you"),
         ({"depth": {"loss": "l3"}}, r"task 'depth'\.loss is 'l3'; expected one of 'l1', 'silog'"),
         ({"normal": {"loss": "l1"}}, r"Normals takes no option 'loss'; it has none"),

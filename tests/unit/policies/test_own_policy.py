@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import pickle
 import sys
@@ -250,6 +251,37 @@ def test_arguments_follow_the_rules_of_the_class(arguments: Any, message: str) -
         loop.selected_tasks(experiment_with(SlowestFirst, **arguments), SHOP)
 
 
-def test_an_instance_is_refused_because_every_run_makes_its_own() -> None:
-    with pytest.raises(ValueError, match="hand over the class itself"):
-        PolicyConfig(name=SlowestFirst(tasks=("a", "b")))
+def test_an_instance_and_a_partial_stand_for_their_class_and_arguments() -> None:
+    expected = PolicyConfig(name=SlowestFirst, arguments={"decay": 0.25})
+    instance = policies.build(SlowestFirst, num_tasks=3, seed=7, decay=0.25)
+    for given in (instance, functools.partial(SlowestFirst, decay=0.25)):
+        assert PolicyConfig(name=given) == expected
+        space = with_names({"policy.name": tune.grid_search([SlowestFirst, given])})
+        names = own_names(pickle.loads(pickle.dumps(space)))
+        assert len(set(names)) == 2
+        assert (
+            replace(own_experiment(), {"policy.name": names[1]}).policy
+            == replace(own_experiment(), {"policy": expected}).policy
+        )
+    assert PolicyConfig(name=instance, arguments={"decay": 0.5}).arguments == {"decay": 0.5}
+    assert isinstance(PolicyConfig(name=policies.build(OneLength, num_tasks=2)).name, str)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: functools.partial(FairGrad, alpha=2.0), r"PolicyConfig\(name='FairGrad', arg"),
+        (lambda: functools.partial(SlowestFirst, ("a", "b")), "expected the name of a policy"),
+        (lambda: 3, "policy.name is 3; expected the name of a policy, or a class of your own"),
+    ],
+)
+def test_what_stands_for_no_policy_is_one_line(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PolicyConfig(name=make())
+
+
+def test_an_instance_that_was_used_is_refused_because_every_run_makes_its_own() -> None:
+    policy = policies.build(SlowestFirst, num_tasks=2)
+    policy.combine(torch.eye(2), torch.ones(2))
+    with pytest.raises(ValueError, match="SlowestFirst that has made steps"):
+        PolicyConfig(name=policy)
