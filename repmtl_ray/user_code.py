@@ -1,10 +1,10 @@
-"""The user's own functions and classes: which code they are, and where it lies.
+"""The user's own functions and classes: which code they are, where it lies, and where it failed.
 
-Owns the identity of code, which results are kept under, and the list of the user's modules that a
-function needs. An identity depends on the source of the function and of all that it reaches in the
-user's own modules: other functions, classes, constants. It does not depend on comments, layout or
-docstrings, nor on lines of the script that the function does not use, nor on the versions of
-installed packages.
+Owns the identity of code, which results are kept under, the list of the user's modules that a
+function needs, and what is said of an error in them. An identity depends on the source of the
+function and of all that it reaches in the user's own modules: other functions, classes, constants.
+It does not depend on comments, layout or docstrings, nor on lines of the script that the function
+does not use, nor on the versions of installed packages.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import site
 import sys
 import sysconfig
 import textwrap
+import traceback
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _OURS = "repmtl_ray"
+_OUR_FOLDER = Path(__file__).resolve().parent
 
 
 def identity(code: Any) -> str:
@@ -44,6 +46,46 @@ def modules_of(code: Any) -> tuple[types.ModuleType, ...]:
     walk.visit(code)
     found = (sys.modules.get(name) for name in sorted(walk.modules - {"__main__"}))
     return tuple(module for module in found if module is not None)
+
+
+def failure_of(error: BaseException) -> str:
+    """An error in one line: its type, what it says, and the line of the user's code that it came
+    from, as "KeyError: 'a' (script.py, line 7, in model)"."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")[:300]
+    site = _site_of(error)
+    return f"{text} ({site})" if site else text
+
+
+def is_from_user(error: BaseException) -> bool:
+    """Whether an error came from the user's code, or from a library that this code called.
+
+    Errors of the operating system are left out: of files and networks, another attempt may find
+    other ones.
+    """
+    return not isinstance(error, OSError) and bool(_site_of(error))
+
+
+def is_message(error: BaseException) -> bool:
+    """Whether an error is one that this project raised itself, whose text is for users."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return (
+        isinstance(error, ValueError)
+        and bool(frames)
+        and Path(frames[-1].filename).resolve().is_relative_to(_OUR_FOLDER)
+    )
+
+
+def _site_of(error: BaseException) -> str:
+    """The innermost line that is in no installed package, if it is the user's; "" if it is ours."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.startswith("<frozen"):
+            continue
+        path = Path(frame.filename).resolve()
+        if path.is_relative_to(_OUR_FOLDER):
+            return ""
+        if not any(path.is_relative_to(folder) for folder in _installed_folders()):
+            return f"{path.name}, line {frame.lineno}, in {frame.name}"
+    return ""
 
 
 @functools.cache

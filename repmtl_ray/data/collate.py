@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repmtl_ray import user_code
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch, Inputs
+from repmtl_ray.data.files import listing
 from repmtl_ray.data.stream import Kind, Normalization, Stream
 
 _INTEGERS: tuple[Kind, ...] = ("label", "class", "binary")
@@ -70,7 +72,8 @@ def _pack_inputs(stream: Stream, samples: Mapping[str, NDArray[Any]]) -> Packed:
     """What the encoder takes, as arrays by name.
 
     Raises:
-        ValueError: the user's own `collate` made no tensors by name, or another number of rows.
+        ValueError: the user's own `collate` failed, made no tensors by name, or another number of
+            rows.
     """
     columns = {name: samples[name] for name in stream.inputs}
     packed: Packed = {}
@@ -79,7 +82,13 @@ def _pack_inputs(stream: Stream, samples: Mapping[str, NDArray[Any]]) -> Packed:
     if stream.make_inputs is None:
         return {**packed, **columns}
     num_rows = len(samples[SAMPLE_ID])
-    made = stream.make_inputs(columns)
+    try:
+        made = stream.make_inputs(columns)
+    except Exception as error:  # whatever the user's function raises
+        ids = listing(map(str, samples[SAMPLE_ID].tolist()))
+        raise ValueError(
+            f"CustomData.collate failed on the samples {ids}: {user_code.failure_of(error)}."
+        ) from error
     if not isinstance(made, Mapping) or not made:
         raise ValueError(
             f"CustomData.collate returned a {type(made).__name__}; expected tensors by the name of "

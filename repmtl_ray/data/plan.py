@@ -67,6 +67,18 @@ class PackedPart(NamedTuple):
     columns: Packed
 
 
+def packed(stream: Stream, samples: dict[str, NDArray[Any]], tasks: Sequence[str]) -> PackedPart:
+    """Samples of a stream, ready to travel.
+
+    Raises:
+        DataError: the user's own `collate` does not make inputs of them.
+    """
+    try:
+        return PackedPart(stream, pack(stream, samples, tasks))
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
 def select(streams: Sequence[Stream], tasks: Sequence[str]) -> tuple[Stream, ...]:
     """The streams that have a target for at least one of the tasks.
 
@@ -172,12 +184,16 @@ class TrainBatches:
         return parts
 
     def pack(self, parts: Sequence[Part]) -> list[PackedPart]:
-        """The views of samples that were read, ready to travel; changes what it is given."""
+        """The views of samples that were read, ready to travel; changes what it is given.
+
+        Raises:
+            DataError: as `packed`.
+        """
         tasks = self.plan.tasks
         if self.plan.augment:
             for part in parts:
                 _augment_rows(part.samples, _kinds(part.stream, tasks), part.keys)
-        return [PackedPart(part.stream, pack(part.stream, part.samples, tasks)) for part in parts]
+        return [packed(part.stream, part.samples, tasks) for part in parts]
 
     def unpack(self, parts: Sequence[PackedPart], dtype: torch.dtype) -> Batch:
         """The batch; `dtype` is that of images, depths and normals."""
@@ -266,7 +282,7 @@ class EvalBatches:
         stream, first, end = self._slices[number]
         tasks = self.plan.tasks
         samples = _fetch(self._rows, stream, np.arange(first, end), tasks)
-        return [PackedPart(stream, pack(stream, samples, tasks))]
+        return [packed(stream, samples, tasks)]
 
     def unpack(self, parts: Sequence[PackedPart], dtype: torch.dtype) -> Batch:
         """The batch; `dtype` is that of images, depths and normals."""

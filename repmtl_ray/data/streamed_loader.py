@@ -21,17 +21,16 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from repmtl_ray.data.batches import planned_batches, planned_eval_batches, prefetched
-from repmtl_ray.data.collate import pack
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.data.data_actor import RunBatches
 from repmtl_ray.data.plan import (
     DataError,
     EvalBatches,
     EvalPlan,
-    PackedPart,
     Part,
     TrainBatches,
     TrainPlan,
+    packed,
 )
 from repmtl_ray.data.ray_pipeline import is_out_of_memory
 from repmtl_ray.data.row_reader import Pass, RowReader, Slice, out_of_memory
@@ -131,7 +130,7 @@ class StreamedLoader:
                 samples, read = self._slice_of(
                     Place(epoch, False, number), plan.workers.rank, closed
                 )
-                part = PackedPart(stream, pack(stream, samples, plan.tasks)) if samples else None
+                part = packed(stream, samples, plan.tasks) if samples else None
                 yield None if part is None else maker.unpack([part], dtype), read
                 if samples is None:
                     return

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from repmtl_ray.config import OWN_MODEL, SEGNET, ModelConfig, nearest
 from repmtl_ray.data.columns import Inputs
 from repmtl_ray.models.packaged import EFFICIENTNET_LITE0, ENCODER, packaged_file, renamed_weights
+from repmtl_ray.user_code import failure_of
 
 _logger = logging.getLogger(__name__)
 _NUM_DIMS = {"map": 4, "pooled": 2, "tokens": 3}
@@ -137,7 +138,7 @@ def _create(config: ModelConfig, image_size: tuple[int, int], **arguments: Any) 
             )
         raise ValueError(
             f"model.encoder {config.encoder!r} cannot give features {config.features!r} of "
-            f"{_size(image_size)} images{hint} ({reason_of(error)})."
+            f"{_size(image_size)} images{hint} ({failure_of(error)})."
         ) from error
 
 
@@ -153,11 +154,6 @@ def _size(image_size: tuple[int, int]) -> str:
     return f"{image_size[0]}x{image_size[1]}"
 
 
-def reason_of(error: Exception) -> str:
-    """Another library's error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")[:300]
-
-
 def _last_map(network: nn.Module, _inputs: Any, output: Any) -> Tensor:
     """Forward hook: from timm's list of maps to the last one, channels first."""
     last: Tensor = output[-1]
@@ -169,7 +165,7 @@ def _stop_pooling(encoder: Any, name: str) -> None:
         encoder.reset_classifier(0, "")
     except (AssertionError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"model.encoder {name!r} does not hand over tokens ({reason_of(error)})."
+            f"model.encoder {name!r} does not hand over tokens ({failure_of(error)})."
         ) from error
 
 
@@ -180,7 +176,7 @@ def _check_features(encoder: nn.Module, config: ModelConfig, image_size: tuple[i
     except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f"model.encoder {config.encoder!r} does not run on {_size(image_size)} images "
-            f"({reason_of(error)})."
+            f"({failure_of(error)})."
         ) from error
     expected = _NUM_DIMS[config.features]
     if not isinstance(features, Tensor) or features.ndim != expected:
@@ -239,7 +235,7 @@ def _require_published_weights(encoder: str) -> None:
 def _unreachable(encoder: str, error: Exception) -> str:
     return (
         f"model.pretrained: the weights of {encoder!r} are neither in the local cache nor within "
-        f"reach ({reason_of(error)}); give model.weights a local .pth or .safetensors file instead."
+        f"reach ({failure_of(error)}); give model.weights a local .pth or .safetensors file instead."
     )
 
 
@@ -330,7 +326,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # pickle, zip and safetensors have their own kinds
         raise ValueError(
-            f"model.weights '{path}' cannot be read as a state dict ({reason_of(error)})."
+            f"model.weights '{path}' cannot be read as a state dict ({failure_of(error)})."
         ) from error
     state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if any(key.startswith("encoder.") for key in state):  # a whole MultiTaskModel

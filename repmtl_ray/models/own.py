@@ -19,7 +19,6 @@ from repmtl_ray.conversion import check
 from repmtl_ray.data.columns import Inputs
 from repmtl_ray.models import MultiTaskModel
 from repmtl_ray.models.batch_norm import use_global_statistics
-from repmtl_ray.models.encoders import reason_of
 from repmtl_ray.models.heads import HasHead
 from repmtl_ray.models.representation import (
     allow_second_derivatives,
@@ -27,6 +26,7 @@ from repmtl_ray.models.representation import (
     output_shape,
     representation_module,
 )
+from repmtl_ray.user_code import failure_of, is_message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,11 @@ def build_own_model(
     model.representation = name
     try:
         model.representation_shape = output_shape(model, name, rows)
-    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+    except Exception as error:  # whatever the user's code raises
+        if is_message(error):
+            raise
         raise ValueError(
-            f"model: the encoder does not run on {_described(rows)} ({reason_of(error)})."
+            f"model: the encoder does not run on {_described(rows)}: {failure_of(error)}."
         ) from error
     model.channel_axis = (
         axis if axis is not None else 2 if len(model.representation_shape) == 2 else 1
@@ -129,7 +131,12 @@ def stored_own_model(make: ModelFunction, tasks: Sequence[HasHead]) -> MultiTask
 
 def _assembled(make: ModelFunction, tasks: Sequence[HasHead]) -> tuple[MultiTaskModel, int | None]:
     """What the function made, and the channel axis that it says."""
-    made = make()
+    try:
+        made = make()
+    except Exception as error:  # whatever the user's function raises
+        raise ValueError(
+            f"model: the function that makes it failed: {failure_of(error)}."
+        ) from error
     check(isinstance(made, Model), "model()", made, "a repmtl_ray.Model")
     missing = [task.name for task in tasks if task.name not in made.heads]
     if missing:
@@ -196,9 +203,9 @@ def _check_predictions(model: MultiTaskModel, tasks: Sequence[HasHead], inputs: 
     try:
         with torch.enable_grad():
             predictions = model.eval()(inputs)
-    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+    except Exception as error:  # whatever the user's code raises
         raise ValueError(
-            f"model: a head does not run on the encoder's output ({reason_of(error)})."
+            f"model: a head does not run on the encoder's output: {failure_of(error)}."
         ) from error
     finally:
         handle.remove()

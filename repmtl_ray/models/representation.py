@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repmtl_ray.data.columns import Inputs
-from repmtl_ray.models.encoders import forward_once, reason_of, similar_names
+from repmtl_ray.models.encoders import forward_once, similar_names
+from repmtl_ray.user_code import failure_of
 
 NUM_IMAGES = 2
 """Blank images per run: a first axis of this length is the batch."""
@@ -172,7 +173,7 @@ def check_second_derivative(model: nn.Module, name: str, inputs: Inputs) -> None
     except RuntimeError as error:
         raise ValueError(
             f"model.representation {name!r}: an operation after it has no second derivative, which Rep-MTL's penalties "
-            f"need ({reason_of(error)}). Take the representation after that operation ('encoder' is after all), "
+            f"need ({failure_of(error)}). Take the representation after that operation ('encoder' is after all), "
             "another encoder, or set regularizer.lambda_tsr and regularizer.lambda_csa to 0."
         ) from error
     finally:

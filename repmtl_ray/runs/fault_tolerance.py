@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ray.train.collective import broadcast_from_rank_zero
 
-from repmtl_ray import ray_compat, storage
+from repmtl_ray import ray_compat, storage, user_code
 from repmtl_ray.collectives import Workers
 from repmtl_ray.config import Experiment, ExperimentError
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig, CheckpointManager
@@ -118,6 +118,20 @@ class FaultTolerance:
         found, _ = self._agreed((self.manager.best() if self.workers.rank == 0 else None, None))
         assert found is not None, "every epoch leaves a checkpoint, and the best one stays"
         return found
+
+    def fault_of(self, error: Exception, experiment: Experiment) -> str | None:
+        """What to tell a user of an error that every restart would find again, noted as by `fault`;
+        None of any other."""
+        from repmtl_ray.data.plan import DataError  # needs torch, which Tune's driver does not
+
+        if isinstance(error, DataError):
+            return self.fault(str(error))
+        if is_out_of_memory(error):
+            return self.out_of_memory(error, experiment)
+        # Of other types, for example of a tracking service's client, the next attempt may find none.
+        if user_code.is_from_user(error) and type(error).__module__ == "builtins":
+            return self.fault(f"your code failed: {user_code.failure_of(error)}.")
+        return None
 
     def out_of_memory(self, error: BaseException, experiment: Experiment) -> str:
         """What to tell a user; noted as by `fault`."""

@@ -120,8 +120,7 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
     """What runs in every Ray Train worker."""
     from ray.train.torch import get_device
 
-    from repmtl_ray.data.plan import DataError
-    from repmtl_ray.runs.fault_tolerance import FaultTolerance, is_out_of_memory
+    from repmtl_ray.runs.fault_tolerance import FaultTolerance
 
     experiment: Experiment = config["experiment"]
     workers = collectives.current()
@@ -135,16 +134,11 @@ def run_worker(config: dict[str, Any]) -> dict[str, Any]:
         outcome = _train(config, checkpointing, workers)
     except ExperimentError as error:
         outcome = {"error": str(error)}
-    except DataError as error:
-        outcome = {"error": checkpointing.fault(str(error))}
-        if workers.size > 1:
-            raise  # as below
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        outcome = {"error": checkpointing.out_of_memory(error, experiment)}
-        if workers.size > 1:
+    except Exception as error:
+        fault = checkpointing.fault_of(error, experiment)
+        if fault is None or workers.size > 1:
             raise  # the others wait for this one; the next attempt reads why it failed
+        outcome = {"error": fault}
     return {**outcome, "notes": checkpointing.manager.notes}
 
 

@@ -28,7 +28,7 @@ from repmtl_ray.run_lock import hold
 from repmtl_ray.runs import tune_reporting
 from repmtl_ray.runs.callbacks import AddDeltaP, Callback
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
-from repmtl_ray.runs.fault_tolerance import FaultTolerance, is_out_of_memory
+from repmtl_ray.runs.fault_tolerance import FaultTolerance
 from repmtl_ray.runs.worker import (
     CachedData,
     NotePosition,
@@ -151,7 +151,6 @@ class RunsInProcess:
 
     def _epochs(self, run: Run, folder: str) -> Generator[Result, None, FitResult]:
         """Trains; gives every epoch but the last, which is the return value's."""
-        from repmtl_ray.data.plan import DataError
         from repmtl_ray.runs import loop
 
         settings, experiment = self._settings, run.trained
@@ -185,12 +184,13 @@ class RunsInProcess:
                 workers=ALONE,
                 device=device,
             )
-        except DataError as error:
-            raise ExperimentError(str(error)) from error
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+        except ExperimentError:
+            raise
+        except Exception as error:
+            fault = checkpointing.fault_of(error, experiment)
+            if fault is None:
                 raise
-            raise ExperimentError(checkpointing.out_of_memory(error, experiment)) from error
+            raise ExperimentError(fault) from error
         history = training.progress.history
         assert checkpointing.checkpoint is not None, "every epoch leaves a checkpoint"
         return FitResult(

@@ -22,6 +22,7 @@ from repmtl_ray.conversion import check, check_range, shown
 from repmtl_ray.data.columns import IGNORE_LABEL
 from repmtl_ray.data.stream import Kind
 from repmtl_ray.tasks.base import MAX_CLASSES, Task, at_least_float32
+from repmtl_ray.user_code import failure_of, is_message
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Union[Tensor, "tuple[Tensor, Tensor]"]]
 """From predictions and labels to one loss a sample, or to the sum and the number of labels."""
@@ -298,11 +299,12 @@ def check_on(task: Task, prediction: Tensor, target: Tensor, *, penalized: bool)
         collected = task.collected(prediction.detach(), target) if task.num_columns else None
         if isinstance(task, CustomTask) and collected is not None and len(collected):
             task.check_computed(task.updated_with(collected))
-    except (TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # whatever the user's functions raise
+        if is_message(error):
+            raise
         raise ValueError(
             f"task {task.name!r}: its loss or a metric cannot be computed from a prediction and a "
-            f"target of the shapes {shapes} ({type(error).__name__}: {reason})."
+            f"target of the shapes {shapes}: {failure_of(error)}."
         ) from error
     is_pair = isinstance(pair, tuple) and len(pair) == 2
     is_pair = is_pair and all(isinstance(part, Tensor) and part.ndim == 0 for part in pair)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from ray import cloudpickle
 from torch import nn
 
-from repmtl_ray.user_code import identity, modules_of
+from repmtl_ray.config import PolicyConfig
+from repmtl_ray.user_code import failure_of, identity, is_from_user, is_message, modules_of
 from tests.helpers import problems
 
 SOURCE = '''
@@ -128,3 +130,25 @@ def test_a_copy_of_a_function_has_its_identity_if_an_attribute_has_the_name_of_a
         cloudpickle.unregister_pickle_by_value(problems)
     assert copy is not problems.softmax
     assert identity(copy) == identity(problems.softmax)
+
+
+def caught(function: Any) -> Exception:
+    with pytest.raises(Exception) as information:
+        function()
+    return information.value
+
+
+def test_an_error_is_shown_with_the_users_line_that_it_came_from() -> None:
+    from_torch = caught(lambda: nn.Linear(2, 2)(torch.zeros(3, 3)))
+    assert is_from_user(from_torch)
+    assert re.fullmatch(
+        r"RuntimeError: mat1 .* \(test_user_code\.py, line \d+, in <lambda>\)",
+        failure_of(from_torch),
+    )
+    of_a_file = caught(lambda: open("/nowhere/at/all"))  # noqa: SIM115, PTH123 -- it fails
+    assert not is_from_user(of_a_file), "another attempt may find the file"
+    ours = caught(lambda: PolicyConfig(name="no policy"))
+    assert is_message(ours)
+    assert not is_from_user(ours)
+    assert failure_of(ours).startswith("ValueError: policy.name is 'no policy'")
+    assert not is_message(caught(lambda: int("x")))

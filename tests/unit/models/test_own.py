@@ -131,6 +131,15 @@ class OnlyOnce(nn.Module):
         return self.layer(self.Square.apply(x))
 
 
+class Refusing(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError(f"a batch of {len(x)}")
+
+
+def failing() -> Model:
+    return {}["encoder"]
+
+
 def shared() -> Model:
     layer = nn.Linear(4, 4)
     own = {task: nn.Sequential(layer, head) for task, head in heads().items()}
@@ -158,6 +167,18 @@ def shared() -> Model:
         (
             lambda: Model(encoder=nn.Embedding(9, 4, sparse=True), heads=heads()),
             "sparse embedding .*sparse=False",
+        ),
+        (
+            failing,
+            r"function that makes it failed: KeyError: 'encoder' \(test_own\.py, line .*failing",
+        ),
+        (
+            lambda: Model(encoder=Refusing(3, 4), heads=heads()),
+            r"encoder does not run .* ValueError: a batch of 2 \(test_own\.py, line .*forward\)",
+        ),
+        (
+            lambda: Model(encoder=nn.Linear(3, 4), heads=heads() | {"a": Refusing(4, 1)}),
+            r"head does not run .* ValueError: a batch of 2 \(test_own\.py, line .*forward\)",
         ),
         (
             lambda: Model(encoder=nn.Linear(5, 4), heads=heads()),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 from repmtl_ray import cluster, storage
 from repmtl_ray.cluster import Available
 from repmtl_ray.collectives import Workers
-from repmtl_ray.config import DataConfig, Experiment, ExperimentError
+from repmtl_ray.config import DataConfig, Experiment, ExperimentError, PolicyConfig
 from repmtl_ray.placement import Placement
 from repmtl_ray.runs import fault_tolerance
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
@@ -97,6 +99,25 @@ def test_out_of_memory_on_one_worker_is_what_all_of_the_next_attempt_end_with(
     assert FaultTolerance(str(tmp_path), NEVER, Workers(rank=0, size=2)).start() is None, (
         "told once"
     )
+
+
+def test_an_error_of_the_users_code_ends_a_run_and_others_may_be_tried_again(
+    tmp_path: Path, notice: Any
+) -> None:
+    experiment = Experiment(data=DataConfig(name="cityscapes"))
+    kept = FaultTolerance(str(tmp_path), NEVER, Workers(rank=1, size=2))
+
+    def fault_of(function: Callable[[], Any]) -> str | None:
+        with pytest.raises(Exception) as caught:
+            function()
+        return kept.fault_of(caught.value, experiment)
+
+    assert fault_of(lambda: PolicyConfig(name="no policy")) is None, "not from the user's code"
+    assert fault_of(lambda: (tmp_path / "no file").read_bytes()) is None
+    told = r"^your code failed: IndexError: index .*\(test_fault_tolerance\.py, line .*\)\.$"
+    assert re.match(told, fault_of(lambda: torch.zeros(2)[2]) or "")
+    with pytest.raises(ExperimentError, match=told):
+        FaultTolerance(str(tmp_path), NEVER, Workers(rank=0, size=2)).start()
 
 
 def test_what_is_out_of_memory() -> None:

@@ -249,6 +249,10 @@ class OnceOnly(torch.autograd.Function):
         ({"loss": lambda p, t: p @ t[:3]}, r"cannot be computed .* \(8, 1\) and \(8,\)"),
         ({"measures": {"r2": lambda p, t: (p - t).mean()}}, r"measures\['r2'\] of samples is \(\)"),
         ({"measures": {"r2": lambda p, t: p @ t[:3]}}, "a metric cannot be computed"),
+        (
+            {"loss": lambda p, t: int("x")},
+            r"cannot be computed .*ValueError: .*\(test_custom_task\.py",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_found_on_a_few_samples(
