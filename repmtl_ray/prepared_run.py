@@ -206,6 +206,7 @@ def prepare_run(
         ValueError: where, what was found, what to do.
     """
     from repmtl_ray.runs import build, loop
+    from repmtl_ray.runs.sample_check import check_samples
 
     placement = check_settings(experiment, placement or Placement(), data)
     _send_by_value(model, data, [experiment.policy.name, *names])
@@ -227,7 +228,10 @@ def prepare_run(
         )
     prepared = dataclasses.replace(prepared, make_model=model)
     tasks = build.selected_tasks(experiment, prepared.tasks)
-    build.initial_model(experiment, tasks, _training_split(prepared))
+    model_now = build.initial_model(experiment, tasks, _training_split(prepared))
+    if prepared.own_samples is not None and model is not None:
+        check_samples(experiment, model_now, prepared.own_samples.train, "training")
+        check_samples(experiment, model_now, prepared.own_samples.evaluation, "evaluation")
     cluster.connect()
     placement.check_fits()
     return prepared
@@ -359,12 +363,18 @@ def _read_own(data: CustomData, model: ModelFunction | None) -> CachedData:
 
 
 def _check_labels(experiment: Experiment, samples: CachedData, splits: Sequence[str]) -> None:
-    from repmtl_ray.data.cache import check_labels
+    from repmtl_ray.data.cache import CachedSplit, check_labels
     from repmtl_ray.runs import loop
+    from repmtl_ray.tasks.vectors import check_answers
 
-    names = [task.name for task in loop.selected_tasks(experiment, samples.tasks)]
+    tasks = loop.selected_tasks(experiment, samples.tasks)
+    names = [task.name for task in tasks]
     checked = (samples.train, samples.evaluation, samples.final)
     roles = ("training", "evaluation", "final evaluation")
     for role, split, part in zip(roles, splits, checked, strict=False):
         if part is not None:
             check_labels(f"{role} split {split!r}", part, names)
+        if isinstance(part, CachedSplit) and role != "training":
+            for task in tasks:
+                if task.name in part.answers:
+                    check_answers(task, part.answers[task.name])

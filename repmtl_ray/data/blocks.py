@@ -10,8 +10,8 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -42,6 +42,11 @@ class StoredStream:
     contents: NDArray[np.uint32]
     labelled: frozenset[str] = frozenset()
     """The tasks of which at least one sample has a label that losses read."""
+    answers: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """As `validation.answers_in`, of all samples."""
+    extremes: tuple[tuple[str, int], ...] = ()
+    """The samples with the smallest and the largest value of each input of integers: what messages
+    say of the value, and the sample's number."""
 
 
 def views_of(table: Any) -> dict[str, NDArray[Any]]:
@@ -54,12 +59,15 @@ def views_of(table: Any) -> dict[str, NDArray[Any]]:
 @dataclass(frozen=True)
 class Summary:
     """What the index needs to know of a block: sample ids and checksums in order; errors; the tasks
-    that have a label in it."""
+    that have a label in it, and what yes-or-no labels there are; by input of integers, two pairs of
+    a value and a sample id: the smallest and the largest."""
 
     ids: NDArray[np.int64]
     contents: NDArray[np.uint32]
     errors: list[str]
     labelled: frozenset[str] = frozenset()
+    answers: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    extremes: Mapping[str, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
 
 
 def over_blocks(function: Callable[[Any], T], blocks: Sequence[ray.ObjectRef[Any]]) -> list[T]:
@@ -112,7 +120,30 @@ def index_of(
         row_of=row_of.astype(np.int32),
         contents=np.concatenate([summary.contents for summary in summaries])[order],
         labelled=frozenset().union(*(summary.labelled for summary in summaries)),
+        answers=_merged_answers(summaries),
+        extremes=_extremes(summaries, distinct_ids),
     )
+
+
+def _merged_answers(summaries: Sequence[Summary]) -> dict[str, NDArray[np.bool_]]:
+    answers: dict[str, NDArray[np.bool_]] = {}
+    for summary in summaries:
+        for name, found in summary.answers.items():
+            answers[name] = answers.get(name, False) | found
+    return answers
+
+
+def _extremes(summaries: Sequence[Summary], ids: NDArray[np.int64]) -> tuple[tuple[str, int], ...]:
+    """As `StoredStream.extremes`; `ids` are those of all samples, in order."""
+    found = []
+    for name in dict.fromkeys(name for summary in summaries for name in summary.extremes):
+        pairs = [summary.extremes[name] for summary in summaries if name in summary.extremes]
+        ends = {"smallest": min(low for low, _ in pairs), "largest": max(high for _, high in pairs)}
+        found += [
+            (f"the {end} value of {name!r}, {value}", int(np.searchsorted(ids, sample_id)))
+            for end, (value, sample_id) in ends.items()
+        ]
+    return tuple(found)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,11 @@ class CachedSplit:
         """The tasks of which at least one sample has a label that losses read."""
         return frozenset().union(*(part.labelled for part in self.cached.values()))
 
+    @property
+    def answers(self) -> dict[str, NDArray[np.bool_]]:
+        """As `validation.answers_in`, of all samples."""
+        return {n: found for part in self.cached.values() for n, found in part.answers.items()}
+
     def rows(self, stream: Stream) -> Rows:
         """The samples of one of the streams, for use in this process."""
         return _CachedRows(self.cached[stream.name])
@@ -302,7 +307,9 @@ def _summary(table: Any, *, kinds: Mapping[str, Kind]) -> Summary:
     else:
         bits = int(np.bitwise_or.reduce(columns[_LABELLED]))
         has_labels = [bool(bits >> place & 1) for place in range(len(kinds))]
-    return Summary(columns[SAMPLE_ID], known, [], frozenset(itertools.compress(kinds, has_labels)))
+    labelled = frozenset(itertools.compress(kinds, has_labels))
+    answers = validation.answers_in(columns, kinds)
+    return Summary(columns[SAMPLE_ID], known, [], labelled, answers)
 
 
 def _raise_errors(stream: Stream, errors: list[str]) -> None:

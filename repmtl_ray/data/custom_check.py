@@ -93,7 +93,13 @@ class BlockCheck:
         else:
             has_label = [validation.is_labelled(columns[n], kind) for n, kind in self.kinds.items()]
             labelled = frozenset(itertools.compress(self.kinds, has_label))
-            summary = Summary(ids, contents_of(columns), [], labelled)
+            answers = validation.answers_in(columns, self.kinds)
+            extremes = {
+                name: found
+                for name in self.inputs
+                if name != IMAGE and (found := _extremes(columns[name], ids)) is not None
+            }
+            summary = Summary(ids, contents_of(columns), [], labelled, answers, extremes)
         return Report(
             summary,
             problems,
@@ -130,6 +136,27 @@ class BlockCheck:
             )
             for name, kind in kinds.items()
         )
+
+
+def _extremes(
+    values: NDArray[Any], ids: NDArray[np.int64]
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The smallest and the largest value of an input of integers, each with its sample's id; None of
+    other inputs."""
+    if values.dtype.kind == "O":  # of several lengths, for a `collate`
+        rows = [np.asarray(row) for row in values]
+        places = [n for n, row in enumerate(rows) if row.size and row.dtype.kind in "ui"]
+        lows = np.array([rows[n].min() for n in places])
+        highs, ids = np.array([rows[n].max() for n in places]), ids[places]
+    elif values.dtype.kind in "ui" and values.size:
+        flat = values.reshape(len(values), -1)
+        lows, highs = flat.min(axis=1), flat.max(axis=1)
+    else:
+        return None
+    if not len(lows):
+        return None
+    low, high = lows.argmin(), highs.argmax()
+    return (int(lows[low]), int(ids[low])), (int(highs[high]), int(ids[high]))
 
 
 def _wrong_ids(ids: NDArray[Any]) -> str:

@@ -259,6 +259,23 @@ def is_labelled(values: NDArray[Any], kind: Kind) -> bool:
     return bool(values.any())
 
 
+def answers_in(
+    columns: Mapping[str, NDArray[Any]], kinds: Mapping[str, Kind]
+) -> dict[str, NDArray[np.bool_]]:
+    """By yes-or-no task, [labels, 2]: whether any row has a 0, and whether any has a 1.
+
+    Args:
+        columns: stacked samples; columns that are missing are passed over.
+        kinds: of the targets, by task.
+    """
+    answers = {}
+    for name, kind in kinds.items():
+        if kind == "binary" and name in columns:
+            rows = columns[name].reshape(len(columns[name]), -1)
+            answers[name] = np.stack([(rows == answer).any(axis=0) for answer in (0, 1)], axis=1)
+    return answers
+
+
 def no_label(split: str, task: str, num_samples: int) -> str:
     """What to say of a split in which a task has no label."""
     return (

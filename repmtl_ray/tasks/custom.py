@@ -312,6 +312,12 @@ def check_on(task: Task, prediction: Tensor, target: Tensor, *, penalized: bool)
     loss, count = pair
     if not float(count):
         return
+    value = float(loss.detach())
+    if not math.isfinite(value) and bool(torch.isfinite(prediction).all()):
+        raise ValueError(
+            f"task {task.name!r}: its loss of {float(count):g} labels is {value}, and their "
+            "predictions are finite; look for divisions, logarithms and roots of 0 in it."
+        )
     _check_derivatives(task, loss, prediction, penalized)
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar, Literal, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -247,3 +249,22 @@ class MultiLabel(_YesOrNo):
     @property
     def num_outputs(self) -> int:
         return self.num_labels
+
+
+def check_answers(task: Task, answers: NDArray[np.bool_]) -> None:
+    """Refuses a split whose labels do not allow a metric of a yes-or-no task, before it is evaluated.
+
+    Args:
+        task: of any class; those of other classes are passed over.
+        answers: [labels, 2], whether the split has a 0, and whether it has a 1.
+
+    Raises:
+        ValueError: as `Task.metrics`.
+    """
+    if not isinstance(task, _YesOrNo):
+        return
+    labels, values = map(torch.from_numpy, np.nonzero(answers))
+    target = torch.full((len(labels), task.num_outputs), IGNORE_LABEL)
+    target[torch.arange(len(labels)), labels] = values
+    prediction = torch.zeros(target.shape)
+    task.metrics(task.statistics(prediction, target), task.collected(prediction, target))

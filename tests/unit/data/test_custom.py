@@ -12,9 +12,10 @@ import ray.data
 
 from repmtl_ray import CustomData
 from repmtl_ray.data import custom, custom_check, validation
-from repmtl_ray.data.blocks import quiet, views_of
+from repmtl_ray.data.blocks import index_of, quiet, views_of
+from repmtl_ray.data.plan import DataError, packed
 from repmtl_ray.data.stream import Kind, Normalization
-from repmtl_ray.tasks import Depth, Segmentation, Task
+from repmtl_ray.tasks import Binary, Depth, Segmentation, Task
 
 
 class Rows(ray.data.Dataset):
@@ -201,3 +202,42 @@ def test_an_input_without_a_value_is_to_be_filled_in_and_not_ignored() -> None:
     check = custom_check.BlockCheck({"buy": "binary"}, {"buy": 1}, ("price",))
     rows = pa.table({"sample_id": [7, 8], "price": [0.5, None], "buy": [0, 1]})
     assert check(rows).problems == [(8, f"price: has no value (None); {custom_check.NO_INPUT}")]
+
+
+def test_the_samples_at_the_ends_of_an_input_of_integers_are_known() -> None:
+    check = custom_check.BlockCheck({"buy": "binary"}, {"buy": 1}, ("user", "words"), True)
+    words = [[3, 1], [5], [9, 2]], [[4], [0, 7]]
+    blocks = [
+        pa.table({"sample_id": [4, 2, 6], "user": [5, 0, 1], "words": words[0], "buy": [0, 0, -1]}),
+        pa.table({"sample_id": [9, 1], "user": [8, 3], "words": words[1], "buy": [0, 1]}),
+    ]
+    summaries = [check(block).summary for block in blocks]
+    stream = custom._stream(
+        CustomData(train=DATASET, evaluation=DATASET, tasks=(Binary(name="buy"),)), 5, None
+    )
+    stored = index_of(stream, (), summaries, any_ids=True)  # the ids in order: 1, 2, 4, 6, 9
+    assert stored.extremes == (
+        ("the smallest value of 'user', 0", 1),
+        ("the largest value of 'user', 8", 4),
+        ("the smallest value of 'words', 0", 0),
+        ("the largest value of 'words', 9", 3),
+    )
+    assert stored.answers["buy"].tolist() == [[True, True]]
+    assert summaries[0].answers["buy"].tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("collate", [lambda columns: columns["usr"], lambda columns: 1 / 0])
+def test_a_collate_that_fails_is_one_line(collate: Any) -> None:
+    given = CustomData(
+        train=DATASET,
+        evaluation=DATASET,
+        inputs="user",  # type: ignore[arg-type]
+        tasks=(DEPTH,),
+        collate=collate,
+    )
+    samples = {"sample_id": np.array([3, 5]), "user": np.array([0, 1])}
+    with pytest.raises(
+        DataError,
+        match=r"^CustomData\.collate failed on the samples 3, 5: .*\(test_custom\.py, line",
+    ):
+        packed(custom._stream(given, 2, None), samples, [])

@@ -246,6 +246,10 @@ class OnceOnly(torch.autograd.Function):
         ({"loss": lambda p, t: (p, t)}, r"two tensors of the shapes \(8,\) and \(8,\)"),
         ({"loss": lambda p, t: (p - t).detach().abs()}, "its loss has no graph"),
         ({"loss": lambda p, t: OnceOnly.apply(p - t)}, "no second derivative .*lambda_tsr"),
+        (
+            {"loss": lambda p, t: (p - p).log()},
+            r"its loss of 8 labels is -inf, and their predictions",
+        ),
         ({"loss": lambda p, t: p @ t[:3]}, r"cannot be computed .* \(8, 1\) and \(8,\)"),
         ({"measures": {"r2": lambda p, t: (p - t).mean()}}, r"measures\['r2'\] of samples is \(\)"),
         ({"measures": {"r2": lambda p, t: p @ t[:3]}}, "a metric cannot be computed"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from repmtl_ray.tasks import Binary, MultiLabel, Regression, Task
+from repmtl_ray.tasks.vectors import check_answers
 
 ALL = ("auc", "average_precision", "f1", "accuracy")
 TASKS: list[Task] = [
@@ -179,3 +180,17 @@ def test_wrong_settings_are_one_line(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"task 'a'.*{message}") as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_labels_that_do_not_allow_a_metric_are_found_before_an_evaluation() -> None:
+    only_ones, both = np.array([[False, True]]), np.array([[True, True]])
+    check_answers(Binary(name="a"), both)
+    check_answers(Binary(name="a", measures=("f1", "accuracy")), only_ones)
+    check_answers(Regression(name="a"), only_ones)
+    for measures in (("auc",), ("average_precision", "f1")):
+        with pytest.raises(ValueError, match=r"task 'a': .* only labels of one kind"):
+            check_answers(Binary(name="a", measures=measures), only_ones)
+    many = MultiLabel(name="a", num_labels=3)
+    check_answers(many, np.array([[True, False], [True, True], [False, False]]))
+    with pytest.raises(ValueError, match=r"task 'a': auc .* only labels of one kind"):
+        check_answers(many, np.array([[True, False], [False, True], [False, False]]))
