@@ -13,19 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast, get_args
 
-import numpy as np
 import pyarrow
 import ray
 from numpy.typing import NDArray
 from ray.data import Dataset
-from ray.data.extensions import ArrowTensorArray
 
 from repmtl_ray.conversion import check, shown
-from repmtl_ray.data.arrow_arrays import array_of_lists
 from repmtl_ray.data.blocks import index_of, over_blocks, quiet
 from repmtl_ray.data.cache import CachedSplit, warn_if_large
-from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
-from repmtl_ray.data.custom_check import BlockCheck, Report, explained, reason_of
+from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
+from repmtl_ray.data.custom_check import BlockCheck, Report, explained, reason_of, regular
 from repmtl_ray.data.stream import Kind, Normalization, Sample, Stream, fingerprint_of
 from repmtl_ray.data.streamed import (
     StreamedRows,
@@ -41,6 +38,7 @@ if TYPE_CHECKING:
 
     from repmtl_ray.tasks import Task
 
+Rows: TypeAlias = "Dataset | StreamedRows | Mapping[str, Dataset]"
 Collate: TypeAlias = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, Union["Tensor", Any]]]
 _MAY_BE_MISSING = ("class", "binary", "value")
 NAME = "custom"
@@ -59,7 +57,9 @@ class CustomData:
 
     Args:
         train, evaluation: the rows; a Dataset is read once, into the object store, `StreamedRows`
-            anew in every epoch.
+            anew in every epoch. Tasks with samples of their own, as the domains of Office, come in a
+            Dataset each, by names of your own: a task belongs to the one that has its column, and a
+            global batch has `batch_size` samples of each.
         tasks: what to learn, in order.
         normalize: mean and deviation of images, by channel; None leaves them in 0..1.
         inputs: the columns that the encoder takes. The column "image" is a picture, which is
@@ -71,8 +71,8 @@ class CustomData:
             sample alone. None takes every column as a tensor.
     """
 
-    train: Dataset | StreamedRows
-    evaluation: Dataset | StreamedRows
+    train: Rows
+    evaluation: Rows
     tasks: tuple[Task, ...]
     normalize: Normalization | None = None
     inputs: tuple[str, ...] = (IMAGE,)
@@ -81,8 +81,23 @@ class CustomData:
     def __post_init__(self) -> None:
         for name in ("train", "evaluation"):
             rows = getattr(self, name)
-            is_right = isinstance(rows, Dataset | StreamedRows)
+            several = isinstance(rows, Mapping) and len(rows) > 0
+            is_right = isinstance(rows, Dataset | StreamedRows) or several
             check(is_right, f"CustomData.{name}", rows, f"a Ray Dataset, {_MADE_BY}")
+            for source, part in rows.items() if several else ():
+                where = f"CustomData.{name}[{source!r}]"
+                is_right = isinstance(source, str) and isinstance(part, Dataset)
+                check(is_right, where, part, f"a Ray Dataset by a name, {_MADE_BY}")
+        sources = [
+            set(rows) if isinstance(rows, Mapping) else {NAME}
+            for rows in (self.train, self.evaluation)
+        ]
+        check(
+            sources[0] == sources[1],
+            "CustomData.evaluation",
+            sorted(sources[1]),
+            f"the sources of train, {sorted(sources[0])}",
+        )
         object.__setattr__(self, "inputs", _checked_inputs(self.inputs))
         object.__setattr__(self, "tasks", _checked_tasks(self.tasks, self.inputs))
         check(
@@ -112,22 +127,28 @@ def open_custom(data: CustomData) -> tuple[OpenedSplit, OpenedSplit, tuple[int, 
         ValueError: everything that is wrong with tasks and rows, in one message.
     """
     wrong: list[str] = []
-    splits, sizes = [], []
+    splits: dict[str, OpenedSplit] = {}
+    sizes: dict[str, tuple[int, int] | None] = {}
     for name, rows in (("train", data.train), ("evaluation", data.evaluation)):
-        split, size, problems = _open(name, rows, data)
-        wrong += problems
-        splits.append(split)
-        sizes.append(size)
-    if not wrong and sizes[0] != sizes[1]:
-        wrong = [f"image: {sizes[0]} in train, {sizes[1]} in evaluation; expected one size"]
+        parts = []
+        for source in data.train if isinstance(data.train, Mapping) else (NAME,):
+            where = f"{name}, {source}" if isinstance(rows, Mapping) else name
+            part = rows[source] if isinstance(rows, Mapping) else rows
+            split, sizes[where], problems = _open(where, part, data, source)
+            wrong += problems
+            parts += [split] if split is not None else []
+        if parts:
+            splits[name] = _joined(parts)
+    if not wrong:
+        wrong = _misplaced(splits, data)
+    if not wrong and len(set(sizes.values())) > 1:
+        found = ", ".join(f"{size} in {where}" for where, size in sizes.items())
+        wrong = [f"image: {found}; expected one size"]
     if wrong:
         ways = "one way" if len(wrong) == 1 else f"{len(wrong)} ways"
         begin = f"the data breaks the column contract in {ways} (docs/guide.md, data of your own):"
         raise ValueError((" " if len(wrong) == 1 else "\n").join([begin, *wrong]))
-    train, evaluation = splits
-    assert train is not None, "without problems there is a split"
-    assert evaluation is not None, "without problems there is a split"
-    return train, evaluation, sizes[0]
+    return splits["train"], splits["evaluation"], next(iter(sizes.values()))
 
 
 def _checked_inputs(inputs: Any) -> tuple[str, ...]:
@@ -214,33 +235,31 @@ def _checked_normalization(given: Any) -> Normalization | None:
 Opened: TypeAlias = tuple[OpenedSplit | None, tuple[int, int] | None, list[str]]
 
 
-def _open(name: str, rows: Dataset | StreamedRows, data: CustomData) -> Opened:
-    """One data set with the size of its images, or what is wrong with it."""
-    kinds = {task.name: task.kind for task in data.tasks}
-    numbers = {task.name: _number_of(task) for task in data.tasks}
-    num_classes = {task: number for task, number in numbers.items() if number is not None}
-    may_lack = {n: kind for n, kind in kinds.items() if kind in _MAY_BE_MISSING}
-    block_check = BlockCheck(kinds, num_classes, data.inputs, data.collate is not None)
-    columns = (SAMPLE_ID, *data.inputs, *kinds)
-    dataset, first = (
-        (rows, None) if isinstance(rows, Dataset) else (rows.dataset, pyarrow.table({}))
-    )
+def _open(name: str, rows: Dataset | StreamedRows, data: CustomData, source: str = NAME) -> Opened:
+    """The rows of one source with the size of their images, or what is wrong with them; of several
+    sources, each has the tasks that it has columns of."""
+    dataset = rows if isinstance(rows, Dataset) else rows.dataset
     try:
         with quiet():
-            if first is not None:
-                first = first_table(dataset)
+            first = None if isinstance(rows, Dataset) else first_table(dataset)
             there = set((dataset.columns() or []) if first is None else first.column_names)
+            is_one = not isinstance(data.train, Mapping)
+            tasks = [task for task in data.tasks if is_one or task.name in there]
+            block_check = _block_check(tasks, data)
+            columns = (SAMPLE_ID, *data.inputs, *block_check.kinds)
             wanted = [column for column in columns if column in there]
-            if not wanted:
+            if not wanted or not tasks:
                 have = f"it has {', '.join(sorted(there))}" if there else "it is empty"
-                expected = ", ".join(columns)
-                return None, None, [f"{name}: expected the columns {expected}; {have}"]
-            chosen = dataset.select_columns(wanted)
+                expected = ", ".join(columns if tasks else [task.name for task in data.tasks])
+                one_of = "" if tasks else "at least one of "
+                return None, None, [f"{name}: expected {one_of}the columns {expected}; {have}"]
+            may_lack = {n: kind for n, kind in block_check.kinds.items() if kind in _MAY_BE_MISSING}
             # With `collate`, inputs may have another length in every row.
-            lists = (*kinds, *(data.inputs if data.collate is None else ()))
+            lists = (*block_check.kinds, *(data.inputs if data.collate is None else ()))
+            chosen = dataset.select_columns(wanted)
             if may_lack or data.inputs != (IMAGE,):
                 chosen = chosen.map_batches(
-                    cast(Any, _regular),
+                    cast(Any, regular),
                     batch_format="pyarrow",
                     batch_size=None,
                     fn_kwargs={"kinds": may_lack, "lists": lists},
@@ -251,7 +270,7 @@ def _open(name: str, rows: Dataset | StreamedRows, data: CustomData) -> Opened:
                 blocks = tuple(chosen.materialize().to_arrow_refs())
                 reports = over_blocks(block_check, blocks)
             else:
-                first = _regular(first.select(wanted), kinds=may_lack, lists=lists)
+                first = regular(first.select(wanted), kinds=may_lack, lists=lists)
                 reports = [block_check(first)]
     except (ray.exceptions.RayError, ValueError, TypeError, pyarrow.ArrowException) as error:
         return None, None, [f"{name}: its rows cannot be read: {reason_of(error)}"]
@@ -259,40 +278,82 @@ def _open(name: str, rows: Dataset | StreamedRows, data: CustomData) -> Opened:
     if wrong:
         return None, None, wrong
     size = next((report.size for report in reports if report.size), None)
+    num_rows = sum(len(report.summary.ids) for report in reports)
     if isinstance(rows, StreamedRows):
-        stream, right = _stream(data, rows.num_rows, size), checked(name, chosen, block_check)
-        return (
-            streamed_split(name, rows, stream, right, with_checksums(first, reports[0])),
-            size,
-            [],
-        )
-    return _cached(data, blocks, reports, size), size, []
+        stream = _stream(data, tasks, rows.num_rows, size)
+        checked_rows = checked(name, chosen, block_check)
+        first = with_checksums(first, reports[0])
+        return streamed_split(name, rows, stream, checked_rows, first), size, []
+    return _cached(_stream(data, tasks, num_rows, size, source), blocks, reports), size, []
+
+
+def _block_check(tasks: Sequence[Task], data: CustomData) -> BlockCheck:
+    kinds = {task.name: task.kind for task in tasks}
+    numbers = {task.name: _number_of(task) for task in tasks}
+    num_classes = {task: number for task, number in numbers.items() if number is not None}
+    return BlockCheck(kinds, num_classes, data.inputs, data.collate is not None)
 
 
 def _cached(
-    data: CustomData,
-    blocks: tuple[ray.ObjectRef[Any], ...],
-    reports: Sequence[Report],
-    size: tuple[int, int] | None,
+    stream: Stream, blocks: tuple[ray.ObjectRef[Any], ...], reports: Sequence[Report]
 ) -> CachedSplit:
     """The split of rows that are kept, whose blocks are right."""
-    summaries = [report.summary for report in reports]
-    stream = _stream(data, sum(len(summary.ids) for summary in summaries), size)
     num_bytes = sum(report.num_bytes for report in reports)
     warn_if_large(num_bytes)
-    cached = index_of(stream, blocks, summaries, any_ids=True)
+    cached = index_of(stream, blocks, [report.summary for report in reports], any_ids=True)
     return CachedSplit(
         streams=(stream,),
-        cached={NAME: cached},
+        cached={stream.name: cached},
         num_bytes=num_bytes,
-        fingerprint=fingerprint_of({NAME: cached.contents}),
+        fingerprint=fingerprint_of({stream.name: cached.contents}),
     )
 
 
-def _stream(data: CustomData, num_samples: int, size: tuple[int, int] | None) -> Stream:
+def _joined(parts: Sequence[OpenedSplit]) -> OpenedSplit:
+    """The split of several sources; of one, that itself."""
+    if len(parts) == 1:
+        return parts[0]
+    kept = [part for part in parts if isinstance(part, CachedSplit)]
+    cached = {name: stored for part in kept for name, stored in part.cached.items()}
+    return CachedSplit(
+        streams=tuple(stream for part in kept for stream in part.streams),
+        cached=cached,
+        num_bytes=sum(part.num_bytes for part in kept),
+        fingerprint=fingerprint_of({name: stored.contents for name, stored in cached.items()}),
+    )
+
+
+def _misplaced(splits: Mapping[str, OpenedSplit], data: CustomData) -> list[str]:
+    """What is wrong with the tasks of several sources: each is in one of them, always the same."""
+    wrong = []
+    for task in data.tasks:
+        places = {
+            name: [stream.name for stream in split.streams if task.name in stream.kinds]
+            for name, split in splits.items()
+        }
+        if (
+            any(len(found) != 1 for found in places.values())
+            or len(set(map(str, places.values()))) > 1
+        ):
+            found = ", ".join(
+                f"in {name} {' and '.join(of) or 'none'}" for name, of in places.items()
+            )
+            wrong.append(
+                f"{task.name}: expected in one source, the same in both data sets; it is {found}"
+            )
+    return wrong
+
+
+def _stream(
+    data: CustomData,
+    tasks: Sequence[Task],
+    num_samples: int,
+    size: tuple[int, int] | None,
+    name: str = NAME,
+) -> Stream:
     return Stream(
-        name=NAME,
-        kinds={task.name: task.kind for task in data.tasks},
+        name=name,
+        kinds={task.name: task.kind for task in tasks},
         num_samples=num_samples,
         load=_not_numbered,
         normalize=data.normalize,
@@ -307,53 +368,6 @@ def _number_of(task: Task) -> int | None:
     if task.kind in ("class", "label"):
         return getattr(task, "num_classes", None)
     return task.num_targets
-
-
-def _regular(
-    table: pyarrow.Table, *, kinds: Mapping[str, Kind], lists: Sequence[str]
-) -> pyarrow.Table:
-    """The table with ignore values in its gaps, and with tensors in the place of lists of one length,
-    which is what several numbers a sample are in a data frame and in Parquet files."""
-    table = _with_ignore_values(table, kinds=kinds)
-    for name in lists:
-        if name in table.column_names:
-            array = array_of_lists(table.column(name).combine_chunks())
-            if array is not None:
-                place, tensor = table.column_names.index(name), ArrowTensorArray.from_numpy(array)
-                table = table.set_column(place, name, tensor)
-    return table
-
-
-def _with_ignore_values(table: pyarrow.Table, *, kinds: Mapping[str, Kind]) -> pyarrow.Table:
-    """The table with -1 or NaN where a single label is missing.
-
-    Columns without gaps stay as they are. Truth values become 0 and 1, whole floats integers,
-    because a column of integers with gaps comes out of pandas as floats.
-    """
-    for name, kind in kinds.items():
-        if name not in table.column_names:
-            continue
-        values = table.column(name)
-        place, given = table.column_names.index(name), values.type
-        if pyarrow.types.is_null(given):
-            values = values.cast(pyarrow.float64())
-        elif pyarrow.types.is_boolean(given):
-            values = values.cast(pyarrow.int64())
-        is_float = pyarrow.types.is_floating(values.type)
-        if not is_float and not pyarrow.types.is_integer(values.type):
-            continue  # several numbers a sample: their gaps are the user's to fill
-        if kind == "value":
-            values = values.fill_null(float("nan")) if is_float else values
-        elif is_float:
-            numbers = values.to_numpy(zero_copy_only=False)
-            is_gap = np.isnan(numbers)
-            if (numbers[~is_gap] == np.rint(numbers[~is_gap])).all():
-                filled = np.where(is_gap, IGNORE_LABEL, numbers).astype(np.int64)
-                values = pyarrow.chunked_array([filled])
-        else:
-            values = values.fill_null(IGNORE_LABEL)
-        table = table.set_column(place, name, values)
-    return table
 
 
 def _not_numbered(index: int) -> Sample:

@@ -1,8 +1,8 @@
-"""Blocks of the user's own rows: what is wrong with them, every kind of fault once.
+"""Blocks of the user's own rows: one form, and what is wrong with them, every kind of fault once.
 
-Owns the check of one block, the message that is made of all blocks' reports, and that of an error in
-the rows' own functions. What a single sample
-must hold is in `validation`; the user's data sets are opened in `custom`.
+Owns the form and the check of a block, the message that is made of all blocks' reports, and that of
+an error in the rows' own functions. What a single sample must hold is in `validation`; the user's
+data sets are opened in `custom`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+import pyarrow
 import ray
 from numpy.typing import NDArray
+from ray.data.extensions import ArrowTensorArray
 
 from repmtl_ray.data import validation
+from repmtl_ray.data.arrow_arrays import array_of_lists
 from repmtl_ray.data.blocks import Summary, views_of
-from repmtl_ray.data.columns import IMAGE, SAMPLE_ID
+from repmtl_ray.data.columns import IGNORE_LABEL, IMAGE, SAMPLE_ID
 from repmtl_ray.data.stream import Kind, contents_of
 
 _SHOWN = 5
@@ -220,3 +223,50 @@ def reason_of(error: BaseException) -> str:
             "the ignore value everywhere (-1, depth 0, normal 0)"
         )
     return lines[-1]
+
+
+def regular(
+    table: pyarrow.Table, *, kinds: Mapping[str, Kind], lists: Sequence[str]
+) -> pyarrow.Table:
+    """The table with ignore values in its gaps, and with tensors in the place of lists of one length,
+    which is what several numbers a sample are in a data frame and in Parquet files."""
+    table = _with_ignore_values(table, kinds=kinds)
+    for name in lists:
+        if name in table.column_names:
+            array = array_of_lists(table.column(name).combine_chunks())
+            if array is not None:
+                place, tensor = table.column_names.index(name), ArrowTensorArray.from_numpy(array)
+                table = table.set_column(place, name, tensor)
+    return table
+
+
+def _with_ignore_values(table: pyarrow.Table, *, kinds: Mapping[str, Kind]) -> pyarrow.Table:
+    """The table with -1 or NaN where a single label is missing.
+
+    Columns without gaps stay as they are. Truth values become 0 and 1, whole floats integers,
+    because a column of integers with gaps comes out of pandas as floats.
+    """
+    for name, kind in kinds.items():
+        if name not in table.column_names:
+            continue
+        values = table.column(name)
+        place, given = table.column_names.index(name), values.type
+        if pyarrow.types.is_null(given):
+            values = values.cast(pyarrow.float64())
+        elif pyarrow.types.is_boolean(given):
+            values = values.cast(pyarrow.int64())
+        is_float = pyarrow.types.is_floating(values.type)
+        if not is_float and not pyarrow.types.is_integer(values.type):
+            continue  # several numbers a sample: their gaps are the user's to fill
+        if kind == "value":
+            values = values.fill_null(float("nan")) if is_float else values
+        elif is_float:
+            numbers = values.to_numpy(zero_copy_only=False)
+            is_gap = np.isnan(numbers)
+            if (numbers[~is_gap] == np.rint(numbers[~is_gap])).all():
+                filled = np.where(is_gap, IGNORE_LABEL, numbers).astype(np.int64)
+                values = pyarrow.chunked_array([filled])
+        else:
+            values = values.fill_null(IGNORE_LABEL)
+        table = table.set_column(place, name, values)
+    return table

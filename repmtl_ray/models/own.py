@@ -67,6 +67,7 @@ def build_own_model(
     tasks: Sequence[HasHead],
     *,
     inputs: Inputs,
+    known: Sequence[str] | None = None,
     workers: Workers = ALONE,
     penalized: bool = True,
 ) -> MultiTaskModel:
@@ -75,15 +76,15 @@ def build_own_model(
     Args:
         make: the user's function.
         config: `representation` and `batch_norm`.
-        tasks: one head each; a head without a task is left out, because single-task training has
-            one task of several.
+        tasks: one head each; the head of a task that is not trained is left out.
         inputs: of two samples, on the CPU.
+        known: all tasks of the data, by name; None: any head may be left out.
         workers, penalized: as for `build_model`.
 
     Raises:
         ValueError: what is wrong with the model, where, and what to do.
     """
-    model, axis = _assembled(make, tasks)
+    model, axis = _assembled(make, tasks, known)
     _check_parameters(model)
     dtype = next(model.encoder.parameters()).dtype
     name, rows = config.representation, _in_dtype(inputs, dtype)
@@ -129,7 +130,9 @@ def stored_own_model(make: ModelFunction, tasks: Sequence[HasHead]) -> MultiTask
     return model
 
 
-def _assembled(make: ModelFunction, tasks: Sequence[HasHead]) -> tuple[MultiTaskModel, int | None]:
+def _assembled(
+    make: ModelFunction, tasks: Sequence[HasHead], known: Sequence[str] | None = None
+) -> tuple[MultiTaskModel, int | None]:
     """What the function made, and the channel axis that it says."""
     try:
         made = make()
@@ -143,6 +146,12 @@ def _assembled(make: ModelFunction, tasks: Sequence[HasHead]) -> tuple[MultiTask
         raise ValueError(
             f"model: there is no head for task {missing[0]!r}; there are "
             f"{', '.join(made.heads) or 'none'}. Give Model.heads one for each task."
+        )
+    without = [name for name in made.heads if known is not None and name not in known]
+    if without:
+        raise ValueError(
+            f"model: there is a head for {without[0]!r}, which is no task of the data; they have "
+            f"{', '.join(known or ())}. Name the head as its task, or leave it out."
         )
     heads = {task.name: made.heads[task.name] for task in tasks}
     model = MultiTaskModel(made.encoder, heads, tasks)

@@ -19,7 +19,7 @@ from repmtl_ray.config import OWN_MODEL, Experiment, ExperimentError, OptimizerC
 from repmtl_ray.data.batches import Loader, Rows
 from repmtl_ray.data.collate import collate
 from repmtl_ray.data.columns import IMAGE, SAMPLE_ID, Batch, Inputs
-from repmtl_ray.data.plan import EvalPlan, TrainPlan
+from repmtl_ray.data.plan import EvalPlan, TrainPlan, select
 from repmtl_ray.data.sampler import check_alignable, steps_per_epoch
 from repmtl_ray.data.sources import Stream, image_size, tasks_of
 from repmtl_ray.data.stream import check_one_size, contents_of, fingerprint_of
@@ -81,12 +81,15 @@ class Split:
         return self.example_batch([], 2).inputs
 
     def example_batch(self, tasks: Sequence[str], num_rows: int) -> Batch:
-        """The first samples of the first stream (the last one again if there are fewer)."""
-        stream = self.streams[0]
-        rows = self.rows[stream.name]
-        first = np.arange(num_rows).clip(max=len(rows) - 1)
-        samples = rows.fetch(first, [SAMPLE_ID, *stream.inputs, *tasks])
-        return collate([(stream, samples)], tasks, torch.float32)
+        """The first samples of every stream that has one of the tasks, or of the first stream (the
+        last one again if there are fewer)."""
+        parts = []
+        for stream in select(self.streams, tasks) or self.streams[:1]:
+            rows = self.rows[stream.name]
+            first = np.arange(num_rows).clip(max=len(rows) - 1)
+            own = [task for task in tasks if task in stream.kinds]
+            parts.append((stream, rows.fetch(first, [SAMPLE_ID, *stream.inputs, *own])))
+        return collate(parts, tasks, torch.float32)
 
 
 def train_plan(
@@ -211,7 +214,7 @@ def initial_model(
     if own and train is not None:
         batch = train.example_batch([task.name for task in own], _NUM_LOOKED_AT)
         with torch.no_grad(), evaluating(model):
-            predictions = model(batch.inputs)
+            predictions = model(batch.inputs, batch.rows)
         try:
             for task in own:
                 check_on(
@@ -255,6 +258,7 @@ def _initial_model(
             experiment.model,
             tasks,
             inputs=train.example_inputs(),
+            known=None if train.tasks is None else [task.name for task in train.tasks],
             workers=workers,
             penalized=penalized,
         )

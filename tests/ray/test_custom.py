@@ -29,6 +29,7 @@ from repmtl_ray.prepared_run import prepare_run, read_samples, with_model
 from repmtl_ray.runs import loop
 from repmtl_ray.runs.checkpoint import read_description, read_model
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
+from repmtl_ray.runs.worker import split_of
 from repmtl_ray.studies.methods import method
 from repmtl_ray.studies.recommend import Recommendation
 from repmtl_ray.tasks import Binary, Classification, Depth, Normals, Segmentation, Task
@@ -48,6 +49,7 @@ from tests.helpers.problems import (
     shop_row,
     shop_split,
 )
+from tests.helpers.problems import split_of as split_of_rows
 
 pytestmark = pytest.mark.ray
 
@@ -96,6 +98,52 @@ def test_samples_are_numbered_by_id_whatever_their_rows_and_blocks() -> None:
         train=dataset([row(i) for i in sorted(ids)], 1), evaluation=given.evaluation, tasks=TASKS
     )
     assert open_custom(again)[0].fingerprint == train.fingerprint
+
+
+def test_tasks_with_samples_of_their_own_are_trained_as_the_domains_of_office_are() -> None:
+    """Against the same two streams without Ray: the same batches, and the same result to the bit."""
+    ids = {"views": range(24), "orders": range(100, 140)}
+    task_of = {"views": SHOP[0], "orders": SHOP[1]}
+
+    def rows_of(source: str) -> ray.data.Dataset:
+        other = task_of["orders" if source == "views" else "views"].name
+        rows = [shop_row(number) for number in ids[source]]
+        return dataset([{n: v for n, v in row.items() if n != other} for row in rows])
+
+    rows = {source: rows_of(source) for source in ids}
+    given = CustomData(train=rows, evaluation=rows, inputs=SHOP_INPUTS, tasks=SHOP)
+    prepared = prepare_run(
+        with_model(own_experiment(model=ModelConfig()), shop_model), model=shop_model, data=given
+    )
+    kept = split_of(read_samples(prepared), read_samples(prepared).train)
+    parts = [
+        split_of_rows(shop_row, ids[source], (task_of[source],), shop_model, inputs=SHOP_INPUTS)
+        for source in ids
+    ]
+    streams = tuple(
+        dataclasses.replace(part.streams[0], name=source)
+        for source, part in zip(ids, parts, strict=True)
+    )
+    local = dataclasses.replace(
+        kept,
+        streams=streams,
+        rows={
+            stream.name: part.rows["custom"] for stream, part in zip(streams, parts, strict=True)
+        },
+    )
+    experiment = own_experiment(epochs=1)
+    histories = [loop.run(experiment, train=s, evaluation=s)[1].history for s in (kept, local)]
+    assert histories[0] == histories[1]
+    assert {"click/auc", "buy/auc", "rep_mtl/tsr"} <= histories[0][0].keys()
+
+    wrong = CustomData(
+        train={**rows, "orders": rows["views"]}, evaluation=rows, tasks=SHOP, inputs=SHOP_INPUTS
+    )
+    with pytest.raises(
+        ValueError, match=r"buy: expected in one source.* in train none, in eval"
+    ) as caught:
+        open_custom(wrong)
+    assert "click: expected in one source" in str(caught.value)
 
 
 def test_every_violation_is_explained_in_one_message() -> None:

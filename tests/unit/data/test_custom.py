@@ -63,7 +63,7 @@ class Unranked(Silent):
 
 
 @pytest.mark.parametrize(
-    "rows", [None, "rows", [{"image": 1}], {"image": 1}, 3, pandas.DataFrame({"image": [1]})]
+    "rows", [None, "rows", [{"image": 1}], {}, 3, pandas.DataFrame({"image": [1]})]
 )
 @pytest.mark.parametrize("which", ["train", "evaluation"])
 def test_rows_that_are_no_dataset_are_one_line(which: str, rows: Any) -> None:
@@ -111,6 +111,22 @@ def test_one_task_a_list_and_classes_of_ones_own_are_taken(tasks: Any) -> None:
 def test_a_normalisation_that_divides_by_nothing_is_one_line(normalize: Any) -> None:
     with pytest.raises(ValueError, match=r"^CustomData\.normalize is .*std above 0\.$"):
         CustomData(train=DATASET, evaluation=DATASET, tasks=(DEPTH,), normalize=normalize)
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "message"),
+    [
+        ({"a": 3}, {"a": DATASET}, r"CustomData\.train\['a'\] is 3; expected a Ray Dataset by a"),
+        ({1: DATASET}, {"a": DATASET}, r"CustomData\.train\[1\] is"),
+        ({"a": DATASET}, DATASET, r"CustomData\.evaluation is \['custom'\]; expected .*\['a'\]"),
+        ({"a": DATASET}, {"b": DATASET}, r"evaluation is \['b'\]; expected the sources of train"),
+    ],
+)
+def test_several_sources_that_do_not_go_together_are_one_line(
+    train: Any, evaluation: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        CustomData(train=train, evaluation=evaluation, tasks=(DEPTH,))
 
 
 def test_a_normalisation_may_be_two_lists() -> None:
@@ -172,12 +188,12 @@ def test_segmentation_refuses_numbers_of_classes_that_no_head_has() -> None:
 def test_single_labels_that_are_missing_get_their_ignore_value() -> None:
     kinds: dict[str, Kind] = {"buy": "binary", "scene": "class", "score": "value"}
     gaps = pa.table({"buy": [1.0, None, 0.0], "scene": [2, None, 0], "score": [0.5, None, 1.0]})
-    filled = custom._with_ignore_values(gaps, kinds=kinds).to_pydict()
+    filled = custom_check._with_ignore_values(gaps, kinds=kinds).to_pydict()
     assert filled["buy"] == [1, -1, 0]
     assert filled["scene"] == [2, -1, 0]
     assert np.isnan(filled["score"][1])
     whole = pa.table({"buy": [1, 0], "score": [0.5, 1.0]})
-    assert custom._with_ignore_values(whole, kinds=kinds).equals(whole)
+    assert custom_check._with_ignore_values(whole, kinds=kinds).equals(whole)
 
 
 def test_lists_of_one_length_become_tensors_and_others_stay() -> None:
@@ -189,7 +205,7 @@ def test_lists_of_one_length_become_tensors_and_others_stay() -> None:
     }
     given |= {"ragged": [[1], [1, 2]], "gaps": [[1], None], "words": [["a"], ["b"]], "one": [1, 2]}
     with quiet():  # the first look at a setting of Ray's own warns of it
-        made = custom._regular(pa.table(given), kinds=kinds, lists=tuple(given))
+        made = custom_check.regular(pa.table(given), kinds=kinds, lists=tuple(given))
     views = views_of(made)
     for name, shape in (("tags", (2, 2)), ("many", (2, 2, 1)), ("mask", (2, 1))):
         np.testing.assert_array_equal(views[name], np.array(given[name]))
@@ -212,9 +228,8 @@ def test_the_samples_at_the_ends_of_an_input_of_integers_are_known() -> None:
         pa.table({"sample_id": [9, 1], "user": [8, 3], "words": words[1], "buy": [0, 1]}),
     ]
     summaries = [check(block).summary for block in blocks]
-    stream = custom._stream(
-        CustomData(train=DATASET, evaluation=DATASET, tasks=(Binary(name="buy"),)), 5, None
-    )
+    given = CustomData(train=DATASET, evaluation=DATASET, tasks=(Binary(name="buy"),))
+    stream = custom._stream(given, given.tasks, 5, None)
     stored = index_of(stream, (), summaries, any_ids=True)  # the ids in order: 1, 2, 4, 6, 9
     assert stored.extremes == (
         ("the smallest value of 'user', 0", 1),
@@ -240,4 +255,4 @@ def test_a_collate_that_fails_is_one_line(collate: Any) -> None:
         DataError,
         match=r"^CustomData\.collate failed on the samples 3, 5: .*\(test_custom\.py, line",
     ):
-        packed(custom._stream(given, 2, None), samples, [])
+        packed(custom._stream(given, (), 2, None), samples, [])

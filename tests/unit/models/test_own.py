@@ -76,6 +76,10 @@ def test_the_channel_axis_can_be_said() -> None:
 def test_a_head_of_a_task_that_is_not_trained_is_left_out() -> None:
     model = build_own_model(simple, CONFIG, TASKS[:1], inputs=X, penalized=False)
     assert list(model.heads) == ["a"]
+    with pytest.raises(
+        ValueError, match="a head for 'b', which is no task of the data; they have a"
+    ):
+        build_own_model(simple, CONFIG, TASKS[:1], inputs=X, known=["a"], penalized=False)
 
 
 def test_a_representation_may_be_inside_the_encoder() -> None:
