@@ -178,10 +178,13 @@ def _check_argument(hint: Any, value: Any, path: str) -> None:
         if value is None and type(None) in inner:
             return
         options = [option for option in inner if option is not type(None)]
-        plain = [option for option in options if isinstance(option, type)]
         if len(options) > 1:
-            names = " or ".join(option.__name__ for option in plain)
-            check(isinstance(value, tuple(plain)), path, value, f"a value of type {names}")
+            kinds = {option: typing.get_origin(option) or option for option in options}
+            fitting = [option for option, kind in kinds.items() if isinstance(value, kind)]
+            names = " or ".join(kind.__name__ for kind in kinds.values())
+            check(bool(fitting), path, value, f"a value of type {names}")
+            if typing.get_origin(fitting[0]) is not None:
+                _check_argument(fitting[0], value, path)
             return
         also = " or None"
         hint, origin, inner = options[0], typing.get_origin(options[0]), typing.get_args(options[0])

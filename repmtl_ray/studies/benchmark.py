@@ -30,6 +30,7 @@ from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search.run_records import Record, Run
 from repmtl_ray.search.space import own_names, with_names
 from repmtl_ray.search.study import SINGLE_TASK, Study, train_baseline, train_missing
+from repmtl_ray.studies.methods import methods as methods_by_name
 
 if TYPE_CHECKING:
     from repmtl_ray.data.custom import CustomData
@@ -64,7 +65,7 @@ class BenchmarkResult:
 
 def benchmark(
     experiment: Experiment,
-    methods: Mapping[str, Mapping[str, Any]],
+    methods: Mapping[str, Mapping[str, Any]] | Sequence[str],
     *,
     data: CustomData | None = None,
     model: ModelFunction | None = None,
@@ -85,7 +86,8 @@ def benchmark(
 
     Args:
         experiment: what the methods share, its `protocol` included; from `protocols.settings`.
-        methods: by the name in the table, what is different: dotted paths of `Experiment`.
+        methods: by the name in the table, what is different: dotted paths of `Experiment`. Or names
+            that `studies.methods.method` knows: ["EW", "EW-log", "FairGrad", "Rep-MTL"].
         data, model: of your own, as for `fit`; of such data the best epoch of the evaluation split is
             reported.
         seeds: of the runs.
@@ -111,6 +113,8 @@ def benchmark(
     check_arguments(benchmark, locals(), CustomData=object, ModelFunction=object)
     callbacks = loggers.checked_callbacks(callbacks, log, log_every, log_images)
     experiment = with_model(experiment, model)
+    if not isinstance(methods, Mapping):
+        methods = methods_by_name(methods)
     methods = with_names(methods)
     placement = placement or Placement()
     if resume and name is None:

@@ -12,6 +12,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from repmtl_ray.conversion import check
+
 Changes = dict[str, Any]
 
 REP_MTL = "Rep-MTL"
@@ -39,8 +41,10 @@ def methods(names: Sequence[str]) -> dict[str, Changes]:
     """The changes of several methods by name, in order.
 
     Raises:
-        ValueError: a name is given twice.
+        ValueError: a name is given twice, or is no name.
     """
+    is_right = all(isinstance(name, str) for name in names)
+    check(is_right, "methods", names, 'names, for example ["EW", "Rep-MTL"]')
     if len(set(names)) < len(names):
         raise ValueError(f"methods {', '.join(names)}: one is named twice.")
     return {name: method(name) for name in names}

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from repmtl_ray.config import Experiment, digest, replace, to_dict
+from repmtl_ray import benchmark
+from repmtl_ray.config import DataConfig, Experiment, digest, replace, to_dict
 from repmtl_ray.report.records import data_source
 from repmtl_ray.search.run_records import commit_of_code
+from repmtl_ray.studies import benchmark as studies_benchmark
+from repmtl_ray.studies import methods
 from repmtl_ray.studies.benchmark import BenchmarkResult
 from repmtl_ray.studies.methods import ablation
 from tests.helpers.commands import call
@@ -160,3 +163,22 @@ def test_the_source_says_that_rendered_data_is_not_the_real_one(compared: Any) -
 
 def test_records_name_the_commit_of_the_code() -> None:
     assert len(commit_of_code().rstrip("+")) >= 7
+
+
+def test_a_benchmark_takes_names_of_methods_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything after the checks of its arguments stops the call."""
+    seen: list[Any] = []
+
+    def stop(_experiment: Any, methods: Any, *_rest: Any) -> None:
+        seen.append(methods)
+        raise LookupError
+
+    monkeypatch.setattr(studies_benchmark, "method_runs", stop)
+    experiment = Experiment(data=DataConfig(name="cityscapes"))
+    for given in (["EW", "Rep-MTL"], ("EW", "Rep-MTL")):
+        with pytest.raises(LookupError):
+            benchmark(experiment, given)
+    assert seen == 2 * [methods.methods(["EW", "Rep-MTL"])]
+    for wrong in ([1], 3, "EW", ["EW", "EW"], {"EW": 3}):
+        with pytest.raises(ValueError, match="methods"):
+            benchmark(experiment, wrong)  # type: ignore[arg-type]
