@@ -85,9 +85,9 @@ class CustomData:
             is_right = isinstance(rows, Dataset | StreamedRows) or several
             check(is_right, f"CustomData.{name}", rows, f"a Ray Dataset, {_MADE_BY}")
             for source, part in rows.items() if several else ():
+                check(isinstance(source, str), f"a key of CustomData.{name}", source, "a name")
                 where = f"CustomData.{name}[{source!r}]"
-                is_right = isinstance(source, str) and isinstance(part, Dataset)
-                check(is_right, where, part, f"a Ray Dataset by a name, {_MADE_BY}")
+                check(isinstance(part, Dataset), where, part, f"a Ray Dataset, {_MADE_BY}")
         sources = [
             set(rows) if isinstance(rows, Mapping) else {NAME}
             for rows in (self.train, self.evaluation)

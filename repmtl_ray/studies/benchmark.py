@@ -30,6 +30,7 @@ from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.search.run_records import Record, Run
 from repmtl_ray.search.space import own_names, with_names
 from repmtl_ray.search.study import SINGLE_TASK, Study, train_baseline, train_missing
+from repmtl_ray.studies.methods import Changes
 from repmtl_ray.studies.methods import methods as methods_by_name
 
 if TYPE_CHECKING:
@@ -113,16 +114,16 @@ def benchmark(
     check_arguments(benchmark, locals(), CustomData=object, ModelFunction=object)
     callbacks = loggers.checked_callbacks(callbacks, log, log_every, log_images)
     experiment = with_model(experiment, model)
-    if not isinstance(methods, Mapping):
-        methods = methods_by_name(methods)
-    methods = with_names(methods)
+    named: dict[str, Changes] = with_names(
+        methods if isinstance(methods, Mapping) else methods_by_name(methods)
+    )
     placement = placement or Placement()
     if resume and name is None:
         raise ValueError("resume needs the name of the benchmark to continue.")
     protocols.check_name(experiment.protocol)
     protocols.check_epochs(experiment.protocol, experiment.epochs)
     placement = check_settings(experiment, placement, data)
-    runs = method_runs(experiment, methods, seeds, None if data is None else data.tasks)
+    runs = method_runs(experiment, named, seeds, None if data is None else data.tasks)
     if baseline == "published":
         _check_published(experiment)
     root, name = checked_place(storage, name, "benchmark", experiment)
@@ -137,11 +138,11 @@ def benchmark(
         data=data,
         model=model,
         final_split=final,
-        names=own_names(methods),
+        names=own_names(named),
     )
     with hold(directory, "benchmark"):
         note = claim(directory, experiment, prepared.own_data)
-        claim_study(directory, {"baseline": baseline}, methods=methods)
+        claim_study(directory, {"baseline": baseline}, methods=named)
         node_check.check_nodes(directory)
         samples = read_samples(prepared)
         study = Study.of(

@@ -116,8 +116,8 @@ def test_a_normalisation_that_divides_by_nothing_is_one_line(normalize: Any) -> 
 @pytest.mark.parametrize(
     ("train", "evaluation", "message"),
     [
-        ({"a": 3}, {"a": DATASET}, r"CustomData\.train\['a'\] is 3; expected a Ray Dataset by a"),
-        ({1: DATASET}, {"a": DATASET}, r"CustomData\.train\[1\] is"),
+        ({"a": 3}, {"a": DATASET}, r"CustomData\.train\['a'\] is 3; expected a Ray Dataset, for"),
+        ({1: DATASET}, {"a": DATASET}, r"a key of CustomData\.train is 1; expected a name"),
         ({"a": DATASET}, DATASET, r"CustomData\.evaluation is \['custom'\]; expected .*\['a'\]"),
         ({"a": DATASET}, {"b": DATASET}, r"evaluation is \['b'\]; expected the sources of train"),
     ],

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -267,14 +267,14 @@ def test_an_instance_and_a_partial_stand_for_their_class_and_arguments() -> None
     assert isinstance(PolicyConfig(name=policies.build(OneLength, num_tasks=2)).name, str)
 
 
-OF_TASKS: tuple[Any, ...] = (SlowestFirst, ("a", "b"))
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: functools.partial(FairGrad, alpha=2.0), r"PolicyConfig\(name='FairGrad', arg"),
-        (lambda: functools.partial(*OF_TASKS), "expected the name of a policy"),
+        (
+            lambda: functools.partial(cast(Any, SlowestFirst), ("a", "b")),
+            "expected the name of a policy",
+        ),
         (lambda: 3, "policy.name is 3; expected the name of a policy, or a class of your own"),
     ],
 )
