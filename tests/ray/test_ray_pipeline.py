@@ -190,6 +190,7 @@ def until_nothing_more_is_read(folder: Path) -> int:
     return known
 
 
+@pytest.mark.slow  # waits for a worker that is slow
 def test_no_more_is_read_than_a_slow_worker_will_need_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +206,7 @@ def test_no_more_is_read_than_a_slow_worker_will_need_soon(
     assert known // 4 <= 3 + ray_pipeline.AHEAD + 4, "batches that were read after three were taken"
 
 
+@pytest.mark.slow  # waits for a worker that is slow
 def test_a_slow_worker_makes_the_object_store_spill_nothing(spilled: Callable[[], bool]) -> None:
     """Samples of 2.3 MB, 740 MB in all, go through a store of 200 MB."""
     stream = replace(DENSE[0], num_samples=160, load=large)

@@ -128,6 +128,7 @@ def test_two_workers_and_a_restart_get_the_batches_of_one_worker(lazy: ray.data.
     assert torch.equal(continued.images, alone[1].images)
 
 
+@pytest.mark.slow  # two runs on Ray
 def test_a_run_that_continues_in_its_first_epoch_refuses_rows_in_another_order(
     lazy: ray.data.Dataset, few: ray.data.Dataset
 ) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import requires
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from repmtl_ray import cli, extras, policies
 from repmtl_ray.cli import commands
 from tests.helpers.paths import ROOT
-from tests.unit.test_repository import EXTRAS, declared
+from tests.unit.test_repository import EXTRAS, declared, installed_modules
 
 USE_SOLVERS = (
     "CAGrad",
@@ -136,7 +136,7 @@ def test_the_modules_of_an_extra_are_brought_by_what_it_declares(extra: str) -> 
     of_torchjd = [Requirement(text) for text in requires("torchjd") or ()]
     full = [one for one in of_torchjd if one.marker and one.marker.evaluate({"extra": "full"})]
     brought = declared(extra) | {canonicalize_name(one.name) for one in full}
-    installed = packages_distributions()
+    installed = installed_modules()
     for module in extras.MODULES[extra]:
         distributions = {canonicalize_name(name) for name in installed.get(module, [module])}
         assert distributions & brought, f"extra {extra} does not install {module}"

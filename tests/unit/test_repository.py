@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -70,12 +70,18 @@ def imported_names(path: Path) -> Iterator[str]:
 
 
 @cache  # reading the metadata of all installed packages takes two seconds
+@cache  # reads what every installed package contains, which takes seconds
+def installed_modules() -> Mapping[str, list[str]]:
+    """Names of the distributions that bring a module, by module."""
+    return packages_distributions()
+
+
 def distributions_of(folder: str) -> dict[str, set[str]]:
     """Canonical names of the distributions that bring each imported module, by module."""
     siblings = {path.stem for path in (ROOT / folder).glob("*.py")}
     standard = sys.stdlib_module_names | OWN | siblings
     modules = {name for path in (ROOT / folder).rglob("*.py") for name in imported_names(path)}
-    installed = packages_distributions()
+    installed = installed_modules()
     return {
         module: {canonicalize_name(name) for name in installed.get(module, [module])}
         for module in modules - standard

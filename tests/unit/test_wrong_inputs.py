@@ -202,7 +202,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(cluster, "connect", stop)
     monkeypatch.setattr(prepared_run, "open_data", stop)
-    monkeypatch.setattr("repmtl_ray.studies.recommend.open_split", stop)
+    monkeypatch.setattr("repmtl_ray.studies.method_runs.open_split", stop)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -242,7 +242,7 @@ WORK = (
     "search.tune",
     "studies.benchmark.benchmark",
     "data.prepare.prepare",
-    "studies.recommend.open_split",
+    "studies.method_runs.open_split",
     "studies.timing.time_methods",
     "cli.commands.plan.simulate",
     "planning.timing.measure_epoch",

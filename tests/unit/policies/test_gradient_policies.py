@@ -138,7 +138,12 @@ def hard_jacobians(num_tasks: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("num_tasks", "dtype"),
-    [(2, torch.float64), (3, torch.float64), (3, torch.float32), (10, torch.float64)],
+    [
+        (2, torch.float64),
+        (3, torch.float64),
+        (3, torch.float32),
+        pytest.param(10, torch.float64, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("name", GRADIENT_POLICIES)
 def test_hard_gradients_have_a_finite_result(name: str, num_tasks: int, dtype: Any) -> None:

@@ -25,6 +25,7 @@ from repmtl_ray.runs.evaluate import evaluate
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.search.study import single_task
 from tests.helpers.asserts import assert_same
+from tests.helpers.parameters import mostly_slow
 from tests.helpers.training import SaveAt, run, small_experiment, split, state_of
 
 pytestmark = pytest.mark.usefixtures("scenes_cache")
@@ -337,7 +338,7 @@ def constants(experiment: Experiment) -> tuple[Any, ...]:
     )
 
 
-@pytest.mark.parametrize("policy", ["EW", "PCGrad"])
+@pytest.mark.parametrize("policy", mostly_slow(["EW", "PCGrad"], ["EW"]))
 def test_a_trained_network_clearly_beats_the_best_constants(policy: str) -> None:
     experiment = small_experiment(
         data__num_train=64,

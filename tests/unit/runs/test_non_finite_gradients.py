@@ -24,6 +24,7 @@ from repmtl_ray.runs.graph_split import differentiate_tasks
 from repmtl_ray.runs.loss_scale import LossScale
 from repmtl_ray.runs.step import Stepper
 from tests.helpers.gloo import Pool
+from tests.helpers.parameters import mostly_slow
 from tests.helpers.runs import dense_batch, policy_config, small_stepper
 from tests.helpers.training import run, small_experiment
 
@@ -98,7 +99,9 @@ def failing_step(
     return str(error.value), differing(before, after), after
 
 
-@pytest.mark.parametrize(("value", "clip"), [(math.inf, None), (math.nan, 1.0)])
+@pytest.mark.parametrize(
+    ("value", "clip"), [(math.inf, None), pytest.param(math.nan, 1.0, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_gradient_that_is_not_finite_changes_nothing(
@@ -152,7 +155,7 @@ def skipped_step(
     return changed, metrics, snapshot(stepper)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", mostly_slow(PLACES, ("encoder",)))
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_step_that_overflows_is_skipped_and_halves_the_scale(name: str, place: str) -> None:
     changed, (skipped, after), _ = skipped_step(ALONE, name, place)

@@ -12,6 +12,7 @@ import torch
 from repmtl_ray import policies
 from repmtl_ray.collectives import ALONE, Workers
 from tests.helpers.gloo import Pool
+from tests.helpers.parameters import FEW_POLICIES, mostly_slow
 from tests.helpers.runs import OFFICE, parameters_after, policy_config
 
 MULTI_TASK = [name for name in policies.names() if name != "stl"]
@@ -53,7 +54,9 @@ def test_plain_losses_too(pool_of: Callable[[int], Pool], name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", AT_REPRESENTATION)
+@pytest.mark.parametrize(
+    "name", mostly_slow(AT_REPRESENTATION, ("EW", "MGDA", "FairGrad", "PCGrad"))
+)
 def test_gradients_at_the_representation_too(pool_of: Callable[[int], Pool], name: str) -> None:
     policy = policy_config(name, gradients="representation")
     assert_workers_agree(pool_of(2), policy, {"regularizer": (0.9, 0.7), **needed_tasks(name)})
@@ -68,7 +71,7 @@ def test_four_workers_equal_one(pool_of: Callable[[int], Pool], name: str) -> No
     assert_workers_agree(pool_of(4), policy_config(name), {"regularizer": (0.9, 0.7)})
 
 
-@pytest.mark.parametrize("name", MULTI_TASK)
+@pytest.mark.parametrize("name", mostly_slow(MULTI_TASK, FEW_POLICIES))
 def test_a_worker_without_any_label_of_a_task_too(
     pool_of: Callable[[int], Pool], name: str
 ) -> None:
@@ -79,13 +82,13 @@ def test_a_worker_without_any_label_of_a_task_too(
     assert_workers_agree(pool_of(2), policy_config(name), options)
 
 
-@pytest.mark.parametrize("name", MULTI_TASK)
+@pytest.mark.parametrize("name", mostly_slow(MULTI_TASK, FEW_POLICIES))
 def test_office_domains_too(pool_of: Callable[[int], Pool], name: str) -> None:
     options = {"tasks": OFFICE, "regularizer": (0.9, 0.7)}
     assert_workers_agree(pool_of(2), policy_config(name, **three(name)), options)
 
 
-@pytest.mark.parametrize("name", MULTI_TASK)
+@pytest.mark.parametrize("name", mostly_slow(MULTI_TASK, FEW_POLICIES))
 def test_office_domains_of_unequal_batch_size_too(
     pool_of: Callable[[int], Pool], name: str
 ) -> None:
