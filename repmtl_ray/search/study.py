@@ -167,22 +167,10 @@ class Study:
         name = "baseline" if first.experiment.policy.name == SINGLE_TASK else self.kind
         settings = self._settings(folder, baseline)
         is_in_process = trains_in_process(self.placement)
-        if isinstance(scheduler, PopulationBasedTraining):
-            from repmtl_ray.search.pbt import Population
-
-            runs = [first, *iter(source.next_run, None)]
-            # They take turns: what their trials reserve limits how many train at once.
-            order: dict[str, Any] = {"search_alg": Population(), "num_samples": 1}
-        else:
-            runs = []
-            order = {
-                "search_alg": _Suggestions(source, first),
-                "num_samples": limit,
-                "max_concurrent_trials": self.concurrency,
-            }
+        order, space = self._order(source, first, scheduler, limit)
         tuner = ray_tune.Tuner(
             in_process(settings) if is_in_process else with_ray_train(settings),
-            param_space={"run": ray_tune.grid_search(runs)} if runs else {},
+            param_space=space,
             tune_config=ray_tune.TuneConfig(
                 **order,
                 metric=None if scheduler is None else METRIC,
@@ -209,6 +197,20 @@ class Study:
         if scheduler is not None or results.errors:
             remove_last_groups()
         return self._failures(results, folder)
+
+    def _order(
+        self, source: Source, first: Run, scheduler: Any, limit: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Which runs there are and how many train at once, as settings of Ray Tune and its space."""
+        if isinstance(scheduler, PopulationBasedTraining):
+            from repmtl_ray.search.pbt import Population
+
+            runs = [first, *iter(source.next_run, None)]
+            # They take turns: what their trials reserve limits how many train at once.
+            space = {"run": ray_tune.grid_search(runs)}
+            return {"search_alg": Population(), "num_samples": 1}, space
+        settings = {"search_alg": _Suggestions(source, first), "num_samples": limit}
+        return {**settings, "max_concurrent_trials": self.concurrency}, {}
 
     def _settings(self, folder: str, baseline: Mapping[str, float] | None) -> TrialSettings:
         return TrialSettings(

@@ -165,8 +165,8 @@ class MethodRuns:
 def train_in_processes(
     experiment: Experiment,
     splits: Mapping[str, Split],
-    names: Sequence[str],
     *,
+    names: Sequence[str],
     processes: int,
     minutes: float,
     file: Path,

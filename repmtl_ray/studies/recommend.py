@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repmtl_ray.config import Experiment, PolicyConfig, digest
 from repmtl_ray.conversion import check_arguments
@@ -105,39 +105,18 @@ def recommend(
     """
     check_arguments(recommend, locals(), CustomData=object, ModelFunction=object)
     _check(minutes=minutes, draws=draws, seeds=seeds, rates=rates, names=names)
-    is_own = data is not None or model is not None
-    if processes < 1 or (processes > 1 and is_own):
+    if processes < 1 or (processes > 1 and (data is not None or model is not None)):
         raise ValueError(
             f"processes is {processes}; expected at least 1, and 1 for data and a model of your own, which only "
             "this process has."
         )
     experiment, splits, own_data = _opened(experiment, data, model)
     file = Path(directory) / f"recommend-{digest(experiment)[:12]}{own_data[:12]}.jsonl"
+    options: dict[str, Any] = {"minutes": minutes, "seeds": seeds, "draws": draws, "rates": rates}
+    options |= {"names": names, "file": file, "device": device}
     if processes > 1:
-        train_in_processes(
-            experiment,
-            splits,
-            names,
-            processes=processes,
-            minutes=minutes,
-            file=file,
-            seeds=seeds,
-            draws=draws,
-            rates=rates,
-            device=device,
-        )
-    return compare_methods(
-        experiment,
-        splits,
-        minutes=minutes,
-        seeds=seeds,
-        names=names,
-        draws=draws,
-        rates=rates,
-        file=file,
-        device=device,
-        report=report,
-    )
+        train_in_processes(experiment, splits, processes=processes, **options)
+    return compare_methods(experiment, splits, report=report, **options)
 
 
 def compare_methods(
