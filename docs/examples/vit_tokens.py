@@ -78,8 +78,8 @@ if __name__ == "__main__":
 
     cluster.connect()
     data = CustomData(
-        train=ray.data.from_items(rows(2_000, seed=1).to_dict("records")),
-        evaluation=ray.data.from_items(rows(500, seed=2).to_dict("records")),
+        train=ray.data.from_items(rows(1_000, seed=1).to_dict("records")),
+        evaluation=ray.data.from_items(rows(300, seed=2).to_dict("records")),
         inputs=INPUTS,
         tasks=TASKS,
     )
