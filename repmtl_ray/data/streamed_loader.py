@@ -174,9 +174,7 @@ class StreamedLoader:
             assert isinstance(split, StreamedSplit)
             if isinstance(error, ray.exceptions.OutOfMemoryError):
                 raise DataError(out_of_memory(split)) from error
-            if is_out_of_memory(
-                error
-            ):  # or something else: of a kill, Ray does not know the reason
+            if is_out_of_memory(error):  # or a kill for another reason, which Ray cannot tell apart
                 message = f"the row reader was killed, perhaps for memory: {out_of_memory(split)}"
                 raise ray.exceptions.RayError(message) from error
             raise

@@ -176,6 +176,15 @@ def train_in_processes(
 
     Each takes every n-th method and an equal part of what the budget leaves.
 
+    Args:
+        experiment: what the methods share; its data have a name.
+        splits: its samples, as open in this process.
+        names: of the methods.
+        processes: how many.
+        minutes: of training and evaluation in all, earlier runs of the file included.
+        file: of the runs.
+        options: seeds, draws, rates and device, as for `recommend`.
+
     Raises:
         ValueError: a process ended without having trained its part.
     """

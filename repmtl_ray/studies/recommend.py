@@ -96,7 +96,8 @@ def recommend(
         directory: of the file of runs.
         device: of this process, and of all others.
         processes: that train methods beside each other; for data that have a name, each of them opens these for
-            itself. The threads of the machine are divided among them, which changes how sums round.
+            itself. The threads of the machine are divided among them, which changes how sums round. A
+            script calls this below `if __name__ == "__main__":`, because each process imports it.
         report: receives a line for every finished run.
 
     Raises:
