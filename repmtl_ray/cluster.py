@@ -58,7 +58,8 @@ def connect(*, num_cpus: int | None = None) -> None:
     """Joins the Ray cluster that RAY_ADDRESS names or this machine is part of, or starts a local
     one.
 
-    Does nothing if this process is connected already. RAY_ADDRESS=local always starts one.
+    Does nothing if this process is connected already. RAY_ADDRESS=local always starts one. A cluster
+    of this machine whose head was killed leaves its address behind; it is passed over, which is said.
 
     Args:
         num_cpus: logical CPUs of a cluster started here; None takes the machine's.
@@ -84,6 +85,8 @@ def _connect(num_cpus: int | None, user_set: set[str]) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     wanted = os.environ.get("RAY_ADDRESS", "auto")
     _check_address(wanted)
+    if wanted == "auto" and _head_has_ended():
+        wanted = "local"
     try:
         if wanted == "local":
             raise ConnectionError("a local Ray was asked for")
@@ -130,10 +133,32 @@ def _check_address(wanted: str) -> None:
     host, _, port = wanted.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"RAY_ADDRESS is {wanted}; expected auto, local or host:port.")
+    failure = _connection_failure(wanted)
+    if failure:
+        raise _unreachable(wanted, failure)
+
+
+def _connection_failure(address: str) -> str:
+    """Why nothing can be reached at host:port, in the system's words; empty if something can."""
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
     except OSError as error:
-        raise _unreachable(wanted, str(error)) from error
+        return str(error)
+    return ""
+
+
+def _head_has_ended() -> bool:
+    """Whether this machine has the address of a cluster that does not answer; prints a line then."""
+    address = ray_compat.address_of_running_cluster()
+    failure = _connection_failure(address) if address else ""
+    if failure:
+        print(
+            f"the Ray cluster that this machine was part of, at {address}, does not answer ({failure}); this "
+            "run starts a local Ray (`ray stop` forgets the address)",
+            flush=True,
+        )
+    return bool(failure)
 
 
 def _unreachable(wanted: str, found: str) -> ValueError:

@@ -45,6 +45,19 @@ def dashboard_url() -> str:
     return get_dashboard_url() or ""
 
 
+def address_of_running_cluster() -> str | None:
+    """The host:port of the cluster that `ray.init(address="auto")` would join; None without one.
+
+    Why: the file that names it stays when the head is killed, and `ray.init` tries for minutes to reach
+    it. Upstream: no issue known. It can go when `ray.init` passes over such a file.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    with contextlib.suppress(ConnectionError):  # there is none
+        return canonicalize_bootstrap_address("auto")
+    return None
+
+
 @contextlib.contextmanager
 def signal_handlers_kept() -> Iterator[None]:
     """Restores this process's handlers of SIGINT, SIGTERM and SIGHUP after the block.
@@ -66,15 +79,12 @@ def signal_handlers_kept() -> Iterator[None]:
 
 
 def leave_interrupts_to_caller(trainer: Any) -> None:
-    """Makes Ctrl-C during `trainer.fit()` raise KeyboardInterrupt, as anywhere else.
+    """Makes Ctrl-C during the `fit()` of a `TorchTrainer` raise KeyboardInterrupt, as anywhere else.
 
     Why: Ray Train takes SIGINT for its run. It ends the process with exit code 0 and keeps the run's
     controller alive until the next run of the process. Upstream: pull request 53600 added this; no
     issue about it is known. It can go when Ray Train has a setting for it, as Ray Tune has with
     TUNE_DISABLE_SIGINT_HANDLER.
-
-    Args:
-        trainer: a `ray.train.torch.TorchTrainer`, before its `fit`.
     """
     assert callable(trainer._register_sigint_handler)
     trainer._register_sigint_handler = lambda controller: None
@@ -104,11 +114,7 @@ def address_known_to_run() -> Iterator[None]:
 
 
 class PreemptionNotice(NamedTuple):
-    """Ray's notice that a node of this run is about to go.
-
-    Attributes:
-        deadline_s: when it goes, in seconds since the epoch; None if Ray does not know.
-    """
+    """Ray's notice that a node goes at a time, in seconds since the epoch; None if Ray does not know."""
 
     deadline_s: float | None
 
@@ -283,10 +289,7 @@ def put_value(key: str, value: str) -> None:
 
 
 def get_value(key: str) -> str | None:
-    """What `put_value` stored; None if nothing.
-
-    Why: as `put_value`. Upstream: no issue known. It can go together with it.
-    """
+    """What `put_value` stored; None if nothing. Why, upstream: as `put_value`. It can go with it."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     value = _internal_kv_get(key.encode(), namespace=b"repmtl_ray")
@@ -294,10 +297,7 @@ def get_value(key: str) -> str | None:
 
 
 def keys_of_values(prefix: str) -> list[str]:
-    """All keys of `put_value` that begin with a prefix, sorted.
-
-    Why: as `put_value`. Upstream: no issue known. It can go together with it.
-    """
+    """All keys of `put_value` with a prefix, sorted. Why, upstream: as `put_value`. It can go with it."""
     from ray.experimental.internal_kv import _internal_kv_list
 
     keys = _internal_kv_list(prefix.encode(), namespace=b"repmtl_ray")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from repmtl_ray import cluster
+from repmtl_ray import cluster, ray_compat
 from repmtl_ray.cluster import Available
 from repmtl_ray.placement import Placement
 from tests.helpers.paths import ROOT
@@ -167,6 +167,25 @@ def test_an_address_that_cannot_be_joined_is_refused_at_once(
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=f"(?i){message}"):
         cluster.connect()
+
+
+def test_a_cluster_whose_head_was_killed_is_passed_over_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ray.init` would try for minutes to reach the address that the head has left behind."""
+    joined: list[str] = []
+    left_behind = f"127.0.0.1:{closed_port()}"
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster, "_started_here", False)
+    monkeypatch.setattr(ray_compat, "address_of_running_cluster", lambda: left_behind)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", lambda address, **_: joined.append(address))
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    cluster.connect()
+    assert joined == ["local"]
+    printed = capsys.readouterr().out.splitlines()
+    assert f"at {left_behind}, does not answer" in printed[0]
+    assert printed[1] == "started a local Ray with 2 CPUs"
 
 
 def test_what_the_autoscaler_could_not_get_is_said_with_the_clouds_words(

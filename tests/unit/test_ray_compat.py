@@ -189,3 +189,19 @@ def test_ray_data_still_warns_of_its_own_settings() -> None:
     assert [warning for warning in caught if warning.category is DeprecationWarning]
     with ray_compat.data_context_warnings_ignored():
         ray.data.DataContext()
+
+
+def test_the_address_of_a_running_cluster_is_the_one_that_the_file_of_its_head_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own file, which a head that is killed leaves behind."""
+    from ray._private import services, utils
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", list)
+    file = Path(utils.get_ray_address_file(str(tmp_path)))
+    monkeypatch.setattr(utils, "get_ray_address_file", lambda temp_dir: str(file))
+    assert ray_compat.address_of_running_cluster() is None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("10.0.0.7:6379")
+    assert ray_compat.address_of_running_cluster() == "10.0.0.7:6379"
