@@ -65,6 +65,9 @@ MAX_TASKS = 2_000
 a longer run takes one execution after the other."""
 AHEAD = 2
 """Tasks of each actor whose batches may wait for the worker or be in the making."""
+TAKEN = 3
+"""Tasks whose batches the worker's process holds or fetches. Ray Data counts them too: without room for
+them beside those of the actors, it gave tasks to one actor alone, and all others had nothing to do."""
 MAX_FAILURES = 3
 """Executions in succession that may fail without one batch from any of them."""
 
@@ -280,7 +283,9 @@ class RayLoader:
             preserve_order=True,
             resource_limits=ExecutionResources.for_limits(
                 cpu=self._num_actors,
-                object_store_memory=math.ceil(AHEAD * self._num_actors * task_bytes * 1.1),
+                object_store_memory=math.ceil(
+                    (AHEAD * self._num_actors + TAKEN) * task_bytes * 1.1
+                ),
             ),
         )
         return context
