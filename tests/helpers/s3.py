@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 from moto.server import ThreadedMotoServer
+from pyarrow.fs import S3FileSystem
 
 BUCKET = "bucket"
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
@@ -21,6 +22,10 @@ class S3:
 
     client: Any
     query: str
+
+    def filesystem(self) -> S3FileSystem:
+        """Of pyarrow, for functions that take one."""
+        return S3FileSystem(**dict(part.split("=") for part in self.query.split("&")))
 
     def uri(self, key: str, *, bucket: str = BUCKET) -> str:
         return f"s3://{bucket}/{key}?{self.query}"

@@ -3,6 +3,7 @@ trials need it)."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ os.environ.update(
 import ray
 
 from repmtl_ray.config import Experiment
+from tests.helpers.s3 import S3, serving
 from tests.helpers.training import float64_experiment
 
 
@@ -71,6 +73,13 @@ def ray_cluster(scenes_cache: Path, spilling: Path) -> None:
             object_store_memory=200 * 2**20,
             object_spilling_directory=str(spilling),
         )
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with serving() as server:
+        yield server
 
 
 @pytest.hookimpl(trylast=True)

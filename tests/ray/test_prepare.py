@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,9 @@ from repmtl_ray.data.cache import cache_streams, check_streams
 from repmtl_ray.data.sources import Stream, open_streams, tasks_of
 from repmtl_ray.runs import checkpoint
 from tests.helpers.layouts import dense_stream, make_cityscapes, make_office
-from tests.helpers.s3 import BUCKET, S3, serving
+from tests.helpers.s3 import BUCKET, S3
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)

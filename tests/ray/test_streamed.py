@@ -37,6 +37,7 @@ from repmtl_ray.data.streamed_loader import StreamedLoader, start_reader
 from repmtl_ray.runs.callbacks import Callback, StepInfo
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.tasks import Classification, Depth, Task
+from tests.helpers.s3 import BUCKET, S3
 from tests.helpers.streamed_rows import made, made_if_even
 
 pytestmark = pytest.mark.ray
@@ -263,6 +264,18 @@ def test_two_workers_on_streamed_parquet_and_a_killed_reader_leave_the_metrics_o
     assert killed.history == one.history
 
 
+def assert_all_rows(rows: StreamedRows) -> None:
+    """Whether evaluation reads the rows 0, 1, ... of `made` in this order, each once."""
+    *splits, _ = open_custom(CustomData(train=rows, evaluation=rows, tasks=TASKS))
+    ((batches, loader),) = loaders((splits[0], splits[1]), 1)
+    found = list(loader.evaluate(batches.evaluation, epoch=0, dtype=torch.float32))
+    numbers = list(range(rows.num_rows))
+    assert [number for batch in found for number in batch.sample_ids.tolist()] == numbers
+    pixels = (torch.cat([batch.images for batch in found]) * 255).round().byte()
+    expected = np.stack([made({"id": number})["image"] for number in numbers])
+    assert torch.equal(pixels.permute(0, 2, 3, 1), torch.from_numpy(expected))
+
+
 @pytest.mark.slow
 def test_rows_of_webdataset_are_streamed_in_the_order_of_their_files(tmp_path: Path) -> None:
     def decoded(row: dict[str, Any]) -> dict[str, Any]:
@@ -282,16 +295,39 @@ def test_rows_of_webdataset_are_streamed_in_the_order_of_their_files(tmp_path: P
                     tar.addfile(entry, io.BytesIO(content))
     with quiet():
         dataset = ray.data.read_webdataset(str(tmp_path)).map(decoded)
-    rows = StreamedRows(dataset=dataset, num_rows=10)
-    *splits, _ = open_custom(CustomData(train=rows, evaluation=rows, tasks=TASKS))
-    ((batches, loader),) = loaders((splits[0], splits[1]), 1)
-    found = list(loader.evaluate(batches.evaluation, epoch=0, dtype=torch.float32))
-    assert [number for batch in found for number in batch.sample_ids.tolist()] == list(range(10))
-    images = torch.cat([batch.images for batch in found])
-    expected = np.stack([made({"id": number})["image"] for number in range(10)])
-    assert torch.equal(
-        (images * 255).round().byte().permute(0, 2, 3, 1), torch.from_numpy(expected)
-    )
+    assert_all_rows(StreamedRows(dataset=dataset, num_rows=10))
+
+
+@pytest.mark.slow
+def test_rows_of_parquet_files_in_a_bucket_are_streamed(s3: S3) -> None:
+    with quiet():
+        numbers = ray.data.range(10, override_num_blocks=2)
+        numbers.map(made).write_parquet(f"{BUCKET}/rows", filesystem=s3.filesystem())
+        assert sum(key.endswith(".parquet") for key in s3.keys("rows/")) == 2
+        dataset = ray.data.read_parquet(f"{BUCKET}/rows", filesystem=s3.filesystem())
+    assert_all_rows(StreamedRows(dataset=dataset, num_rows=10))
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_join_are_streamed_in_the_order_that_sort_gives_them() -> None:
+    """Of images with labels, which lie in two Datasets."""
+
+    def without_label(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in made(row).items() if name in ("sample_id", "depth")}
+
+    def label(row: dict[str, Any]) -> dict[str, Any]:
+        return {"sample_id": row["id"], "scene": row["id"] % 3}
+
+    def with_image(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "image": made({"id": row["sample_id"]})["image"]}
+
+    with quiet():
+        numbers = ray.data.range(10, override_num_blocks=2)
+        joined = numbers.map(without_label).join(
+            numbers.map(label), join_type="inner", num_partitions=2, on=("sample_id",)
+        )
+        dataset = joined.sort("sample_id").map(with_image)
+    assert_all_rows(StreamedRows(dataset=dataset, num_rows=10))
 
 
 @pytest.mark.slow
