@@ -37,6 +37,16 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _mean_and_squares(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each channel's mean and sum of squared deviations; no derivative."""
+    axes = _reduced_axes(x)
+    if x.device.type != "cpu":
+        variance, mean = torch.var_mean(x, axes, correction=0)
+        return mean, variance * (x.numel() // x.shape[1])
+    mean = x.mean(axes)  # on a CPU, `torch.var_mean` takes five times as long as these two passes
+    return mean, (x - _per_channel(mean, x)).square_().sum(axes)
+
+
 class _Moments(Function):
     """Each channel's mean and sum of squared deviations: [rows, channels, *positions] -> twice
     [channels].
@@ -53,8 +63,7 @@ class _Moments(Function):
             zeros = _at_least_float32(x).new_zeros(2, x.shape[1])
             mean, squared_deviations = zeros[0].clone(), zeros[1].clone()
         else:
-            variance, mean = torch.var_mean(_at_least_float32(x), _reduced_axes(x), correction=0)
-            squared_deviations = variance * count
+            mean, squared_deviations = _mean_and_squares(_at_least_float32(x))
         ctx.save_for_backward(x, mean)
         return mean, squared_deviations
 
@@ -66,7 +75,7 @@ class _Moments(Function):
         # d mean / d x = 1 / count, and d sum (x - mean)^2 / d x = 2 (x - mean): the mean's own
         # share of the latter vanishes, because the deviations add up to zero.
         deviation = _at_least_float32(x) - _per_channel(mean, x)
-        return (for_mean / count + 2 * deviation * for_squares).to(x.dtype)
+        return torch.addcmul(for_mean / count, deviation, 2 * for_squares).to(x.dtype)
 
 
 class _Normalise(Function):
@@ -79,7 +88,7 @@ class _Normalise(Function):
     def forward(ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, mean, scale)
         deviation = _at_least_float32(x) - _per_channel(mean, x)
-        return (deviation * _per_channel(scale, x) + _per_channel(bias, x)).to(x.dtype)
+        return deviation.mul_(_per_channel(scale, x)).add_(_per_channel(bias, x)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import compare, gpu, methods
+from bench import compare, gpu, methods, workers
 from tests.helpers.paths import ROOT
 
 
@@ -82,3 +82,29 @@ def test_a_checkout_has_the_files_of_its_commit(tmp_path: Path) -> None:
     assert (place / "repmtl_ray" / "config.py").is_file()
     with pytest.raises(SystemExit, match="'nothing' is no commit"):
         compare.checked_out(tmp_path, "head", "nothing")
+
+
+@pytest.mark.slow  # two processes that load torch
+def test_the_bench_of_workers_compares_five_ways(capsys: pytest.CaptureFixture) -> None:
+    workers.main(["--rounds", "1", "--encoder", "resnet10t", "--size", "32", "--batch-size", "4"])
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines}
+    assert list(rows) == list(workers.WAYS)
+    assert [row[0] for row in rows.values()] == ["1", "2", "1", "2", "2"]
+    assert all(float(row[1]) > 0 for row in rows.values())
+    sent = {name: row[4].strip(" |") for name, row in rows.items()}
+    assert sent["EW, local statistics"] == sent["plain DDP loop"], "all gradients, once"
+    assert float(sent["EW, global statistics"]) >= float(sent["plain DDP loop"]) > 0
+
+
+def test_a_speed_up_is_that_of_the_same_loop_on_one_process() -> None:
+    seconds = {"plain loop": 4.0, "plain DDP loop": 2.0, "EW, one worker": 5.0}
+    found = {name: ([seconds.get(name, 4.0)] * 3, 2**20) for name in workers.WAYS}
+    _, *rows = workers.table(found)
+    assert [row[3:] for row in rows] == [
+        ["1.00", "", ""],
+        ["0.50", "2.00", "1.0"],
+        ["1.25", "", ""],
+        ["1.00", "1.25", "1.0"],
+        ["1.00", "1.25", "1.0"],
+    ]
