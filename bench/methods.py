@@ -1,13 +1,14 @@
-"""Every method on a generated recommendation problem, with an equal tuning budget.
+"""Every method on a problem whose runs take seconds, with an equal tuning budget.
 
     python -m bench.methods --minutes 60
+    python -m bench.methods --photographs DIR    # three domains of Office-31, see bench/office.py
     python -m bench.methods --heads --seeds 5    # what weighted heads change, for the methods that weigh them
 
-Users and items have hidden vectors. Tasks: click; buy and minutes of whoever clicked, so most rows lack
-these labels. What makes a user click is partly what makes the visit short, so tasks conflict. Every
-method chooses among three learning rates (or three weights) without a fifth of the training rows, then
-trains with three seeds. A run takes seconds; the same command goes on where it stopped, and prints what
-there is.
+The problem is a generated one: users and items have hidden vectors. Tasks: click; buy and minutes of
+whoever clicked, so most rows lack these labels. What makes a user click is partly what makes the visit
+short, so tasks conflict. Every method chooses among three learning rates (or three weights) without a
+fifth of the training rows, then trains with three seeds. A run takes seconds; the same command goes on
+where it stopped, and prints what there is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench import office
 from repmtl_ray.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, replace
 from repmtl_ray.data.batches import LocalRows
 from repmtl_ray.data.columns import SAMPLE_ID
@@ -141,20 +143,30 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--out", default="results")
     parser.add_argument("--heads", action="store_true", help="compare weights of heads instead")
+    parser.add_argument("--photographs", type=Path, metavar="DIR", help="of Office-31, instead")
     arguments = parser.parse_args()
-    splits = {"train": split_of(NUM_TRAIN, 1), EXPERIMENT.data.eval_split: split_of(NUM_EVAL, 2)}
+    if arguments.photographs:
+        experiment, num_tasks = office.EXPERIMENT, len(office.DOMAINS)
+        train = office.split_of(arguments.photographs, "train")
+        evaluation = office.split_of(arguments.photographs, "test")
+    else:
+        experiment, num_tasks = EXPERIMENT, len(TASKS)
+        train, evaluation = split_of(NUM_TRAIN, 1), split_of(NUM_EVAL, 2)
+    splits = {"train": train, experiment.data.eval_split: evaluation}
     if arguments.heads:
+        if arguments.photographs:
+            parser.error("--heads compares on the generated problem alone")
         print(as_markdown(heads_table(splits, range(arguments.seeds))))
         return
     found = compare_methods(
-        EXPERIMENT,
+        experiment,
         splits,
         minutes=arguments.minutes,
         seeds=range(arguments.seeds),
-        names=arguments.methods or every_method(len(TASKS)),
+        names=arguments.methods or every_method(num_tasks),
         draws=3,
         rates=(0.3, 1.0, 3.0),
-        file=Path(arguments.out) / "methods.jsonl",
+        file=Path(arguments.out) / f"methods{'-office' * bool(arguments.photographs)}.jsonl",
     )
     print(f"\n{found}")
 

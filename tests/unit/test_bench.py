@@ -6,9 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from bench import compare, gpu, methods, workers
+from bench import compare, gpu, methods, office, workers
+from repmtl_ray.config import DataConfig
+from repmtl_ray.data.sources import open_streams
+from tests.helpers.layouts import make_office
 from tests.helpers.paths import ROOT
 
 
@@ -108,3 +113,26 @@ def test_a_speed_up_is_that_of_the_same_loop_on_one_process() -> None:
         ["1.00", "1.25", "1.0"],
         ["1.00", "1.25", "1.0"],
     ]
+
+
+def test_photographs_come_to_the_trained_stage_as_the_whole_encoder_would_bring_them(
+    tmp_path: Path,
+) -> None:
+    per_class = dict.fromkeys(office.DOMAINS, 5)
+    root = make_office(tmp_path, per_class=per_class, classes={"bike": 0, "mug": 1})
+    split = office.split_of(root, "train")
+    assert split.tasks is not None
+    assert [task.name for task in split.tasks] == list(office.DOMAINS) == list(split.rows)
+    stream = open_streams(
+        DataConfig(name="office31", path=str(root), height=office.SIZE, width=office.SIZE), "train"
+    )[0]
+    images = np.stack([stream.load(number)["image"] for number in (0, 1)])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    features = split.rows[stream.name].fetch(np.array([0, 1]))["features"]
+    assert features.shape == (2, 192, 3, 3)
+    encoder, _ = office.network()
+    model = office.make_model(split.tasks)
+    with torch.no_grad():
+        expected = encoder.eval()(pixels)
+        assert torch.allclose(model.encoder.eval()(torch.from_numpy(features)), expected)
+    assert expected.shape == (2, 1280)
