@@ -6,9 +6,9 @@
 
 The problem is a generated one: users and items have hidden vectors. Tasks: click; buy and minutes of
 whoever clicked, so most rows lack these labels. What makes a user click is partly what makes the visit
-short, so tasks conflict. Every method chooses among three learning rates (or three weights) without a
-fifth of the training rows, then trains with three seeds. A run takes seconds; the same command goes on
-where it stopped, and prints what there is.
+short, so tasks conflict. Every method chooses among three factors of the learning rate, --rates (tuned
+weights among three weights), without a fifth of the training rows, then trains with three seeds. A run
+takes seconds; the same command goes on where it stopped, and prints what there is.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.3, 1.0, 3.0])
     parser.add_argument("--out", default="results")
     parser.add_argument("--heads", action="store_true", help="compare weights of heads instead")
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="of Office-31, instead")
@@ -165,7 +166,7 @@ def main() -> None:
         seeds=range(arguments.seeds),
         names=arguments.methods or every_method(num_tasks),
         draws=3,
-        rates=(0.3, 1.0, 3.0),
+        rates=arguments.rates,
         file=Path(arguments.out) / f"methods{'-office' * bool(arguments.photographs)}.jsonl",
     )
     print(f"\n{found}")

@@ -28,7 +28,7 @@ from repmtl_ray.runs.build import Split
 from repmtl_ray.tasks import Task
 
 DOMAINS = ("amazon", "dslr", "webcam")
-SIZE = 96
+SIZE = 64
 """Height and width of the photographs, in pixels."""
 ENCODER = ModelConfig(
     encoder="tf_efficientnet_lite0",
@@ -40,7 +40,7 @@ ENCODER = ModelConfig(
 EXPERIMENT = Experiment(
     data=DataConfig(name="custom"),
     model=ModelConfig(encoder="custom", code="bench.office"),
-    optimizer=OptimizerConfig(learning_rate=1e-4),
+    optimizer=OptimizerConfig(learning_rate=3e-4),
     epochs=3,
     batch_size=32,
 )
@@ -54,7 +54,7 @@ def network() -> tuple[EfficientNet, int]:
 
 
 class LastStage(nn.Module):
-    """From the output of the sixth stage, [B, 192, 3, 3], to [B, 1280]."""
+    """From the output of the sixth stage, [B, 192, 2, 2], to [B, 1280]."""
 
     def __init__(self) -> None:
         super().__init__()
