@@ -147,11 +147,11 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="of Office-31, instead")
     arguments = parser.parse_args()
     if arguments.photographs:
-        experiment, num_tasks = office.EXPERIMENT, len(office.DOMAINS)
+        experiment, file = office.EXPERIMENT, "methods-office.jsonl"
         train = office.split_of(arguments.photographs, "train")
         evaluation = office.split_of(arguments.photographs, "test")
     else:
-        experiment, num_tasks = EXPERIMENT, len(TASKS)
+        experiment, file = EXPERIMENT, "methods.jsonl"
         train, evaluation = split_of(NUM_TRAIN, 1), split_of(NUM_EVAL, 2)
     splits = {"train": train, experiment.data.eval_split: evaluation}
     if arguments.heads:
@@ -164,10 +164,10 @@ def main() -> None:
         splits,
         minutes=arguments.minutes,
         seeds=range(arguments.seeds),
-        names=arguments.methods or every_method(num_tasks),
+        names=arguments.methods or every_method(len(train.tasks or ())),
         draws=3,
         rates=arguments.rates,
-        file=Path(arguments.out) / f"methods{'-office' * bool(arguments.photographs)}.jsonl",
+        file=Path(arguments.out) / file,
     )
     print(f"\n{found}")
 

@@ -1,9 +1,10 @@
-"""Three domains of photographs, seen by the pretrained first stages of an encoder: a problem for `bench.methods`.
+"""A problem for `bench.methods`: photographs of three domains, behind pretrained stages that are not trained.
 
 Photographs in the Office-31 layout (Amazon, DSLR, webcam), one task a domain. The first six of the seven
 stages of an EfficientNet-Lite0 with ImageNet weights stay as they are: their outputs are computed once. All
 methods train the same rest, the last stage and the last convolution, which the tasks share, and a linear
 head for every domain. A run then takes seconds, where one that trains the whole encoder takes minutes.
+The number of threads changes how these outputs round, so a command that is to go on needs the same one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from repmtl_ray.models.own import Model
 from repmtl_ray.runs.build import Split
 from repmtl_ray.tasks import Task
 
-DOMAINS = ("amazon", "dslr", "webcam")
 SIZE = 64
 """Height and width of the photographs, in pixels."""
 ENCODER = ModelConfig(
@@ -77,7 +77,7 @@ def make_model(tasks: tuple[Task, ...]) -> Model:
 
 @torch.no_grad()
 def features_of(images: list[np.ndarray]) -> np.ndarray:
-    """The output of the sixth stage for photographs of [height, width, 3] bytes."""
+    """The output of the sixth stage, [N, 192, 2, 2] float32, for N photographs, [SIZE, SIZE, 3] uint8."""
     encoder, _ = network()
     encoder.eval()
     first = nn.Sequential(encoder.conv_stem, encoder.bn1, *encoder.blocks[:-1])
@@ -89,7 +89,12 @@ def features_of(images: list[np.ndarray]) -> np.ndarray:
 
 
 def split_of(folder: Path, name: Literal["train", "val", "test"]) -> Split:
-    """A split of the photographs as the loop takes it, in this process."""
+    """A split of the photographs as the loop takes it, in this process.
+
+    Args:
+        folder: in the Office-31 layout; what is wrong with it is said as for any data set.
+        name: of the split.
+    """
     data = DataConfig(name="office31", path=str(folder), height=SIZE, width=SIZE)
     tasks = tasks_of(data)
     streams, rows = [], {}

@@ -38,7 +38,8 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _mean_and_squares(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each channel's mean and sum of squared deviations; no derivative."""
+    """Each channel's mean and sum of squared deviations: [rows, channels, *positions], at least float32
+    and not empty -> twice [channels]; no derivative."""
     axes = _reduced_axes(x)
     if x.device.type != "cpu":
         variance, mean = torch.var_mean(x, axes, correction=0)
