@@ -5,10 +5,12 @@
 Two processes of one core each in one gloo group, on this machine. Every way trains the same model on the
 same global batch: a plain loop (one process) and a plain DDP loop (two), which add the tasks' mean losses
 and call backward once; this project's step with EW on one worker, and on two with batch statistics of each
-worker ("local") and of the global batch ("global"). The ways take turns, so that a slow moment of the
-machine affects all. The speed-up is the median over rounds of the time on one process, divided by the time
-on two, of the same loop. MiB are those that a worker hands to the group in a step. Prints a Markdown table.
-Needs no Ray. Takes about two minutes on two idle cores.
+worker ("local") and of the global batch ("global"). "DDP and two messages per layer" is the plain DDP loop
+that besides sends what global statistics have to send, in the forward and in the backward pass of every
+batch norm layer, and computes nothing from it: what the messages alone cost on this machine. The ways take
+turns, so that a slow moment of the machine affects all. The speed-up is the median over rounds of the time
+on one process, divided by the time on two, of the same loop. MiB are those that a worker hands to the group
+in a step. Prints a Markdown table. Needs no Ray. Takes about two minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.policies import TASKS, batch_of
@@ -41,15 +45,47 @@ from repmtl_ray.runs.step import Stepper
 NUM_PROCESSES = 2
 WARM_UP = 2
 MIB = 2**20
+WITH_MESSAGES = "DDP and two messages per layer"
 WAYS: dict[str, tuple[int, str]] = {
     "plain loop": (1, ""),
     "plain DDP loop": (2, ""),
+    WITH_MESSAGES: (2, ""),
     "EW, one worker": (1, "local"),
     "EW, local statistics": (2, "local"),
     "EW, global statistics": (2, "global"),
 }
 """Processes, and the batch statistics of this project's step."""
-ALONE_OF = {name: "plain loop" if name.startswith("plain") else "EW, one worker" for name in WAYS}
+ALONE_OF = {name: "EW, one worker" if name.startswith("EW") else "plain loop" for name in WAYS}
+
+
+class Messages(Function):
+    """The input itself; the messages of one layer with global statistics, in both passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.num_channels = x.shape[1]
+        gather(x.new_zeros(2 * ctx.num_channels + 1))  # mean, squared deviations and the count
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        gather(cotangents[0].new_zeros(2 * ctx.num_channels))
+        return cotangents[0]
+
+
+def gather(own: Tensor) -> None:
+    dist.all_gather([torch.empty_like(own) for _ in range(NUM_PROCESSES)], own)
+
+
+def send_messages(model: nn.Module) -> None:
+    """Every batch norm layer sends its messages from now on."""
+
+    def send(_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return Messages.apply(inputs[0])
+
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.register_forward_pre_hook(send)
 
 
 def model_of(arguments: argparse.Namespace, statistics_of: str, workers: Workers) -> Any:
@@ -91,6 +127,8 @@ def stepper(name: str, arguments: argparse.Namespace, rank: int) -> Callable[[in
     model = model_of(arguments, statistics_of, workers)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     if not statistics_of:
+        if name == WITH_MESSAGES:
+            send_messages(model)
         trained: nn.Module = model if size == 1 else DistributedDataParallel(model)
 
         def plain(_number: int) -> None:
@@ -127,15 +165,22 @@ def stepper(name: str, arguments: argparse.Namespace, rank: int) -> Callable[[in
 
 @contextmanager
 def counted_bytes() -> Iterator[list[int]]:
-    """The sizes of the tensors that this process hands to `all_reduce` in the block."""
+    """The sizes of the tensors that this process hands to the group in the block."""
     sizes: list[int] = []
-    original = dist.all_reduce
+    all_reduce, all_gather = dist.all_reduce, dist.all_gather
 
-    def counting(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+    def counting_reduce(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
         sizes.append(tensor.nbytes)
-        return original(tensor, *arguments, **options)
+        return all_reduce(tensor, *arguments, **options)
 
-    with mock.patch.object(dist, "all_reduce", counting):
+    def counting_gather(parts: list[Tensor], own: Tensor, *arguments: Any, **options: Any) -> Any:
+        sizes.append(own.nbytes)
+        return all_gather(parts, own, *arguments, **options)
+
+    with (
+        mock.patch.object(dist, "all_reduce", counting_reduce),
+        mock.patch.object(dist, "all_gather", counting_gather),
+    ):
         yield sizes
 
 
@@ -159,8 +204,9 @@ def measured(arguments: argparse.Namespace, rank: int) -> dict[str, tuple[list[f
                 seconds[name].append(time.perf_counter() - begin)
             num_bytes[name] = sum(sizes)
     # DDP's own messages do not pass through `all_reduce`: they are all gradients.
-    parameters = model_of(arguments, "", ALONE).parameters()
-    num_bytes["plain DDP loop"] = sum(parameter.nbytes for parameter in parameters)
+    parameters = list(model_of(arguments, "", ALONE).parameters())
+    for name in ("plain DDP loop", WITH_MESSAGES):
+        num_bytes[name] += sum(parameter.nbytes for parameter in parameters)
     return {name: (seconds[name], num_bytes[name]) for name in WAYS}
 
 

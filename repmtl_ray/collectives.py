@@ -26,12 +26,37 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
+FEW_BYTES = 2**16
+"""Tensors of so few bytes over all workers are gathered on a CPU and added by every worker."""
+
+
+def _gathered(own: Tensor) -> list[Tensor]:
+    """Every worker's tensor, in rank order; contiguous, all of one shape."""
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
+    return parts
+
+
+def _add_workers_(own: Tensor) -> None:
+    """The sum over workers in place, contiguous.
+
+    gloo's sum waits for the other workers twice, once for the sums of parts and once for the parts of
+    the sum, and its gather waits once: with two workers it took 1.8 ms where the sum took 2.8 ms.
+    """
+    if own.device.type != "cpu" or own.nbytes * dist.get_world_size() > FEW_BYTES:
+        dist.all_reduce(own)
+        return
+    first, *others = _gathered(own)
+    own.copy_(first)
+    for other in others:  # one after the other, so that the sum has the same bits everywhere
+        own.add_(other)
+
 
 class _Total(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(tensor)
+        _add_workers_(tensor)
         return tensor
 
     @staticmethod
@@ -47,6 +72,32 @@ class _Spread(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
         return _Total.apply(cotangents[0])
+
+
+class _Gather(Function):
+    """[rows, ...] of this worker to [workers * rows, ...], in rank order."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, workers: Workers) -> Tensor:
+        ctx.workers = workers
+        return torch.cat(_gathered(own.detach().contiguous()))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        return _OwnRows.apply(cotangents[0], ctx.workers), None
+
+
+class _OwnRows(Function):
+    """This worker's [rows, ...] of [workers * rows, ...]."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, workers: Workers) -> Tensor:
+        ctx.workers = workers
+        return rows.tensor_split(workers.size)[workers.rank].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
+        return _Gather.apply(cotangents[0], ctx.workers), None
 
 
 @dataclass(frozen=True)
@@ -72,18 +123,8 @@ class Workers:
 
     def gather(self, own: Tensor) -> Tensor:
         """All workers' rows, concatenated in rank order along axis 0; every worker holds equally
-        many.
-
-        It is the total of rows that are padded with zeros, which is exact and differentiable to any
-        order without further code. It is meant for small tensors (CSA's anchors), for which the
-        padding costs little.
-        """
-        if self.size == 1:
-            return own
-        rows = own.shape[0]
-        before = own.new_zeros(rows * self.rank, *own.shape[1:])
-        after = own.new_zeros(rows * (self.size - 1 - self.rank), *own.shape[1:])
-        return self.total(torch.cat([before, own, after]))
+        many; differentiable to any order."""
+        return own if self.size == 1 else _Gather.apply(own, self)
 
     @torch.no_grad()
     def total_(self, tensors: Iterable[Tensor]) -> None:
@@ -95,7 +136,7 @@ class Workers:
             by_dtype.setdefault(tensor.dtype, []).append(tensor)
         for group in by_dtype.values():
             flat = torch.cat([tensor.reshape(-1) for tensor in group])
-            dist.all_reduce(flat)
+            _add_workers_(flat)
             for tensor, part in zip(
                 group, flat.split([tensor.numel() for tensor in group]), strict=True
             ):

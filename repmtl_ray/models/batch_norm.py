@@ -76,6 +76,8 @@ class _Moments(Function):
         # d mean / d x = 1 / count, and d sum (x - mean)^2 / d x = 2 (x - mean): the mean's own
         # share of the latter vanishes, because the deviations add up to zero.
         deviation = _at_least_float32(x) - _per_channel(mean, x)
+        if not torch.is_grad_enabled():  # no second derivative is asked for: the same in place
+            return deviation.mul_(2 * for_squares).add_(for_mean / count).to(x.dtype)
         return torch.addcmul(for_mean / count, deviation, 2 * for_squares).to(x.dtype)
 
 
@@ -94,12 +96,40 @@ class _Normalise(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, ...]:
         x, mean, scale = ctx.saved_tensors
+        if _has_fused_backward(x, cotangents[0], scale):
+            for_x, for_scale, for_bias = _fused_backward(x, cotangents[0], mean, scale)
+            return for_x, -for_bias * scale, for_scale, for_bias
         cotangent = _at_least_float32(cotangents[0])
         axes = _reduced_axes(x)
         for_bias = cotangent.sum(axes)
         for_scale = (cotangent * (_at_least_float32(x) - _per_channel(mean, x))).sum(axes)
         for_x = (cotangent * _per_channel(scale, x)).to(x.dtype)
         return for_x, -for_bias * scale, for_scale, for_bias
+
+
+def _has_fused_backward(x: Tensor, cotangent: Tensor, scale: Tensor) -> bool:
+    """Whether torch's own kernel computes `_Normalise`'s derivative: on a CPU, where it takes half the
+    time of five plain operations, and where no second derivative is asked for."""
+    return (
+        not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype == cotangent.dtype == scale.dtype
+        and x.numel() > 0
+    )
+
+
+def _fused_backward(
+    x: Tensor, cotangent: Tensor, mean: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives of (x - mean) * scale + bias with respect to x, scale and bias.
+
+    This is torch's batch norm in eval mode, whose weight is `scale` and whose variance is one.
+    """
+    variance, eps = torch.ones_like(mean), 0.0
+    for_x, for_scale, for_bias = torch.ops.aten.native_batch_norm_backward(
+        cotangent, x, scale, mean, variance, None, None, False, eps, [True, True, True]
+    )
+    return for_x, for_scale, for_bias
 
 
 @final

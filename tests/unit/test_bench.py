@@ -90,15 +90,16 @@ def test_a_checkout_has_the_files_of_its_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # two processes that load torch
-def test_the_bench_of_workers_compares_five_ways(capsys: pytest.CaptureFixture) -> None:
+def test_the_bench_of_workers_compares_six_ways(capsys: pytest.CaptureFixture) -> None:
     workers.main(["--rounds", "1", "--encoder", "resnet10t", "--size", "32", "--batch-size", "4"])
     _, _, *lines = capsys.readouterr().out.splitlines()
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in lines}
     assert list(rows) == list(workers.WAYS)
-    assert [row[0] for row in rows.values()] == ["1", "2", "1", "2", "2"]
+    assert [row[0] for row in rows.values()] == ["1", "2", "2", "1", "2", "2"]
     assert all(float(row[1]) > 0 for row in rows.values())
     sent = {name: row[4].strip(" |") for name, row in rows.items()}
     assert sent["EW, local statistics"] == sent["plain DDP loop"], "all gradients, once"
+    assert sent["EW, global statistics"] == sent[workers.WITH_MESSAGES]
     assert float(sent["EW, global statistics"]) >= float(sent["plain DDP loop"]) > 0
 
 
@@ -109,6 +110,7 @@ def test_a_speed_up_is_that_of_the_same_loop_on_one_process() -> None:
     assert [row[3:] for row in rows] == [
         ["1.00", "", ""],
         ["0.50", "2.00", "1.0"],
+        ["1.00", "1.00", "1.0"],
         ["1.25", "", ""],
         ["1.00", "1.25", "1.0"],
         ["1.00", "1.25", "1.0"],

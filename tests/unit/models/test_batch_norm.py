@@ -16,6 +16,7 @@ from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.models.batch_norm import GlobalBatchNorm, frozen_statistics, use_global_statistics
 from tests.helpers.gloo import Pool
 
+LAYOUTS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
 ROWS = {"equal": (4, 4), "unequal": (3, 5), "one row": (7, 1), "none": (8, 0)}
 
 
@@ -73,6 +74,17 @@ def _one_pass(model: Small, images: Tensor, workers: Workers) -> dict[str, Tenso
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
+def _far_images() -> Tensor:
+    return (_images()[:, :1].float() + 1e4).expand(-1, 3, -1, -1)
+
+
+def _gradient(layer: nn.Module, images: Tensor, *, second_too: bool) -> Tensor:
+    """The derivative of a curved sum with respect to the images."""
+    images = images.detach().clone().requires_grad_()
+    (found,) = torch.autograd.grad(layer(images).sin().sum(), images, create_graph=second_too)
+    return found.detach()
+
+
 def _results_of(workers: Workers) -> dict[tuple[str, float | None], dict[str, torch.Tensor]]:
     rank = workers.rank
     results = {}
@@ -82,11 +94,18 @@ def _results_of(workers: Workers) -> dict[tuple[str, float | None], dict[str, to
             own = _images().split(list(rows))[rank]
             results[name, momentum] = _one_pass(model, own, workers)
     layer = use_global_statistics(nn.BatchNorm2d(3), workers)
-    far = (_images()[:, :1].float() + 1e4).split([3, 5])[rank]
-    results["far", None] = {"output": layer(far.expand(-1, 3, -1, -1)).detach()}
+    far = _far_images().split([3, 5])[rank]
+    results["far", None] = {"output": layer(far).detach()}
     with frozen_statistics(layer):
-        layer(far.expand(-1, 3, -1, -1) * 2)
+        layer(far * 2)
     results["far", None] |= {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    results["gradients", None] = {
+        f"{layout}, {second_too}": _gradient(
+            layer, far.contiguous(memory_format=memory_format), second_too=second_too
+        )
+        for layout, memory_format in LAYOUTS.items()
+        for second_too in (False, True)
+    }
     low = _images()[:, :1].expand(-1, 3, -1, -1).bfloat16().split([3, 5])[rank]
     layer = use_global_statistics(nn.BatchNorm2d(3), workers)
     with torch.autocast("cpu", torch.bfloat16):
@@ -123,12 +142,25 @@ def test_running_statistics_are_the_same_on_both_workers_to_the_bit(two_workers:
 
 
 def test_a_mean_far_from_zero_costs_few_digits_in_float32(two_workers: list[Any]) -> None:
-    values = (_images()[:, :1].float() + 1e4).expand(-1, 3, -1, -1)
+    values = _far_images()
     exact = nn.BatchNorm2d(3).double()
     output = torch.cat([results["far", None]["output"] for results in two_workers])
     torch.testing.assert_close(output.double(), exact(values.double()), rtol=0, atol=2e-3)
     found = two_workers[0]["far", None]["running_var"].double()
     torch.testing.assert_close(found, exact.running_var, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_a_gradient_is_the_same_with_and_without_a_second_derivative(
+    two_workers: list[Any], layout: str
+) -> None:
+    exact = _gradient(nn.BatchNorm2d(3).double(), _far_images().double(), second_too=False)
+    for second_too in (False, True):
+        parts = [results["gradients", None][f"{layout}, {second_too}"] for results in two_workers]
+        torch.testing.assert_close(torch.cat(parts).double(), exact, rtol=0, atol=2e-3)
+    for results in two_workers:
+        alone, with_second = (results["gradients", None][f"{layout}, {x}"] for x in (False, True))
+        torch.testing.assert_close(alone, with_second, rtol=1e-5, atol=1e-6)
 
 
 def test_low_precision_stays_low_outside_and_high_inside(two_workers: list[Any]) -> None:
