@@ -23,15 +23,15 @@ import statistics
 import subprocess
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from bench.policies import TASKS
-from repmtl_ray import policies, regularizers
-from repmtl_ray.collectives import ALONE, Workers
+from bench.policies import NO_PENALTY, TASKS, adam_stepper
+from repmtl_ray import regularizers
+from repmtl_ray.collectives import Workers
 from repmtl_ray.config import ComputeConfig, ModelConfig, PolicyConfig
 from repmtl_ray.data.columns import Batch
 from repmtl_ray.models import build_model
@@ -41,7 +41,6 @@ from repmtl_ray.runs.step import Stepper
 from tests.helpers.devices import num_synchronisations, tf32
 from tests.helpers.literal import literal_csa
 
-OFF: dict[str, Any] = {"lambda_tsr": 0.0, "lambda_csa": 0.0}
 EVERY = 4
 WARM_UP = 2
 GIB = 2**30
@@ -125,26 +124,16 @@ def stepper_of(
     )
     model = build_model(config, tasks, image_size=(shape.height, shape.width)).to(device)
     use_compute(model, compute)
-    names = [task.name for task in tasks]
-    return Stepper(
-        model=model,
+    place: Literal["representation", "parameters"] = (
+        "representation" if row.at_representation else "parameters"
+    )
+    return adam_stepper(
+        model,
+        PolicyConfig(name=row.policy, gradients=place),
         tasks=tasks,
-        policy=policies.build(
-            PolicyConfig(
-                name=row.policy,
-                gradients="representation" if row.at_representation else "parameters",
-            ),
-            names,
-        ),
-        policy_name=row.policy,
-        optimizer=torch.optim.Adam(model.parameters(), lr=1e-4, fused=compute.fused or None),
-        regularizer=RepMTL(**(OFF if row.penalty is None else row.penalty)),
-        representation="encoder",
-        log_losses=True,
-        max_gradient_norm=None,
+        penalty=NO_PENALTY if row.penalty is None else row.penalty,
+        fused=compute.fused,
         precision="bfloat16" if precision == "bfloat16" else "float32",
-        seed=0,
-        workers=ALONE,
     )
 
 
@@ -182,7 +171,7 @@ def _seconds(function: Any, device: str) -> float:
 
 def seconds_of_a_step(stepper: Stepper, row: Row, batch: Batch, number: int, device: str) -> float:
     """The mean over `row.every` steps, of which the first has the penalties."""
-    plain = replace(stepper, regularizer=RepMTL(**OFF))
+    plain = replace(stepper, regularizer=RepMTL(**NO_PENALTY))
 
     def run() -> None:
         for index in range(row.every):

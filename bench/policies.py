@@ -20,17 +20,17 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from repmtl_ray import policies
-from repmtl_ray.collectives import ALONE
+from repmtl_ray.collectives import ALONE, Workers
 from repmtl_ray.config import ModelConfig, PolicyConfig
 from repmtl_ray.data.columns import Batch
-from repmtl_ray.models import build_model
+from repmtl_ray.models import MultiTaskModel, build_model
 from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.step import Stepper
 from repmtl_ray.tasks import InverseDepth, Normals, Segmentation, Task
@@ -40,6 +40,7 @@ TASKS: tuple[Task, ...] = (
     InverseDepth(name="depth"),
     Normals(name="normal"),
 )
+NO_PENALTY: Mapping[str, Any] = {"lambda_tsr": 0.0, "lambda_csa": 0.0}
 NEEDED: dict[str, dict[str, Any]] = {
     "Constant": {"weights": 1.0},
     "COSMOS": {"lambda_": 1.0},
@@ -74,19 +75,42 @@ def stepper_of(row: str, arguments: argparse.Namespace) -> Stepper:
     )
     size = (arguments.size, arguments.size)
     model = build_model(model_config, TASKS, image_size=size).to(arguments.device)
+    return adam_stepper(model, config)
+
+
+def adam_stepper(
+    model: MultiTaskModel,
+    policy: PolicyConfig = PolicyConfig(name="EW"),  # noqa: B008
+    *,
+    tasks: Sequence[Task] = TASKS,
+    penalty: Mapping[str, Any] = NO_PENALTY,
+    fused: bool = False,
+    log_losses: bool = True,
+    precision: str = "float32",
+    workers: Workers = ALONE,
+) -> Stepper:
+    """What every bench of the step measures: Adam, with the penalty taken at the encoder's output.
+
+    Args:
+        model: is trained in place.
+        policy: combines the gradients of `tasks`.
+        penalty: arguments of `RepMTL`.
+        fused: whether Adam is one kernel.
+        log_losses, precision, workers: as in `Stepper`.
+    """
     return Stepper(
         model=model,
-        tasks=TASKS,
-        policy=policies.build(config, [task.name for task in TASKS], seed=0),
-        policy_name=name,
-        optimizer=torch.optim.Adam(model.parameters(), lr=1e-4),
-        regularizer=RepMTL(0.0, 0.0),
+        tasks=tasks,
+        policy=policies.build(policy, [task.name for task in tasks], seed=0),
+        policy_name=policy.name,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused or None),
+        regularizer=RepMTL(**penalty),
         representation="encoder",
-        log_losses=True,
+        log_losses=log_losses,
         max_gradient_norm=None,
-        precision="float32",
+        precision=precision,
         seed=0,
-        workers=ALONE,
+        workers=workers,
     )
 
 

@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from bench.policies import TASKS, batch_of, seconds_of_a_step
-from repmtl_ray import policies
-from repmtl_ray.collectives import ALONE
-from repmtl_ray.config import ModelConfig, PolicyConfig
+from bench.policies import NO_PENALTY, TASKS, adam_stepper, batch_of, seconds_of_a_step
+from repmtl_ray.config import ModelConfig
 from repmtl_ray.models import build_model
-from repmtl_ray.regularizers import RepMTL
 from repmtl_ray.runs.step import Stepper
 
-ROWS: dict[str, dict[str, Any]] = {
-    "EW": {"lambda_tsr": 0.0, "lambda_csa": 0.0},
+ROWS: dict[str, Mapping[str, Any]] = {
+    "EW": NO_PENALTY,
     "printed": {},
     "printed, encoder only": {"through": "encoder"},
     "share 0.1, all": {"share": 0.1},
@@ -45,20 +43,7 @@ def stepper_of(row: str, arguments: argparse.Namespace) -> Stepper:
     )
     size = (arguments.size, arguments.size)
     model = build_model(config, TASKS, image_size=size).to(arguments.device)
-    return Stepper(
-        model=model,
-        tasks=TASKS,
-        policy=policies.build(PolicyConfig(name="EW"), [task.name for task in TASKS]),
-        policy_name="EW",
-        optimizer=torch.optim.Adam(model.parameters(), lr=1e-4),
-        regularizer=RepMTL(**ROWS[row]),
-        representation="encoder",
-        log_losses=True,
-        max_gradient_norm=None,
-        precision="float32",
-        seed=0,
-        workers=ALONE,
-    )
+    return adam_stepper(model, penalty=ROWS[row])
 
 
 def ratio_to_ew(row: str, arguments: argparse.Namespace) -> tuple[float, float]:

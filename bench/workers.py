@@ -34,13 +34,11 @@ from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.policies import TASKS, batch_of
-from repmtl_ray import models, policies
+from bench.policies import TASKS, adam_stepper, batch_of
+from repmtl_ray import models
 from repmtl_ray.collectives import ALONE, Workers
-from repmtl_ray.config import ModelConfig, PolicyConfig
+from repmtl_ray.config import ModelConfig
 from repmtl_ray.data.columns import Batch
-from repmtl_ray.regularizers import RepMTL
-from repmtl_ray.runs.step import Stepper
 
 NUM_PROCESSES = 2
 WARM_UP = 2
@@ -125,10 +123,10 @@ def stepper(name: str, arguments: argparse.Namespace, rank: int) -> Callable[[in
     workers = Workers(rank, size) if size > 1 else ALONE
     batch = own_part(batch_of(arguments), rank, size)
     model = model_of(arguments, statistics_of, workers)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     if not statistics_of:
         if name == WITH_MESSAGES:
             send_messages(model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
         trained: nn.Module = model if size == 1 else DistributedDataParallel(model)
 
         def plain(_number: int) -> None:
@@ -142,20 +140,7 @@ def stepper(name: str, arguments: argparse.Namespace, rank: int) -> Callable[[in
             optimizer.step()
 
         return plain
-    own = Stepper(
-        model=model,
-        tasks=TASKS,
-        policy=policies.build(PolicyConfig(name="EW"), [task.name for task in TASKS]),
-        policy_name="EW",
-        optimizer=optimizer,
-        regularizer=RepMTL(0.0, 0.0),
-        representation="encoder",
-        log_losses=False,
-        max_gradient_norm=None,
-        precision="float32",
-        seed=0,
-        workers=workers,
-    )
+    own = adam_stepper(model, log_losses=False, workers=workers)
 
     def step(number: int) -> None:
         own.step(batch, global_step=number)
