@@ -24,6 +24,7 @@ from repmtl_ray import ray_compat
 logger = logging.getLogger(__name__)
 
 GROUP_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 LOCAL_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # at most one report is seen in an interval; the default is 2 s
     GROUP_START_TIMEOUT: "120",  # a trial that waits for its turn longer counts as failed
@@ -97,6 +98,8 @@ def _connect(num_cpus: int | None, user_set: set[str]) -> None:
     except ConnectionError as error:
         if wanted not in ("auto", "local"):
             raise _unreachable(wanted, str(error)) from error
+        # Nobody takes this machine away, and the watcher is one more process for every run.
+        os.environ.setdefault(PREEMPTION_WATCHER, "0")
         ray.init(
             address="local",
             num_cpus=num_cpus,

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from repmtl_ray.cluster import LOCAL_ENVIRONMENT
+from repmtl_ray.cluster import LOCAL_ENVIRONMENT, PREEMPTION_WATCHER
 
 os.environ.update(LOCAL_ENVIRONMENT)
 os.environ.update(
+    {PREEMPTION_WATCHER: "0"},  # as where `cluster.connect` starts a Ray
+    # Processes that have imported much wait for the next test's tasks; others would import it again.
+    RAY_idle_worker_killing_time_threshold_ms="60000",
+    RAY_num_workers_soft_limit="8",
     RAY_AUTH_MODE="disabled",
     RAY_ADDRESS="local",
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",

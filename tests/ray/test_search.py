@@ -44,7 +44,9 @@ def undisturbed(storage: Path) -> Any:
     from tests.helpers.training import float64_experiment
 
     short = replace(float64_experiment(), {"epochs": 2, "precision": "float32"})
-    return tune(short, SPACE, num_samples=1, storage=str(storage), name="grid")
+    return tune(
+        short, SPACE, num_samples=1, max_concurrent=2, storage=str(storage), name="grid"
+    )  # in two processes, which the next runs take over
 
 
 def test_a_search_ranks_trials_and_goes_on_when_one_fails(

@@ -23,21 +23,17 @@ def _driver(config: Any) -> None:
         raise ValueError("after its last report")
 
 
-def _trials(fails: Any, folder: Path) -> list[Any]:
+@pytest.mark.timeout(120)  # with Ray's own callback both stand still
+def test_a_run_that_ends_at_its_last_report_hands_all_of_them_over(tmp_path: Path) -> None:
+    space = {"fails": ray_tune.grid_search([False, True]), "n": ray_tune.grid_search([0, 1])}
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(_driver, {"CPU": 1}),
-        param_space={"fails": fails, "n": ray_tune.grid_search([0, 1])},
-        run_config=ray_tune.RunConfig(name="reports", storage_path=str(folder), verbose=0),
+        param_space=space,
+        run_config=ray_tune.RunConfig(name="reports", storage_path=str(tmp_path), verbose=0),
     )
-    grid = tuner.fit()
-    return [grid[index] for index in range(len(grid))]
-
-
-@pytest.mark.timeout(120)  # with Ray's own callback both stand still
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_run_that_ends_at_its_last_report_hands_all_of_them_over(
-    fails: bool, tmp_path: Path
-) -> None:
-    for result in _trials(fails, tmp_path):
+    results = list(tuner.fit())
+    assert len(results) == 4
+    for result in results:
+        assert result.config is not None
         assert list(result.metrics_dataframe["epoch"]) == list(range(1, NUM_REPORTS + 1))
-        assert bool(result.error) == fails
+        assert bool(result.error) == result.config["fails"]

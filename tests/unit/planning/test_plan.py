@@ -4,8 +4,6 @@ refuses; the times read from a search's timing."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 from repmtl_ray.config import DataConfig, Experiment
 from repmtl_ray.planning.simulation import ClusterPlan, SearchPlan, SuccessiveHalving, simulate
 from repmtl_ray.planning.timing import measure_epoch, read_search_timing
-from tests.helpers.paths import ROOT
+from tests.helpers.commands import call
 
 PLAIN = SearchPlan(num_trials=10, epochs=5, epoch_s=60, trial_overhead_s=30)
 
@@ -159,19 +157,19 @@ def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
         read_search_timing(tmp_path)
 
 
-def test_the_recipe_prints_a_row_for_every_size_and_leaves_its_picture(tmp_path: Path) -> None:
+def test_the_command_prints_a_row_for_every_size_and_leaves_its_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_trial(tmp_path / "small", "a", 1000, [1022, 1032, 1042])
     write_trial(tmp_path / "large", "a", 1000, [1022, 1032, 1042])
     write_trial(tmp_path / "large", "b", 1042, [1064, 1074, 1084])
-    options = [
+    call(
+        "plan",
         *("--calibrate", str(tmp_path / "small"), str(tmp_path / "large")),
         *("--trials", "9", "--epochs", "3", "--machines", "1", "3", "--price", "36"),
         *("--start-seconds", "0", "--idle-minutes", "0", "--out", str(tmp_path / "plan")),
-    ]
-    recipe = ROOT / "pipelines" / "plan_cluster.py"
-    printed = subprocess.run(
-        [sys.executable, str(recipe), *options], check=True, capture_output=True, text=True
-    ).stdout
+    )
+    printed = capsys.readouterr().out
     assert "times of small: epoch 10.00 s, trial 12.0 s more" in printed
     assert "large: 2 trials, 1 at once, measured 1.40 min" in printed
     assert "simulated 1.40 min" in printed

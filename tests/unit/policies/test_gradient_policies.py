@@ -140,8 +140,8 @@ def hard_jacobians(num_tasks: int) -> dict[str, Any]:
     ("num_tasks", "dtype"),
     [
         (2, torch.float64),
-        (3, torch.float64),
         (3, torch.float32),
+        pytest.param(3, torch.float64, marks=pytest.mark.slow),
         pytest.param(10, torch.float64, marks=pytest.mark.slow),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -196,5 +197,8 @@ def test_a_ray_started_here_listens_on_loopback_alone(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RAY_ADDRESS", "local")
     for name in cluster.LOCAL_ENVIRONMENT:
         monkeypatch.setenv(name, "1")  # put back afterwards
+    monkeypatch.setenv(cluster.PREEMPTION_WATCHER, "1")
+    monkeypatch.delenv(cluster.PREEMPTION_WATCHER)
     cluster.connect()
+    assert os.environ[cluster.PREEMPTION_WATCHER] == "0", "nobody takes this machine away"
     assert (given["include_dashboard"], given["dashboard_host"]) == (True, "127.0.0.1")
