@@ -16,9 +16,9 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
-# Without the tests that start Ray.
+# Nine of ten tests, in two minutes: none that starts Ray, is slow, or takes longer than 0.2 s (tests/long_tests.py).
 test-fast: install
-	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder tests/unit
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not slow" tests/unit @tests/long_tests.txt
 
 lint: install
 	$(BIN)/ruff check .

@@ -45,8 +45,8 @@ def undisturbed(storage: Path) -> Any:
 
     short = replace(float64_experiment(), {"epochs": 2, "precision": "float32"})
     return tune(
-        short, SPACE, num_samples=1, max_concurrent=2, storage=str(storage), name="grid"
-    )  # in two processes, which the next runs take over
+        short, SPACE, num_samples=1, max_concurrent=1, storage=str(storage), name="grid"
+    )  # one process, which the next run takes over
 
 
 def test_a_search_ranks_trials_and_goes_on_when_one_fails(

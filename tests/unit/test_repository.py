@@ -17,6 +17,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests import long_tests
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -210,3 +212,25 @@ def test_no_file_has_trailing_whitespace_or_lacks_its_last_line_end_or_is_large(
         numbers = [number for number, line in enumerate(lines, 1) if line != line.rstrip()]
         problems += [f"{path.relative_to(ROOT)}:{number}" for number in numbers]
     assert not problems
+
+
+def test_the_long_tests_that_are_left_out_exist() -> None:
+    """`make test-fast` would otherwise run them under their new names."""
+    for option in long_tests.STORED.read_text().splitlines():
+        file, _, test = option.removeprefix("--deselect=").partition("::")
+        assert f"def {test.partition('[')[0]}(" in (ROOT / file).read_text(), option
+
+
+def test_a_function_is_left_out_whole_where_most_of_its_cases_are_long(tmp_path: Path) -> None:
+    seconds = {"a[x]": 0.3, "a[y]": 0.1, "a[z]": 9, "b[x]": 0.3, "b[y]": 0.1, "c": 1, "d": 0.1}
+    cases = (
+        f'<testcase classname="tests.unit.test_it" name="test_{name}" time="{taken}"/>'
+        for name, taken in seconds.items()
+    )
+    times = tmp_path / "times.xml"
+    times.write_text(
+        f"<all>{''.join(cases)}<testcase classname='tests.ray.test_it' name='test_e' time='5'/></all>"
+    )
+    assert long_tests.options(times) == [
+        f"--deselect=tests/unit/test_it.py::test_{name}" for name in ("a[", "b[x]", "c")
+    ]

@@ -143,7 +143,7 @@ def test_an_encoder_of_several_inputs_is_computed_in_parts() -> None:
     assert found[:, 0].tolist() == [2, 4, 2, 4]
 
 
-@pytest.mark.parametrize("way", ["compile", "encoder_parts"])
+@pytest.mark.parametrize("way", [pytest.param("compile", marks=pytest.mark.slow), "encoder_parts"])
 def test_two_workers_with_global_statistics_compute_as_one(
     way: str, pool_of: Callable[[int], Pool]
 ) -> None:

@@ -18,6 +18,8 @@ def test_progress_prints_a_line_a_trial_and_a_heartbeat(
     monkeypatch.setattr("repmtl_ray.search.progress.time.monotonic", lambda: now[0])
     where = "2 data actors on node 3f2a91c0 (10.0.0.7)"
     monkeypatch.setattr("repmtl_ray.search.progress.cluster.data_actors", lambda: where)
+    waiting = "a machine is starting"
+    monkeypatch.setattr("repmtl_ray.search.progress.cluster.waiting_for", lambda: waiting)
     progress = Progress(4, "delta_p_task")
 
     def trial(name: str, **last: Any) -> SimpleNamespace:
@@ -36,7 +38,8 @@ def test_progress_prints_a_line_a_trial_and_a_heartbeat(
     assert capsys.readouterr().out == ""
     now[0] = 16.0
     progress.on_step_end(0, [])
-    assert capsys.readouterr().out == f"[   16 s] running at epoch 0/4, 2/4, 0/4; {where}\n"
+    epochs = "running at epoch 0/4, 2/4, 0/4"
+    assert capsys.readouterr().out == f"[   16 s] {epochs}; {where}; {waiting}\n"
     progress.on_trial_complete(0, [], done)
     progress.on_trial_complete(0, [], stopped)
     progress.on_trial_error(0, [], failed)
