@@ -49,6 +49,7 @@ from repmtl_ray.config import (
 )
 from repmtl_ray.runs.checkpoint_manager import CheckpointConfig
 from repmtl_ray.tasks import TASK_CLASSES, Depth
+from tests.helpers.parameters import mostly_slow
 
 NESTED: list[Any] = []
 for _ in range(50):
@@ -279,6 +280,10 @@ WRONG_TEXTS = [
 ]
 
 
+WITH_OPTIONS_OF_ANOTHER = ("ablation", "sensitivity", "tune office31")
+"""Nearly all options of these are those of "benchmark" and of "tune cityscapes"."""
+
+
 def run_command(command: str, arguments: list[str]) -> BaseException | None:
     """What went otherwise than: accepted, or one error line and exit code 2."""
     shown = io.StringIO()
@@ -310,7 +315,9 @@ def stopped_commands(monkeypatch: pytest.MonkeyPatch, no_work: None) -> None:
 
 
 @pytest.mark.usefixtures("stopped_commands")
-@pytest.mark.parametrize("command", commands.COMMANDS)
+@pytest.mark.parametrize(
+    "command", mostly_slow(commands.COMMANDS, {*commands.COMMANDS} - {*WITH_OPTIONS_OF_ANOTHER})
+)
 def test_wrong_options_of_a_command(command: str, capsys: Any) -> None:
     right = POSITIONAL.get(command, [])
     found: dict[str, BaseException | None] = {}
