@@ -194,7 +194,7 @@ def tune(
         )
         single = train_baseline(study, experiment, root, [experiment.seed])
         baseline = single_task_metrics(single)
-        draws = Draws(experiment, known)
+        draws = Draws(experiment, known, directory)
         for row_name, configurations in named.items():
             for changes in configurations:
                 draws.add(changes, row_name)

@@ -29,8 +29,8 @@ DRAWN_FILE = "drawn.json"
 MAX_IN_VAIN = {"random": 500, "optuna": 100}
 """So many draws in a row that were drawn before end a search: its space has no other configuration,
 or hardly one."""
-REFUSED = "refused-"
-"""Begins the name of a configuration that is no experiment."""
+REFUSED = "refused"
+"""Begins the name of a configuration that is no experiment, and is the folder that has the reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +53,27 @@ class Draw:
 
     @property
     def name(self) -> str:
-        return self.run.name if self.run is not None else f"{REFUSED}{self.number}"
+        return self.run.name if self.run is not None else f"{REFUSED}-{self.number}"
 
 
 class Draws:
-    """All configurations that a search has drawn, each of them once; `known` as in
-    `selected_tasks`."""
+    """All configurations that a search has drawn, each of them once.
 
-    def __init__(self, experiment: Experiment, known: tuple[Task, ...] | None = None) -> None:
+    Args:
+        experiment: of the search.
+        known: as in `selected_tasks`.
+        directory: of the search, where refused configurations are kept for its report; None keeps none.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        known: tuple[Task, ...] | None = None,
+        directory: str | None = None,
+    ) -> None:
         self.experiment = experiment
         self.known = known
+        self.directory = directory
         self.draws: list[Draw] = []
         self._by_key: dict[str, Draw] = {}
 
@@ -82,6 +93,12 @@ class Draws:
             number = len(self.draws) + 1
             draw = Draw(number=number, changes=changes, run=run, error=error, row=row)
             self.draws.append(draw)
+            if error and self.directory is not None:
+                values = {"changes": dict(changes), "row": row, "reason": error}
+                storage.write(
+                    f"{self.directory}/{REFUSED}/{draw.name}.json",
+                    (json.dumps(values, default=str) + "\n").encode(),
+                )
         self._by_key[key] = self._by_key[text] = draw
         return draw, is_new
 

@@ -13,7 +13,7 @@ from repmtl_ray.config import Experiment, digest, from_dict, replace, to_dict
 from repmtl_ray.data.sources import tasks_of
 from repmtl_ray.run_folder import own_tasks, read_study, read_values
 from repmtl_ray.search import SearchResult, search_result, single_task_metrics, with_front
-from repmtl_ray.search.draws import Draw, Draws
+from repmtl_ray.search.draws import REFUSED, Draw, Draws
 from repmtl_ray.search.run_records import Record, Run, read_record
 from repmtl_ray.search.study import SINGLE_TASK, baseline_runs
 from repmtl_ray.studies.benchmark import BenchmarkResult
@@ -22,7 +22,8 @@ from repmtl_ray.studies.benchmark import BenchmarkResult
 def stored_study(directory: str) -> SearchResult | BenchmarkResult:
     """Reads a study's records.
 
-    Runs that failed stand in the table with the reason. Others that have no record are named: in a
+    Runs that failed, and configurations of a search that are no experiment, stand in the table with the
+    reason. Others that have no record are named: in a
     benchmark among the failures, in a search by a note.
 
     Args:
@@ -83,6 +84,16 @@ def _search(
                 changes=_changes(experiment, trained),
                 run=run,
                 row=rows.get(name, ""),
+            )
+        )
+    for values in _values_by_name(f"{directory}/{REFUSED}").values():
+        draws.draws.append(
+            Draw(
+                number=len(draws.draws) + 1,
+                changes=values["changes"],
+                run=None,
+                error=values["reason"],
+                row=values["row"],
             )
         )
     notes = tuple(first["notes"])

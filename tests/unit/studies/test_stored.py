@@ -10,12 +10,14 @@ import pytest
 from repmtl_ray import cli
 from repmtl_ray.config import DataConfig, Experiment
 from repmtl_ray.run_folder import claim, claim_study
+from repmtl_ray.search.draws import Draws
 from repmtl_ray.search.run_records import Run, make_record, write_failure, write_record
 from repmtl_ray.studies.benchmark import BenchmarkResult
 from repmtl_ray.studies.methods import ablation
 from repmtl_ray.studies.stored import stored_study
 from tests.helpers.commands import call
 from tests.helpers.records import record, single
+from tests.helpers.searches import CSA, TSR
 
 BASE = Experiment(data=DataConfig(name="cityscapes"), epochs=1)
 FACTS = {"fingerprint": "f", "version": "0", "changes": "", "notes": [], "method": "EW"}
@@ -76,6 +78,34 @@ def test_a_failure_is_named_with_its_reason_until_the_run_has_a_record(tmp_path:
     again = stored_study(directory)
     assert isinstance(again, BenchmarkResult)
     assert list(again.failures) == ["wild-s1"]
+
+
+def test_a_configuration_that_was_refused_keeps_its_row_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = str(tmp_path / "search")
+    claim(directory, BASE)
+    claim_study(directory, {"space": {}}, methods={"mine": []}, num_samples=2)
+    history = [{"segmentation/miou": 50.0, "depth/abs_error": 0.03, "delta_p_task": 1.0}]
+    draws = Draws(BASE, directory=directory)
+    trained, _ = draws.add({TSR: 0.5})
+    assert trained.run is not None
+    draws.add({"batch_size": 1, CSA: 0.5}, "mine")
+    facts = {**FACTS, "status": "done"}
+    write_record(
+        directory,
+        trained.name,
+        make_record(trained.run.experiment, facts, history, checkpoint=""),
+    )
+    alone = [
+        {"task": "segmentation", "history": history},
+        {"task": "depth", "history": history},
+    ]
+    monkeypatch.setattr("repmtl_ray.studies.stored._baseline", lambda *arguments: alone)
+    table = stored_study(directory).table  # type: ignore[union-attr]
+    assert list(table["status"]) == ["done", "failed"]
+    assert list(table["row"]) == ["", "mine"]
+    assert "batch_size is 1" in table["error"][1]
 
 
 @pytest.mark.parametrize("names", [tuple(ablation()), ("EW", "EW + TSR"), ("EW",)])
