@@ -31,7 +31,8 @@ def test_a_run_that_ends_at_its_last_report_hands_all_of_them_over(tmp_path: Pat
         param_space=space,
         run_config=ray_tune.RunConfig(name="reports", storage_path=str(tmp_path), verbose=0),
     )
-    results = list(tuner.fit())
+    grid = tuner.fit()
+    results = [grid[index] for index in range(len(grid))]
     assert len(results) == 4
     for result in results:
         assert result.config is not None
