@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from repmtl_ray.placement import Placement
 
 
+SCHEDULERS = ("none", "asha", "hyperband", "pbt")
+"""Those of `search/schedulers.py`, whose package loads Ray."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as every other mistake of a user is."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from repmtl_ray import cli
 from repmtl_ray.cli.options import (
+    SCHEDULERS,
     add_study_options,
     add_training_options,
     assignments,
@@ -81,7 +82,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--scheduler",
-        choices=("none", "asha", "hyperband", "pbt"),
+        choices=SCHEDULERS,
         default="none",
         help="asha stops weak trials early, hyperband in brackets; pbt: weak trials go on with the weights of strong "
         "ones and changed coefficients (default: %(default)s)",

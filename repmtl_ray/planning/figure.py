@@ -35,9 +35,8 @@ def draw_plan(
     figure = Figure(figsize=(5.2 * num_panels, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(np.atleast_1d(figure.subplots(1, num_panels)))
-    scheduler = "ASHA" if search.asha else "no early stopping"
     panels[0].set_title(
-        f"{search.num_trials:,} trials of {search.epochs} epochs, {scheduler}", fontsize=10
+        f"{search.num_trials:,} trials of {search.epochs} epochs, {search.scheduler}", fontsize=10
     )
     _draw_hours_and_cost(panels[0], estimates, currency)
     _draw_over_time(panels[1], *estimates[-1])

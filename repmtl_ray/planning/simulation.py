@@ -1,6 +1,7 @@
 """The simulation of a search on a cluster, event by event.
 
-Owns the events: trials, early stopping by ASHA, machines that start, stop and are interrupted.
+Owns the events: trials, early stopping by ASHA and Hyperband, populations that wait for each other,
+machines that start, stop and are interrupted.
 Measures nothing and starts nothing.
 """
 
@@ -24,8 +25,9 @@ class SearchPlan:
         epochs: of a trial that is not stopped early.
         epoch_s: seconds per epoch on one slot, evaluation and checkpoint included.
         trial_overhead_s: seconds per trial beside its epochs: processes, model, data.
-        asha: whether ASHA stops weak trials early.
-        reduction_factor, grace_period: of ASHA; one trial in `reduction_factor` passes each rung.
+        reduction_factor, grace_period, brackets: of ASHA and of asynchronous Hyperband; one trial in
+            `reduction_factor` passes each rung. No bracket: no trial is stopped early.
+        interval: epochs after which all trials of a population wait for each other; None: they do not.
         noise: standard deviation of a trial's metric after the first epoch around its final one,
             in units of the spread of the final metrics; it falls as 1 / sqrt(epoch).
     """
@@ -34,10 +36,20 @@ class SearchPlan:
     epochs: int
     epoch_s: float
     trial_overhead_s: float = 12.0
-    asha: bool = False
     reduction_factor: float = 2
     grace_period: int = 1
+    brackets: int = 0
+    interval: int | None = None
     noise: float = 1.0
+
+    @property
+    def scheduler(self) -> str:
+        """What a table says of it."""
+        if self.interval:
+            return f"population based training, compared every {self.interval} epochs"
+        return {0: "no early stopping", 1: "ASHA"}.get(
+            self.brackets, f"Hyperband with {self.brackets} brackets"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +89,7 @@ class Estimate:
         cost: of the machines and the head.
         utilisation: share of the paid slots' time in which a trial ran.
         epochs_trained: of all trials together.
-        num_stopped: trials that ASHA stopped early.
+        num_stopped: trials that were stopped early.
         num_interrupted: machines that the provider took back.
         peak_machines: largest number of machines at the same time.
         trials: [num_trials, 2]; hours at which each trial first started and ended.
@@ -99,18 +111,29 @@ class Estimate:
 
 
 class SuccessiveHalving:
-    """Asynchronous successive halving with one bracket, with the decisions of Ray Tune's ASHAScheduler.
+    """One bracket of asynchronous successive halving, with the decisions of Ray Tune's ASHAScheduler.
+
+    Args:
+        grace_period: epochs before the first rung of the first bracket.
+        max_epochs: no rung is above it.
+        reduction_factor: one trial in so many passes each rung.
+        bracket: from 0; the first rung is `reduction_factor` times as high in each next one.
 
     Source:
         Li et al., arXiv:1810.05934. The cutoff is Ray Tune's: a percentile of all metrics that were
         recorded at the rung before, without the trial's own.
     """
 
-    def __init__(self, *, grace_period: int, max_epochs: int, reduction_factor: float) -> None:
+    def __init__(
+        self, *, grace_period: int, max_epochs: int, reduction_factor: float, bracket: int = 0
+    ) -> None:
         self.percentile = (1 - 1 / reduction_factor) * 100
-        num_rungs = int(math.log(max_epochs / grace_period) / math.log(reduction_factor) + 1)
+        num_rungs = int(
+            math.log(max_epochs / grace_period) / math.log(reduction_factor) - bracket + 1
+        )
         self.rungs: list[tuple[float, dict[int, float]]] = [
-            (grace_period * reduction_factor**k, {}) for k in reversed(range(num_rungs))
+            (grace_period * reduction_factor ** (k + bracket), {})
+            for k in reversed(range(num_rungs))
         ]
 
     def should_continue(self, trial: int, epoch: int, metric: float) -> bool:
@@ -152,11 +175,22 @@ class _Simulation:
         self.quality = draws.standard_normal(search.num_trials)
         self.noise = draws.standard_normal((search.num_trials, search.epochs)) * search.noise
         # `tune` also sets the limit beyond the last epoch, so that a trial ends by itself.
-        self.halving = SuccessiveHalving(
-            grace_period=search.grace_period,
-            max_epochs=search.epochs + 1,
-            reduction_factor=search.reduction_factor,
+        self.halvings = [
+            SuccessiveHalving(
+                grace_period=search.grace_period,
+                max_epochs=search.epochs + 1,
+                reduction_factor=search.reduction_factor,
+                bracket=bracket,
+            )
+            for bracket in range(search.brackets)
+        ]
+        # Ray Tune draws a trial's bracket with odds of e for every rung.
+        odds = np.exp([len(halving.rungs) for halving in self.halvings])
+        self.bracket = draws.spawn(1)[0].choice(
+            max(1, search.brackets), search.num_trials, p=odds / odds.sum() if len(odds) else None
         )
+        self.compared: list[int] = []  # wait for the others of their population
+        self.has_process: set[int] = set()  # go on after a comparison
         self.waiting = list(range(search.num_trials))[::-1]
         self.epoch = np.zeros(search.num_trials, dtype=int)
         self.trial_times = np.full((search.num_trials, 2), np.nan)
@@ -219,7 +253,9 @@ class _Simulation:
             self.assignment[trial] = (number, now)
             if np.isnan(self.trial_times[trial, 0]):
                 self.trial_times[trial, 0] = now
-            self.start_epoch(now + self.search.trial_overhead_s, trial)
+            overhead_s = 0.0 if trial in self.has_process else self.search.trial_overhead_s
+            self.has_process.discard(trial)
+            self.start_epoch(now + overhead_s, trial)
         if not machine.running:
             machine.idle_since = now
             self.schedule(now + self.cluster.idle_s, "idle", number)
@@ -246,14 +282,37 @@ class _Simulation:
         self.epochs_trained += 1
         epoch = int(self.epoch[trial])
         metric = self.quality[trial] + self.noise[trial, epoch - 1] / math.sqrt(epoch)
-        passes = not self.search.asha or self.halving.should_continue(trial, epoch, float(metric))
+        passes = not self.halvings or self.halvings[self.bracket[trial]].should_continue(
+            trial, epoch, float(metric)
+        )
         if passes and epoch < self.search.epochs:
-            self.start_epoch(now, trial)
+            if self.search.interval and epoch % self.search.interval == 0:
+                self.wait_for_others(now, trial)
+            else:
+                self.start_epoch(now, trial)
             return
         self.num_stopped += epoch < self.search.epochs
         self.num_ended += 1
         self.trial_times[trial, 1] = now
         self.start_trials(now, self.release_slot(now, trial))
+
+    def wait_for_others(self, now: float, trial: int) -> None:
+        """Gives the trial's slot to another one, until all have trained as many epochs."""
+        number = self.release_slot(now, trial)
+        self.compared.append(trial)
+        if len(self.compared) < self.search.num_trials - self.num_ended:
+            self.start_trials(now, number)
+            return
+        self.has_process.update(self.compared)
+        self.waiting, self.compared = sorted(self.compared, reverse=True), []
+        self.fill_machines(now)
+
+    def fill_machines(self, now: float) -> None:
+        """Starts waiting trials where there is room, and requests machines for the others."""
+        for number in self.running_machines():
+            if self.machines[number].ready <= now:
+                self.start_trials(now, number)
+        self.scale_up(now)
 
     def on_interruption(self, now: float, event: _Event) -> None:
         machine = self.machines[event.number]
@@ -265,10 +324,7 @@ class _Simulation:
             self.version[trial] += 1
             self.release_slot(now, trial)
             self.waiting.append(trial)
-        for number in self.running_machines():
-            if self.machines[number].ready <= now:
-                self.start_trials(now, number)
-        self.scale_up(now)
+        self.fill_machines(now)
 
     def on_idle_timeout(self, now: float, event: _Event) -> None:
         machine = self.machines[event.number]
@@ -283,7 +339,8 @@ def simulate(search: SearchPlan, cluster: ClusterPlan) -> Estimate:
 
     A trial starts on a machine with a free slot as soon as there is one. Machines are requested when
     trials wait, are stopped after `idle_s` without a trial, and are paid from the request to the stop.
-    The metrics of the trials are drawn at random, because only their order matters to ASHA.
+    The metrics of the trials are drawn at random, because only their order matters to ASHA. A trial that
+    goes on after its population was compared finds a process, so it has no overhead then.
 
     Raises:
         ValueError: numbers that no search or cluster has.

@@ -27,6 +27,7 @@ from repmtl_ray import storage
 from repmtl_ray.config import Experiment
 from repmtl_ray.search.progress import label_of
 from repmtl_ray.search.run_records import Run
+from repmtl_ray.search.schedulers import interval_of
 from repmtl_ray.search.space import problem_of
 
 if TYPE_CHECKING:
@@ -42,11 +43,6 @@ _LOGS = {
 Schedule = list[dict[str, Any]]
 """Which run trained the weights with which values: "first_epoch" (from 1), "run" (a name), "values"
 (by dotted path), in order."""
-
-
-def interval_of(epochs: int) -> int:
-    """After how many epochs a population is compared: about eight times in a run."""
-    return max(1, epochs // 8)
 
 
 class Population(BasicVariantGenerator):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from repmtl_ray import cli
 from repmtl_ray.cli.commands.tune_cityscapes import demonstration, paper
+from repmtl_ray.cli.options import SCHEDULERS
 from repmtl_ray.config import Experiment
 from repmtl_ray.planning.simulation import ClusterPlan, Estimate, SearchPlan, simulate
 from repmtl_ray.report.table import aligned
@@ -50,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     search.add_argument("--trials", type=int, default=100, help="default: %(default)s")
     search.add_argument("--epochs", type=int, help="per trial (default: the experiment's)")
-    search.add_argument("--scheduler", choices=("none", "asha"), default="none")
+    search.add_argument("--scheduler", choices=SCHEDULERS, default="none")
     times = parser.add_argument_group("times")
     times.add_argument(
         "--epoch-seconds",
@@ -142,6 +143,8 @@ def _search_plan(
     epoch: EpochTiming | None,
     timings: Sequence[SearchTiming],
 ) -> SearchPlan:
+    from repmtl_ray.search.schedulers import halving_settings, interval_of
+
     epoch_s, overhead_s = arguments.epoch_seconds, arguments.overhead_seconds
     if epoch_s is None:
         epoch_s = timings[0].epoch_s if epoch is None else epoch.seconds
@@ -153,13 +156,15 @@ def _search_plan(
         epochs=epochs,
         epoch_s=epoch_s,
         trial_overhead_s=overhead_s,
-        asha=arguments.scheduler == "asha",
-        grace_period=max(1, epochs // 4),
+        interval=interval_of(epochs) if arguments.scheduler == "pbt" else None,
+        **halving_settings(arguments.scheduler, epochs),
     )
 
 
 def _compare_with_simulation(timings: Sequence[SearchTiming]) -> list[tuple[str, float, float]]:
     """Simulates every search with the times of the first one: (name, measured hours, simulated)."""
+    from repmtl_ray.search.schedulers import halving_settings
+
     comparisons: list[tuple[str, float, float]] = []
     for timing in timings:
         if not comparisons:
@@ -171,8 +176,7 @@ def _compare_with_simulation(timings: Sequence[SearchTiming]) -> list[tuple[str,
             epochs=timing.epochs,
             epoch_s=timings[0].epoch_s,
             trial_overhead_s=timings[0].overhead_s,
-            asha=timing.num_stopped > 0,
-            grace_period=max(1, timing.epochs // 4),
+            **halving_settings("asha" if timing.num_stopped else "none", timing.epochs),
         )
         cluster = ClusterPlan(
             max_machines=1, min_machines=1, slots=timing.max_concurrent, start_s=0
@@ -199,10 +203,9 @@ def _print_epoch(epoch: EpochTiming) -> None:
 def _print_estimates(
     search: SearchPlan, estimates: Sequence[tuple[ClusterPlan, Estimate]], currency: str
 ) -> None:
-    scheduler = "ASHA" if search.asha else "no early stopping"
     print(
         f"search      {search.num_trials:,} trials of {search.epochs} epochs of {search.epoch_s:.2f} s, "
-        f"{search.trial_overhead_s:.0f} s more per trial; {scheduler}\n"
+        f"{search.trial_overhead_s:.0f} s more per trial; {search.scheduler}\n"
     )
     headings = [
         *("machines", "trials at once", "hours", "machine hours", "busy %"),

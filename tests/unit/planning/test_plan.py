@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repmtl_ray.cli.options import SCHEDULERS
 from repmtl_ray.config import DataConfig, Experiment
 from repmtl_ray.planning.simulation import ClusterPlan, SearchPlan, SuccessiveHalving, simulate
 from repmtl_ray.planning.timing import measure_epoch, read_search_timing
+from repmtl_ray.search import schedulers
 from tests.helpers.commands import call
 
 PLAIN = SearchPlan(num_trials=10, epochs=5, epoch_s=60, trial_overhead_s=30)
@@ -38,7 +40,7 @@ def test_without_surprises_time_and_money_are_arithmetic() -> None:
 
 
 def test_no_more_trials_run_at_once_than_there_are_slots() -> None:
-    search = SearchPlan(num_trials=50, epochs=8, epoch_s=7, asha=True)
+    search = SearchPlan(num_trials=50, epochs=8, epoch_s=7, brackets=1)
     machines = ClusterPlan(max_machines=3, slots=2, interruptions=10.0, seed=3)
     estimate = simulate(search, machines)
     assert estimate.num_interrupted > 0
@@ -76,13 +78,15 @@ def test_machines_that_must_stay_are_paid_to_the_end() -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-@pytest.mark.parametrize("grace", [1, 2])
-def test_halving_decides_as_rays_asha_does(factor: int, grace: int) -> None:
+@pytest.mark.parametrize(("grace", "bracket"), [(1, 0), (2, 0), (1, 1), (1, 2)])
+def test_halving_decides_as_rays_asha_does(factor: int, grace: int, bracket: int) -> None:
     from ray.tune.schedulers.async_hyperband import _Bracket
 
     draws = np.random.default_rng(factor)
-    ours = SuccessiveHalving(grace_period=grace, max_epochs=17, reduction_factor=factor)
-    theirs = _Bracket(grace, 17, factor, 0)
+    ours = SuccessiveHalving(
+        grace_period=grace, max_epochs=17, reduction_factor=factor, bracket=bracket
+    )
+    theirs = _Bracket(grace, 17, factor, bracket)
     running = dict.fromkeys(range(30), 0)
     stopped = 0
     while running:
@@ -102,11 +106,68 @@ def test_early_stopping_saves_epochs_and_keeps_the_best() -> None:
     search = SearchPlan(num_trials=200, epochs=16, epoch_s=10, noise=0.3)
     machines = ClusterPlan(max_machines=8, slots=8)
     full = simulate(search, machines)
-    early = simulate(SearchPlan(**{**vars(search), "asha": True}), machines)
+    early = simulate(SearchPlan(**{**vars(search), "brackets": 1}), machines)
     assert early.epochs_trained < 0.5 * full.epochs_trained
     assert early.num_stopped > 100
     best = np.argsort(np.random.default_rng(0).standard_normal(200))[-10:]  # the machines' seed
     assert early.epochs[best].mean() > 2 * early.epochs.mean()
+
+
+def test_brackets_that_begin_later_stop_fewer_trials() -> None:
+    """Of Hyperband, with the odds by which Ray Tune draws a trial's bracket."""
+    search = SearchPlan(num_trials=300, epochs=27, epoch_s=10, reduction_factor=3, brackets=1)
+    machines = ClusterPlan(max_machines=8, slots=8)
+    one, four = (
+        simulate(SearchPlan(**{**vars(search), "brackets": number}), machines) for number in (1, 4)
+    )
+    assert 0 < four.num_stopped < one.num_stopped
+    assert (four.epochs < 3).sum() > 100, "most are in the first bracket"
+
+
+def test_a_population_waits_for_its_slowest_run() -> None:
+    """Eight runs of six epochs on three slots: three waves of every two epochs."""
+    search = SearchPlan(num_trials=8, epochs=6, epoch_s=10, trial_overhead_s=5, interval=2)
+    estimate = simulate(search, ClusterPlan(max_machines=1, slots=3, start_s=0, idle_s=0))
+    assert (estimate.epochs == 6).all()
+    assert estimate.num_stopped == 0
+    assert estimate.hours * 3600 == pytest.approx(3 * (5 + 20) + 2 * 3 * 20)
+    ends = np.sort(estimate.trials[:, 1]) * 3600
+    np.testing.assert_allclose(ends, np.repeat([155, 175, 195], [3, 3, 2]))
+    alone = simulate(
+        SearchPlan(**{**vars(search), "interval": None}),
+        ClusterPlan(max_machines=1, slots=8, start_s=0),
+    )
+    together = simulate(search, ClusterPlan(max_machines=1, slots=8, start_s=0))
+    assert together.hours == pytest.approx(alone.hours), "with a slot for each, nobody waits"
+
+
+def test_a_population_survives_interruptions() -> None:
+    search = SearchPlan(num_trials=12, epochs=8, epoch_s=60, interval=1)
+    machines = ClusterPlan(max_machines=3, slots=2, interruptions=5.0, seed=2, idle_s=1)
+    estimate = simulate(search, machines)
+    assert estimate.num_interrupted > 0
+    assert (estimate.epochs == 8).all()
+    assert estimate.epochs_trained == 96
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "expected"),
+    [
+        ("none", 16, "no early stopping"),
+        ("asha", 16, "ASHA"),
+        ("hyperband", 16, "Hyperband with 3 brackets"),
+        ("pbt", 16, "population based training, compared every 2 epochs"),
+    ],
+)
+def test_every_scheduler_of_a_search_is_simulated(
+    name: str, epochs: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call("plan", "--scheduler", name, "--epochs", epochs, "--epoch-seconds", 9, "--trials", 9)
+    assert f"; {expected}\n" in capsys.readouterr().out
+
+
+def test_the_command_offers_the_schedulers_of_a_search() -> None:
+    assert SCHEDULERS == schedulers.NAMES
 
 
 @pytest.mark.parametrize(

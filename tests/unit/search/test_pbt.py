@@ -21,8 +21,9 @@ from repmtl_ray import Placement, cluster, search
 from repmtl_ray.config import Experiment, digest, replace
 from repmtl_ray.runs import takeover
 from repmtl_ray.search.mutations import mutations
-from repmtl_ray.search.pbt import POPULATION_FILE, ResumablePBT, interval_of, schedules
+from repmtl_ray.search.pbt import POPULATION_FILE, ResumablePBT, schedules
 from repmtl_ray.search.run_records import METRIC, Run
+from repmtl_ray.search.schedulers import interval_of
 from tests.helpers.searches import BASE, CSA, LOGS, POLICY, RATE, TAU, TSR
 
 SHARE, C = "regularizer.share", "policy.arguments.c"
