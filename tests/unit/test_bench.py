@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import compare, gpu, methods, office, workers
+from bench import agreement, compare, gpu, methods, office, workers
 from repmtl_ray.config import DataConfig
 from repmtl_ray.data.sources import open_streams
 from tests.helpers.layouts import make_office
@@ -138,3 +138,12 @@ def test_photographs_come_to_the_trained_stage_as_the_whole_encoder_would_bring_
         expected = encoder.eval()(pixels)
         assert torch.allclose(model.encoder.eval()(torch.from_numpy(features)), expected)
     assert expected.shape == (2, 1280)
+
+
+def test_the_agreement_of_the_comparisons_is_what_the_documents_say() -> None:
+    text = agreement.RESULTS.read_text()
+    tables = agreement.comparisons(text)
+    assert len(tables) == 4
+    assert all(len(table) >= 43 and "EW" not in table for table in tables.values())
+    for line in agreement.agreement(text):
+        assert line.strip() in text, line
