@@ -16,7 +16,7 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
-# Nine of ten tests, in two minutes: none that starts Ray, is slow, or takes longer than 0.2 s (tests/long_tests.py).
+# Eight of ten tests, in two minutes: none that starts Ray, is slow, or takes longer than 0.12 s (tests/long_tests.py).
 test-fast: install
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not slow" tests/unit @tests/long_tests.txt
 

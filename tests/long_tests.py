@@ -1,4 +1,4 @@
-"""Which tests `make test-fast` leaves out: those that took longer than 0.2 s.
+"""Which tests `make test-fast` leaves out: those that took longer than 0.12 s.
 
     PYTEST_ADDOPTS="--junitxml=times.xml" make test
     python -m tests.long_tests times.xml        # writes tests/long_tests.txt
@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-LONG_S = 0.2
+LONG_S = 0.12
 STORED = Path(__file__).with_suffix(".txt")
 
 
