@@ -67,4 +67,5 @@ def agreement(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(agreement(Path(*sys.argv[1:2] or [RESULTS]).read_text())))
+    file = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    print("\n".join(agreement(file.read_text())))
