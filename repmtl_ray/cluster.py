@@ -53,6 +53,7 @@ FAILURE_SHOWN_S = 600.0
 
 
 _started_here = False
+_left_out_watcher = False
 
 
 def connect(*, num_cpus: int | None = None) -> None:
@@ -82,7 +83,7 @@ def connect(*, num_cpus: int | None = None) -> None:
 
 
 def _connect(num_cpus: int | None, user_set: set[str]) -> None:
-    global _started_here
+    global _started_here, _left_out_watcher
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     wanted = os.environ.get("RAY_ADDRESS", "auto")
     _check_address(wanted)
@@ -92,14 +93,19 @@ def _connect(num_cpus: int | None, user_set: set[str]) -> None:
         if wanted == "local":
             raise ConnectionError("a local Ray was asked for")
         ray.init(address=wanted, **quiet)
+        if _left_out_watcher:  # by an earlier call, for a Ray on this machine alone
+            os.environ.pop(PREEMPTION_WATCHER, None)
+            _left_out_watcher = False
         if GROUP_START_TIMEOUT not in user_set:
             os.environ[GROUP_START_TIMEOUT] = "900"  # an autoscaler's nodes take minutes to come
         print(f"joined the Ray cluster at {_described()}", flush=True)
     except ConnectionError as error:
         if wanted not in ("auto", "local"):
             raise _unreachable(wanted, str(error)) from error
-        # Nobody takes this machine away, and the watcher is one more process for every run.
-        os.environ.setdefault(PREEMPTION_WATCHER, "0")
+        if PREEMPTION_WATCHER not in os.environ:
+            # Nobody takes this machine away, and the watcher is one more process for every run.
+            os.environ[PREEMPTION_WATCHER] = "0"
+            _left_out_watcher = True
         ray.init(
             address="local",
             num_cpus=num_cpus,

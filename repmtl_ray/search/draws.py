@@ -7,6 +7,7 @@ in its place, until the space seems to have no other.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,10 @@ class Draws:
             self.draws.append(draw)
             if error and self.directory is not None:
                 values = {"changes": dict(changes), "row": row, "reason": error}
+                # Named by its content: a search that is continued may count its draws otherwise.
+                name = hashlib.sha256(text.encode()).hexdigest()[:12]
                 storage.write(
-                    f"{self.directory}/{REFUSED}/{draw.name}.json",
+                    f"{self.directory}/{REFUSED}/{name}.json",
                     (json.dumps(values, default=str) + "\n").encode(),
                 )
         self._by_key[key] = self._by_key[text] = draw

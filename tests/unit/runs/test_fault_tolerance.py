@@ -202,3 +202,24 @@ def test_a_ray_started_here_listens_on_loopback_alone(monkeypatch: pytest.Monkey
     cluster.connect()
     assert os.environ[cluster.PREEMPTION_WATCHER] == "0", "nobody takes this machine away"
     assert (given["include_dashboard"], given["dashboard_host"]) == (True, "127.0.0.1")
+
+
+def test_a_cluster_that_is_joined_later_has_its_watcher_of_preemptions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: None)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(cluster, "_check_address", lambda wanted: None)
+    monkeypatch.setattr(cluster, "_described", lambda: "10.0.0.1")
+    monkeypatch.setattr(cluster, "_started_here", False)
+    for name in (*cluster.LOCAL_ENVIRONMENT, cluster.PREEMPTION_WATCHER, "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "1")  # put back afterwards
+    for chosen_by_user in (False, True):
+        monkeypatch.setenv(cluster.PREEMPTION_WATCHER, "0")
+        if not chosen_by_user:
+            monkeypatch.delenv(cluster.PREEMPTION_WATCHER)
+        for address in ("local", "10.0.0.1:6379"):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            cluster.connect()
+        assert (cluster.PREEMPTION_WATCHER in os.environ) == chosen_by_user

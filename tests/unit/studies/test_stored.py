@@ -91,6 +91,8 @@ def test_a_configuration_that_was_refused_keeps_its_row_in_the_report(
     trained, _ = draws.add({TSR: 0.5})
     assert trained.run is not None
     draws.add({"batch_size": 1, CSA: 0.5}, "mine")
+    continued = Draws(BASE, directory=directory)  # which draws it first
+    continued.add({"batch_size": 1, CSA: 0.5}, "mine")
     facts = {**FACTS, "status": "done"}
     write_record(
         directory,
